@@ -1,0 +1,136 @@
+"""Settings of a process, frozen: what to load, how the engine runs, how the server listens.
+
+A setting comes from the command line, else from the environment (`SAMEBITS_` + its name in capitals), else
+from the TOML file that `--config` names, else from the default here. `resolve` does that for any of the
+classes below; the command line's flags are made from the same fields, so there is one list of settings.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from samebits.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "SAMEBITS_"
+NUMERICS_PROFILES = ("exact", "tp-invariant", "torch", "unpinned")
+Settings = TypeVar("Settings")
+
+
+def setting(default: Any, help_text: str, choices: tuple[str, ...] = (), flag: str = "") -> Any:
+    """A dataclass field with what its flag's `--help` says."""
+    return field(default=default, metadata={"help": help_text, "choices": choices, "flag": flag})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which weights, and what decides their bits."""
+
+    model: str = setting("bundled", "checkpoint folder or hub id; 'bundled' (or 'bundled-draft') ships inside")
+    load_format: str = setting("safetensors", "dummy: seeded random weights", ("safetensors", "dummy"))
+    dummy_seed: int = setting(0, "seed of the dummy weights")
+    numerics: str = setting("exact", "numerics profile", NUMERICS_PROFILES)
+    dtype: str = setting("auto", "weights' dtype", ("auto", "bfloat16", "float16", "float32"))
+    device: str = setting("auto", "where the numerics run", ("auto", "cpu", "cuda"))
+    context_length: int = setting(0, "longest request in tokens, prompt and output; 0: the model's own limit")
+    sampling_defaults: str = setting(
+        "model", "take blank sampling parameters from the model's generation_config.json", ("model", "none")
+    )
+    default_seed: str = setting("42", "seed of requests that name none: a number, or 'random' for one each")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the engine runs. Nothing here may change a bit, and the simulator checks that."""
+
+    page_tokens: int = setting(64, "tokens in a KV page, a multiple of 64")
+    kv_pages: int = setting(0, "number of KV pages; 0: from kv_memory")
+    kv_memory_mib: int = setting(1024, "memory for KV pages in MiB")
+    step_tokens: int = setting(512, "most tokens in one step; long prompts are cut into chunks of at most this")
+    max_running: int = setting(64, "most requests in one step")
+    max_waiting: int = setting(4096, "most requests in the queue")
+    threads: int = setting(0, "threads of the CPU numerics; 0: one a core")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How the server listens."""
+
+    host: str = setting("127.0.0.1", "address to listen on")
+    port: int = setting(30000, "port to listen on")
+    served_model_name: str = setting("", "name in responses; empty: the model's own")
+    max_body_mib: int = setting(16, "largest request body in MiB")
+    drain_seconds: float = setting(30.0, "how long SIGTERM waits for running requests")
+    log_level: str = setting("info", "how much to log", ("debug", "info", "warning", "error"))
+
+
+def flag_name(name: str) -> str:
+    """`kv_pages` -> `--kv-pages`."""
+    return "--" + name.replace("_", "-")
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The settings of a TOML file, by name. Raises `ConfigError` naming the file."""
+    try:
+        with open(path, "rb") as file:
+            return {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def check_known(file_values: Mapping[str, Any], source: str) -> None:
+    """Refuse a configuration file that names a setting that does not exist."""
+    known = {entry.name for cls in (ModelConfig, EngineConfig, ServerConfig) for entry in fields(cls)}
+    unknown = sorted(set(file_values) - known)
+    if unknown:
+        raise ConfigError(f"{source} names unknown settings: {', '.join(unknown)}")
+
+
+def resolve(
+    cls: type[Settings],
+    command_line: Mapping[str, Any],
+    environment: Mapping[str, str] | None = None,
+    file_values: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Build `cls` from its four sources. A None on the command line means: not given."""
+    environment = os.environ if environment is None else environment
+    file_values = file_values or {}
+    hints = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for entry in fields(cls):  # type: ignore[arg-type]
+        variable = ENVIRONMENT_PREFIX + entry.name.upper()
+        if command_line.get(entry.name) is not None:
+            value, source = command_line[entry.name], flag_name(entry.name)
+        elif environment.get(variable):
+            value, source = environment[variable], variable
+        elif entry.name in file_values:
+            value, source = file_values[entry.name], f"'{entry.name}' in the configuration file"
+        else:
+            continue
+        values[entry.name] = _convert(value, hints[entry.name], source)
+        choices = entry.metadata.get("choices")
+        if choices and values[entry.name] not in choices:
+            raise ConfigError(f"{source} must be one of {', '.join(choices)}, got {value!r}")
+    return cls(**values)
+
+
+def _convert(value: Any, kind: type, source: str) -> Any:
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        lowered = str(value).lower()
+        if lowered in ("1", "true", "yes", "on"):
+            return True
+        if lowered in ("0", "false", "no", "off"):
+            return False
+        raise ConfigError(f"{source} must be true or false, got {value!r}")
+    try:
+        return kind(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{source} must be of type {kind.__name__}, got {value!r}") from error

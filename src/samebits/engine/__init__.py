@@ -1,0 +1,1 @@
+"""The engine: token ids in, token ids and logprobs out. It knows no text."""

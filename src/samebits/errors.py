@@ -1,0 +1,35 @@
+"""The errors that a user can meet. Each message names the file, tensor, flag or field and says what to do."""
+
+from __future__ import annotations
+
+
+class SamebitsError(Exception):
+    """Base of every error that Samebits raises on purpose."""
+
+
+class ConfigError(SamebitsError):
+    """A flag, environment variable, configuration file or combination of them that cannot be served."""
+
+
+class ModelFileError(SamebitsError):
+    """A checkpoint that cannot be loaded as it stands; the message names the file or tensor."""
+
+
+class UnsupportedModelError(ModelFileError):
+    """A well-formed checkpoint of a kind that Samebits does not run."""
+
+
+class NumericsError(SamebitsError):
+    """The numerics cannot keep their contract here: wrong floating-point environment, missing instruction."""
+
+
+class RequestError(SamebitsError):
+    """A request that is refused. `field` names the offending parameter (None when it is the whole body)."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class EngineError(SamebitsError):
+    """The engine (or its process) failed; the message carries the cause."""

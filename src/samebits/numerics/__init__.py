@@ -1,0 +1,1 @@
+"""The operators, their written reduction orders (`contract.md`), and their implementations behind one interface."""

@@ -1,0 +1,1 @@
+"""Everything that knows text: tokenizer, chat template, incremental detokenization, stop strings."""

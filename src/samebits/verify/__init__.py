@@ -1,0 +1,1 @@
+"""The invariance checks, in process or against any server by URL."""
