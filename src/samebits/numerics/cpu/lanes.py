@@ -24,6 +24,9 @@ HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 POINTER = ir.PointerType()
 
 
+STORAGE_ELEMENT = {"float32": FLOAT, "float16": HALF, "bfloat16": I16}
+
+
 class LanesType(types.Type):
     """Sixteen float32."""
 
@@ -188,6 +191,37 @@ def load_masked(typingctx, address, offset, count, fill):
         return builder.call(function, [pointer, ir.Constant(I32, 4), mask, emit_splat(builder, fill)])
 
     return signature(lanes16, types.int64, types.int64, types.int64, types.float32), codegen
+
+
+@intrinsic
+def store_masked(typingctx, address, offset, value, count):
+    """Store the first `count` (0 to 16) lanes; memory beyond is not written."""
+
+    def codegen(context, builder, sig, args):
+        address, offset, value, count = args
+        pointer = element_pointer(builder, address, offset, FLOAT)
+        mask_type = ir.VectorType(ir.IntType(1), LANES)
+        function_type = ir.FunctionType(ir.VoidType(), [VECTOR, POINTER, I32, mask_type])
+        name = "llvm.masked.store.v16f32.p0"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, function_type, name)
+        builder.call(function, [value, pointer, ir.Constant(I32, 4), _lanes_below(builder, count)])
+        return context.get_dummy_value()
+
+    return signature(types.void, types.int64, types.int64, lanes16, types.int64), codegen
+
+
+@intrinsic
+def load_widened(typingctx, storage, address, offset):
+    """Sixteen weights of a storage dtype (a literal name), widened exactly to float32."""
+    name = storage.literal_value if isinstance(storage, types.StringLiteral) else None
+    if name is None:
+        return None
+
+    def codegen(context, builder, sig, args):
+        pointer = element_pointer(builder, args[1], args[2], STORAGE_ELEMENT[name])
+        return emit_load_weights(builder, pointer, name, LANES)
+
+    return signature(lanes16, storage, types.int64, types.int64), codegen
 
 
 def _lanes_below(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
