@@ -294,7 +294,7 @@ def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
     tokens, faults = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.uint8)
     for row in (Row(temperature=0.0), Row(), Row(top_k=2)):
         settings = settings_tensors(make_batch([row] * rows, vocabulary), rows, vocabulary)
-        words = launch_words(torch.from_numpy(matrix), settings, tokens, faults, torch.empty(0, vocabulary))
+        words = launch_words(settings, torch.from_numpy(matrix), tokens, faults, torch.empty(0, vocabulary))
         arguments = np.array(words, np.int64)
         task(arguments.ctypes.data, last)
         assert tokens[last] == 151_000

@@ -38,4 +38,3 @@ def _make_array(element: types.Type):
 int32_array = _make_array(types.int32)
 int64_array = _make_array(types.int64)
 float32_array = _make_array(types.float32)
-uint8_array = _make_array(types.uint8)
