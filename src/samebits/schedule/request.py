@@ -1,0 +1,116 @@
+"""A request inside the engine: a state machine over its token ids.
+
+    WAITING --admit--> RUNNING --finish--> FINISHED
+       ^                  |
+       +-----preempt------+          (abort and failure lead to FINISHED from anywhere)
+
+`tokens` holds the prompt and every accepted output token. `computed` counts those whose keys and values lie
+in the request's pages. A preempted request forgets its pages and `computed`, and nothing else: what it sampled
+stays, so recomputing it is one more prefill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from samebits.schedule.messages import EngineRequest, Finish, TokenLogprobs
+
+
+class Phase(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sample being generated. Mutable; owned by the scheduler."""
+
+    spec: EngineRequest
+    arrival: int
+    """order of submission; smaller is older"""
+    stop_ids: frozenset[int]
+    """token ids that end it, end-of-sequence tokens included unless ignored"""
+    length_limit: int
+    """most tokens, prompt and output"""
+    tokens: list[int] = field(default_factory=list)
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    slot: int = -1
+    """row of the scheduler's page table; -1 unless RUNNING"""
+    phase: Phase = Phase.WAITING
+    finish: Finish | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    cached_tokens: int = 0
+    """prompt tokens found in the prefix cache when it was first admitted"""
+    preemptions: int = 0
+    announced: bool = False
+    """whether an event has gone out already"""
+
+    @property
+    def rid(self) -> str:
+        return self.spec.rid
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.spec.prompt_ids)
+
+    @property
+    def output_length(self) -> int:
+        return len(self.tokens) - len(self.spec.prompt_ids)
+
+    @property
+    def uncomputed(self) -> int:
+        """Tokens that a forward still has to process; 1 in the middle of decoding."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def samples(self) -> bool:
+        """Whether a finished prefill is followed by sampling (max_new_tokens 0 only scores)."""
+        return self.length_limit > self.prompt_length
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sort key of service: higher priority first, then older first."""
+        return (-self.spec.priority, self.arrival)
+
+    @property
+    def scored_until(self) -> int:
+        """Next prompt position whose logprob is wanted; the prompt's length when there is none."""
+        start = self.spec.logprobs.prompt_start
+        if start < 0:
+            return self.prompt_length
+        done = len(self.prompt_logprobs) if self.prompt_logprobs is not None else 0
+        return min(start + done, self.prompt_length)
+
+
+def new_request(
+    spec: EngineRequest, arrival: int, eos_token_ids: frozenset[int], context_length: int
+) -> Request:
+    """Make the state machine of a validated request."""
+    sampling = spec.sampling
+    stop_ids = frozenset(sampling.stop_token_ids)
+    if not sampling.ignore_eos:
+        stop_ids |= eos_token_ids
+    request = Request(
+        spec=spec,
+        arrival=arrival,
+        stop_ids=stop_ids,
+        length_limit=min(len(spec.prompt_ids) + sampling.max_new_tokens, context_length),
+        tokens=list(spec.prompt_ids),
+    )
+    if spec.logprobs.prompt_start >= 0:
+        request.prompt_logprobs = []
+        if spec.logprobs.prompt_start == 0:
+            request.prompt_logprobs.append(TokenLogprobs(spec.prompt_ids[0], None))
+    return request
+
+
+def judge_token(request: Request, token_id: int) -> Finish | None:
+    """Whether `token_id`, just appended, ends the request (trap 13: tokens are judged one by one)."""
+    if token_id in request.stop_ids:
+        return Finish(reason="stop", matched_token=token_id)
+    if len(request.tokens) >= request.length_limit:
+        return Finish(reason="length")
+    return None
