@@ -111,11 +111,12 @@ class Engine:
             generated_tokens=self.counters.generated_tokens,
             cached_tokens=self.counters.cached_tokens,
             preemptions=self.scheduler.preemptions,
+            cached_pages=self.scheduler.cache.pages,
         )
 
     def flush_cache(self) -> int:
-        """Drop the cached pages that no request holds; returns how many."""
-        return 0
+        """Empty the prefix cache; returns the number of its pages. Running requests keep what they use."""
+        return self.scheduler.cache.flush()
 
     def _load_sampler(self, request: Request) -> None:
         if self._slot_owner[request.slot] is not request:
@@ -125,12 +126,12 @@ class Engine:
     def _take(self, result: ChunkResult) -> RequestEvent | None:
         """Apply a chunk's result to its request; the event to send, if there is news."""
         request = result.chunk.request
+        if result.faulty:
+            return self._fail(request, "a key or value of this request is not finite")
         self.scheduler.advance(result.chunk)
         self.counters.prompt_tokens += max(
             0, min(request.computed, request.prompt_length) - result.chunk.start
         )
-        if result.faulty:
-            return self._fail(request, "a key or value of this request is not finite")
         for score in result.scored:
             if score is None:
                 return self._fail(request, FAULT_MESSAGES[1])

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import heapq
 from bisect import insort
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from samebits.cache.pages import PagePool
+from samebits.cache.radix import PrefixCache
 from samebits.schedule.request import Phase, Request
+from samebits.schedule.sharing import PageSharing
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,12 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits, pool: PagePool) -> None:
         self.limits = limits
         self.pool = pool
+        self.cache = PrefixCache(pool, limits.page_tokens)
         self.running: list[Request] = []
         """in service order"""
         self.page_table = np.full((limits.max_running, limits.pages_per_request), -1, dtype=np.int32)
         self.preemptions = 0
+        self._sharing = PageSharing(self.cache, pool, self.page_table)
         self._waiting: list[tuple[tuple[int, int], Request]] = []
         self._waiting_count = 0
         self._by_rid: dict[str, Request] = {}
@@ -102,21 +105,24 @@ class Scheduler:
         for request in decoding + prefilling:
             if budget <= 0:
                 break
-            if request.phase is not Phase.RUNNING:
-                continue  # preempted for an earlier one in this very step
+            # An earlier one may have preempted it in this very step, or be computing its next page.
+            if request.phase is not Phase.RUNNING or self._sharing.must_wait(request):
+                continue
             count = min(request.uncomputed, budget)
             if self._provide_pages(request, request.computed + count, chunks):
                 chunks[request] = self._chunk(request, count)
             budget = self.limits.step_tokens - sum(chunk.count for chunk in chunks.values())
         while budget > 0 and (admitted := self._admit_next()) is not None:
-            count = min(admitted.uncomputed, budget)
-            chunks[admitted] = self._chunk(admitted, count)
-            budget -= count
+            if not self._sharing.must_wait(admitted):
+                count = min(admitted.uncomputed, budget)
+                chunks[admitted] = self._chunk(admitted, count)
+                budget -= count
         return list(chunks.values())
 
     def advance(self, chunk: Chunk) -> None:
-        """Note that the chunk's keys and values are stored."""
+        """Note that the chunk's keys and values are stored, and sound."""
         chunk.request.computed = chunk.start + chunk.count
+        self._sharing.publish(chunk.request)
 
     def preempt(self, request: Request) -> None:
         """Put a running request back in the queue; it will be recomputed from its tokens."""
@@ -126,9 +132,10 @@ class Scheduler:
         self.preemptions += 1
         self._enqueue(request)
 
-    def check(self, other_owners: Iterable[list[int]] = ()) -> None:
-        """Raise AssertionError when queues, page table or page references disagree."""
-        self.pool.check([*(request.pages for request in self.running), *other_owners])
+    def check(self) -> None:
+        """Raise AssertionError when queues, page table, prefix cache or page references disagree."""
+        self.pool.check([*(request.pages for request in self.running), self.cache.held_pages()])
+        self._sharing.check()
         assert len(self.running) + self._waiting_count == len(self._by_rid), "a request is in no queue"
         assert self.running == sorted(self.running, key=_order), "running requests are out of order"
         slots = [request.slot for request in self.running]
@@ -158,14 +165,18 @@ class Scheduler:
             return None
         request = self._waiting[0][1]
         # Room for the first sampled token too: admitting what must be preempted at once is waste.
-        wanted = min(len(request.tokens) + 1, request.length_limit)
-        if self._pages_for(wanted) > self.pool.free:
+        wanted = self._pages_for(min(len(request.tokens) + 1, request.length_limit))
+        path = self._sharing.find(request)
+        if wanted - len(path) > self._sharing.available_pages(path):
             return None
         heapq.heappop(self._waiting)
         self._waiting_count -= 1
         request.slot = self._free_slots.pop()
         request.phase = Phase.RUNNING
         insort(self.running, request, key=_order)
+        self._sharing.enter(request, path)
+        if not request.preemptions:
+            request.cached_tokens = request.computed
         self._extend_pages(request, self._pages_for(len(request.tokens)))
         return request
 
@@ -175,7 +186,7 @@ class Scheduler:
         Returns False when the request itself was the last in the order and had to give up.
         """
         wanted = self._pages_for(tokens)
-        while wanted - len(request.pages) > self.pool.free:
+        while wanted - len(request.pages) > self._sharing.available_pages([]):
             victim = self.running[-1]
             chunks.pop(victim, None)
             self.preempt(victim)
@@ -190,11 +201,13 @@ class Scheduler:
     def _extend_pages(self, request: Request, wanted: int) -> None:
         held = len(request.pages)
         if wanted > held:
+            self._sharing.evict_for(wanted - held)
             request.pages.extend(self.pool.allocate(wanted - held))
             self.page_table[request.slot, held:wanted] = request.pages[held:]
 
     def _leave_running(self, request: Request) -> None:
         self.running.remove(request)
+        self._sharing.leave(request)
         self.page_table[request.slot, : len(request.pages)] = -1
         self._free_slots.append(request.slot)
         self.pool.release(request.pages)
