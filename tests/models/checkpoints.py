@@ -87,16 +87,14 @@ def run(model: LoadedModel, operators: Operators, prompts: list[list[int]], cut:
     """Logits float32 [tokens, vocabulary] of every position of each prompt, all prompts in one batch; with `cut`
     the prompts run in two steps that meet at that position."""
     pages_each = max(len(prompt) for prompt in prompts) // PAGE_TOKENS + 1
-    kv = operators.allocate_kv(
-        model.spec.layers, pages_each * len(prompts), PAGE_TOKENS, model.spec.heads
-    )
+    kv = operators.allocate_kv(model.spec.layers, pages_each * len(prompts), PAGE_TOKENS, model.spec.heads)
     pieces: list[list[Tensor]] = [[] for _ in prompts]
     for start, stop in ((0, cut), (cut, None)) if cut else ((0, None),):
         chunks = [(start, prompt[start:stop]) for prompt in prompts]
         batch = ragged_batch(chunks, pages_each)
         hidden = forward(model.spec, model.weights, operators, batch, kv, model.rope)
         assert not batch.row_faults.any()
-        rows = logits(model.weights, operators, hidden)
+        rows = logits(model.spec, model.weights, operators, hidden)
         for piece, part in zip(pieces, rows.split([len(ids) for _, ids in chunks]), strict=True):
             piece.append(part)
     return [torch.cat(piece) for piece in pieces]

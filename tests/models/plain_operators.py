@@ -31,10 +31,13 @@ class PlainOperators:
     """Everything in `activation_dtype`; no promise of bits."""
 
     activation_dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
     profile: str = "torch"
     promises_bits: bool = False
     probe: str = "plain"
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
 
     def description(self) -> dict[str, str]:
         return {}
@@ -74,9 +77,7 @@ class PlainOperators:
         scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
         return weight.to(x.dtype) * (x * scale)
 
-    def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         total = x + residual
         return self.rms_norm(total, weight, eps), total
 
@@ -132,9 +133,7 @@ class PlainOperators:
         values, ids = logits.topk(count, dim=-1)
         return ids, values
 
-    def sample(
-        self, logits: Tensor, batch: SamplingBatch, want_processed: bool = False
-    ) -> SampleResult:
+    def sample(self, logits: Tensor, batch: SamplingBatch, want_processed: bool = False) -> SampleResult:
         raise NotImplementedError("the decoder does not sample")
 
     def probe_digests(self, dtypes: Sequence[torch.dtype]) -> dict[str, str]:

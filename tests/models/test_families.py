@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from samebits.numerics.operators import Operators
-from tests.models.checkpoints import load, make_reference, run, save
-from tests.models.plain_operators import PlainOperators
+
+from .checkpoints import load, make_reference, run, save
+from .plain_operators import PlainOperators
 
 LARGEST_ERROR = 2e-5
 """Of the row's largest |logit|."""
@@ -49,14 +50,10 @@ PROMPT_LENGTHS = (1, 5, 130)
 
 def prompts(vocabulary: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(7)
-    return [
-        torch.randint(vocabulary, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS
-    ]
+    return [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS]
 
 
-def check_against(
-    reference: PreTrainedModel, folder: Path, operators: Operators, cut: int = 0
-) -> None:
+def check_against(reference: PreTrainedModel, folder: Path, operators: Operators, cut: int = 0) -> None:
     """Compare the logits of every position of every prompt."""
     model = load(folder, operators)
     texts = prompts(model.spec.vocabulary)

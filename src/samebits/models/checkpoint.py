@@ -116,7 +116,9 @@ def _read_index(path: Path) -> dict[str, str]:
         raise ModelFileError(f"{path}: 'weight_map' must be an object that names a shard for each tensor")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise ModelFileError(f"{path}: tensor {name!r} has {shard!r} for a shard, not a .safetensors file")
+            raise ModelFileError(
+                f"{path}: tensor {name!r} has {shard!r} for a shard, not a .safetensors file"
+            )
     return weight_map
 
 
@@ -154,7 +156,9 @@ def _list_tensors(shard: Path) -> dict[str, StoredTensor]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             return {name: _stored(shard, entry) for name, entry in slices.items()}
     except SafetensorError as error:
-        raise ModelFileError(f"{shard} is not a whole safetensors file (truncated or damaged): {error}") from error
+        raise ModelFileError(
+            f"{shard} is not a whole safetensors file (truncated or damaged): {error}"
+        ) from error
     except OSError as error:
         raise ModelFileError(f"cannot read {shard}: {error.strerror or error}") from error
 
@@ -174,4 +178,6 @@ def _check_index(path: Path, index: Mapping[str, str], tensors: Mapping[str, Sto
             )
     unlisted = sorted(set(tensors) - set(index))
     if unlisted:
-        raise ModelFileError(f"{tensors[unlisted[0]].shard}: tensor {unlisted[0]!r} is not listed in {path.name}")
+        raise ModelFileError(
+            f"{tensors[unlisted[0]].shard}: tensor {unlisted[0]!r} is not listed in {path.name}"
+        )

@@ -50,8 +50,8 @@ def forward(
     return x
 
 
-def logits(weights: DecoderWeights, operators: Operators, hidden: Tensor) -> Tensor:
-    """Logits of the rows that want them. hidden act [rows, hidden] -> float32 [rows, vocabulary]."""
+def logits(spec: ModelSpec, weights: DecoderWeights, operators: Operators, hidden: Tensor) -> Tensor:
+    """Logits of the rows that want them; nothing in `spec` scales or caps them. hidden act [rows, hidden] -> float32 [rows, vocabulary]."""
     return operators.logits(hidden, weights.output)
 
 

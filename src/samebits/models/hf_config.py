@@ -194,9 +194,9 @@ def read_heads(
 def read_rope(config: ConfigReader, head_dim: int, llama3: bool = False) -> RopeSpec:
     """Rotary embedding, in the old spelling (`rope_theta`, `rope_scaling`) or the new (`rope_parameters`)."""
     field = "rope_parameters" if config.values.get("rope_parameters") is not None else "rope_scaling"
-    if field == "rope_parameters" and config.values.get("rope_scaling") is not None:
-        if config.values["rope_scaling"] != config.values["rope_parameters"]:
-            raise config.fail("rope_scaling", "contradicts 'rope_parameters'; keep one of the two")
+    older = config.values.get("rope_scaling")
+    if older is not None and older != config.values[field]:
+        raise config.fail("rope_scaling", "contradicts 'rope_parameters'; keep one of the two")
     parameters = ConfigReader(config.mapping(field) or {}, f"{config.source}: {field}")
     kind = parameters.values.get("rope_type") or parameters.values.get("type") or "default"
     if kind not in ("default", "llama3") or (kind == "llama3" and not llama3):

@@ -69,7 +69,9 @@ def check_tensors(checkpoint: Checkpoint, spec: ModelSpec, names: WeightNames, c
             _check_tied_output(checkpoint, names)
             continue
         if name not in expected:
-            raise ModelFileError(f"{stored.shard}: tensor {name!r} is no part of a {spec.family} model like this")
+            raise ModelFileError(
+                f"{stored.shard}: tensor {name!r} is no part of a {spec.family} model like this"
+            )
         if stored.shape != expected[name]:
             raise ModelFileError(
                 f"{stored.shard}: tensor {name!r} has shape {list(stored.shape)}, but config.json asks for "
