@@ -31,12 +31,5 @@ class RequestError(SamebitsError):
         self.field = field
 
 
-class QueueFullError(RequestError):
-    """The engine's queue holds as many requests as it may; ask again later."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, field=None)
-
-
 class EngineError(SamebitsError):
     """The engine (or its process) failed; the message carries the cause."""

@@ -25,7 +25,8 @@ from samebits.engine.messages import (
     RequestEvent,
 )
 from samebits.engine.transport import Transport
-from samebits.errors import ConfigError, EngineError, QueueFullError, RequestError
+from samebits.engine.validate import QueueFullError
+from samebits.errors import ConfigError, EngineError, RequestError
 
 
 class _Mailbox:

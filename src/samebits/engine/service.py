@@ -24,7 +24,8 @@ from samebits.engine.messages import (
     RequestEvent,
     Shutdown,
 )
-from samebits.errors import QueueFullError, RequestError
+from samebits.engine.validate import QueueFullError
+from samebits.errors import RequestError
 
 
 class SteppedEngine(Protocol):
