@@ -15,7 +15,7 @@ from samebits.engine.messages import (
 )
 from samebits.engine.runner import Runner
 from samebits.engine.sampling_stage import SamplerTable
-from samebits.engine.step import ChunkResult, run_step
+from samebits.engine.step import ChunkResult, execute_step, prepare_step
 from samebits.engine.validate import QueueFullError, validate_request
 from samebits.errors import RequestError
 from samebits.schedule.request import Phase, Request, judge_token, new_request
@@ -83,13 +83,12 @@ class Engine:
             return events
         for chunk in chunks:
             self._load_sampler(chunk.request)
-        results = run_step(
-            self.runner,
-            chunks,
-            self.scheduler.page_table,
-            self.scheduler.limits.page_tokens,
-            self._sampler_table,
+        step = prepare_step(
+            chunks, self.scheduler.page_table, self.scheduler.limits.page_tokens, self._sampler_table
         )
+        for chunk in chunks:
+            self.scheduler.launch(chunk)
+        results = execute_step(self.runner, step, unread={})
         self.counters.steps += 1
         for result in results:
             event = self._take(result)
@@ -125,22 +124,22 @@ class Engine:
 
     def _take(self, result: ChunkResult) -> RequestEvent | None:
         """Apply a chunk's result to its request; the event to send, if there is news."""
-        request = result.chunk.request
+        chunk, request = result.chunk, result.chunk.request
+        if request.phase is Phase.FINISHED:
+            return None  # it ended after this step was launched: nothing of the step is kept
+        request.unread -= chunk.samples
         if result.faulty:
             return self._fail(request, "a key or value of this request is not finite")
-        self.scheduler.advance(result.chunk)
-        self.counters.prompt_tokens += max(
-            0, min(request.computed, request.prompt_length) - result.chunk.start
-        )
+        self.scheduler.settle(chunk)
+        self.counters.prompt_tokens += max(0, min(chunk.end, request.prompt_length) - chunk.start)
         for score in result.scored:
             if score is None:
                 return self._fail(request, FAULT_MESSAGES[1])
             assert request.prompt_logprobs is not None
             request.prompt_logprobs.append(score)
-        if request.uncomputed:
-            return None
         if result.sampled is None:
-            return self._finish(request, Finish(reason="length"))
+            ended = chunk.end == request.length_limit and not request.samples
+            return self._finish(request, Finish(reason="length")) if ended else None
         if result.sampled.fault:
             return self._fail(request, FAULT_MESSAGES[result.sampled.fault])
         return self._append(request, result.sampled.token_id, result.sampled.logprobs)
