@@ -140,9 +140,7 @@ class AsyncEngine:
         if self._started:
             await self._transport.stop()
 
-    async def _call(
-        self, command: Callable[[int], FlushCache | GetStatus]
-    ) -> EngineStatus | FlushReply:
+    async def _call(self, command: Callable[[int], FlushCache | GetStatus]) -> EngineStatus | FlushReply:
         self._check_alive()
         call = next(self._call_numbers)
         future = self._calls[call] = asyncio.get_running_loop().create_future()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -25,6 +26,7 @@ from samebits.engine.messages import Command, EngineFailed, EngineReady, Message
 from samebits.engine.service import BuildEngine, progress_sender, run_service
 from samebits.engine.transport import Deliver, describe_failure
 
+BUILD_ENGINE = "samebits.engine.build:build_engine"
 PARENT_CHECK_MILLISECONDS = 1000
 STOP_SECONDS = 5.0
 LAST_WORDS_SECONDS = 0.2
@@ -32,9 +34,10 @@ LAST_WORDS_SECONDS = 0.2
 
 
 class ProcessTransport:
-    """An engine in a spawned process. `build` must be importable by name in the child."""
+    """An engine in a spawned process. `build` names its `BuildEngine` as `module:function`; it goes by name so
+    that this process need not import what only an engine needs."""
 
-    def __init__(self, model: ModelConfig, engine: EngineConfig, build: BuildEngine) -> None:
+    def __init__(self, model: ModelConfig, engine: EngineConfig, build: str = BUILD_ENGINE) -> None:
         self._settings = (model, engine, build)
         self._process: SpawnProcess | None = None
         self._folder = ""
@@ -162,7 +165,7 @@ class _SocketInbox:
 def engine_process(
     model: ModelConfig,
     engine: EngineConfig,
-    build: BuildEngine,
+    build: str,
     commands_address: str,
     events_address: str,
     parent: int,
@@ -184,7 +187,9 @@ def engine_process(
 
     status = 0
     try:
-        built = build(model, engine, progress_sender(send))
+        module, _, function = build.partition(":")
+        build_engine: BuildEngine = getattr(importlib.import_module(module), function)
+        built = build_engine(model, engine, progress_sender(send))
         send([EngineReady(facts=built.facts)])
         run_service(built, _SocketInbox(commands, parent), send)
     except BaseException as error:  # the parent must learn of whatever ends this process

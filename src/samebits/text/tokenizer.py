@@ -128,9 +128,7 @@ def _named_tokens(folder: str | Path, config: dict[str, Any]) -> dict[str, str]:
     return {name: text for name, text in found.items() if text is not None}
 
 
-def _add_missing_tokens(
-    backend: tokenizers.Tokenizer, config: dict[str, Any], named: dict[str, str]
-) -> None:
+def _add_missing_tokens(backend: tokenizers.Tokenizer, config: dict[str, Any], named: dict[str, str]) -> None:
     """Add the tokens that tokenizer_config.json lists and tokenizer.json lacks, as transformers does."""
     present = {token.content for token in backend.get_added_tokens_decoder().values()}
     listed = config.get("added_tokens_decoder")
