@@ -11,7 +11,7 @@ import logging
 import secrets
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 class Generator:
     """Runs generation requests on an engine. Belongs to the engine's event loop."""
 
-    def __init__(self, engine: AsyncEngine, tokenizer: Tokenizer) -> None:
+    def __init__(self, engine: AsyncEngine, tokenizer: Tokenizer | None) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._running: dict[str, set[str]] = defaultdict(set)
@@ -55,7 +55,7 @@ class Generator:
         return self._engine.facts
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer | None:
         return self._tokenizer
 
     def prepare(self, requests: Sequence[GenerationRequest], group: str = "") -> list[Sample]:
@@ -74,7 +74,7 @@ class Generator:
             rids.add(sample.rid)
         return _warn_of_duplicates(samples)
 
-    async def stream(self, sample: Sample) -> AsyncIterator[SampleUpdate]:
+    async def stream(self, sample: Sample) -> AsyncGenerator[SampleUpdate, None]:
         """Run one sample; the last update has `finish`. Leaving early aborts it."""
         text = OutputText(self._tokenizer, sample.text)
         names = {sample.rid, sample.group}
@@ -109,7 +109,9 @@ class Generator:
         finally:
             await _cancel(tasks)
 
-    async def stream_all(self, samples: Sequence[Sample]) -> AsyncIterator[tuple[int, list[SampleUpdate]]]:
+    async def stream_all(
+        self, samples: Sequence[Sample]
+    ) -> AsyncGenerator[tuple[int, list[SampleUpdate]], None]:
         """Run samples together; yields (index, updates since that sample's last turn).
 
         A slow reader gets fewer and larger turns, and holds no sample up.
@@ -160,6 +162,8 @@ class Generator:
         params.validate()
         if params.sample_index + params.n - 1 > LARGEST_SAMPLE_INDEX:
             raise RequestError("sample_index + n must lie in [1, 2^31]", "sample_index")
+        if params.stop and self._tokenizer is None:
+            raise RequestError("this checkpoint has no tokenizer, so it has no stop strings", "stop")
         prompt_ids = self._prompt_ids(request)
         facts = self._engine.facts
         resolved = params.resolve(facts.sampling_defaults, self._default_seed(params))
@@ -190,6 +194,8 @@ class Generator:
     def _prompt_ids(self, request: GenerationRequest) -> list[int]:
         if not isinstance(request.prompt, str):
             return list(request.prompt)
+        if self._tokenizer is None:
+            raise RequestError("this checkpoint has no tokenizer: send token ids as input_ids", "text")
         token_ids = self._tokenizer.encode(request.prompt, request.add_special_tokens)
         if not token_ids:
             raise RequestError("text is empty: a prompt needs at least one token", "text")

@@ -7,11 +7,10 @@ from enum import Enum
 
 from samebits.config import ServerConfig
 from samebits.engine.async_engine import AsyncEngine
-from samebits.errors import ConfigError
 from samebits.generation.generator import Generator
+from samebits.generation.text_parts import load_text_parts
 from samebits.server.http import UnavailableError
-from samebits.text.chat import ChatTemplate, load_chat_template
-from samebits.text.tokenizer import load_tokenizer
+from samebits.text.chat import ChatTemplate
 
 
 class Phase(Enum):
@@ -58,13 +57,8 @@ class Front:
 
     async def start(self) -> None:
         """Start the engine and take requests. Raises what the engine or the tokenizer's files raise."""
-        facts = await self.engine.start()
-        tokenizer = load_tokenizer(facts.folder)
-        if tokenizer.vocabulary > facts.vocabulary:
-            raise ConfigError(
-                f"the tokenizer in {facts.folder} has {tokenizer.vocabulary} tokens and the model {facts.vocabulary}"
-            )
-        self.chat_template = load_chat_template(facts.folder, tokenizer.named_tokens)
-        self._generator = Generator(self.engine, tokenizer)
+        text = load_text_parts(await self.engine.start())
+        self.chat_template = text.chat_template
+        self._generator = Generator(self.engine, text.tokenizer)
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -113,7 +113,9 @@ class EventStream:
     proper error. When the client leaves, `frames` is closed at once, even if no frame was due.
     """
 
-    def __init__(self, frames: AsyncIterator[bytes], error_frame: Callable[[Exception], bytes]) -> None:
+    def __init__(
+        self, frames: AsyncGenerator[bytes, None], error_frame: Callable[[Exception], bytes]
+    ) -> None:
         self._frames = frames
         self._error_frame = error_frame
 
@@ -121,7 +123,7 @@ class EventStream:
         await until_disconnect(receive, self._send_all(scope, receive, send))
 
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._frames) as frames:  # type: ignore[type-var]
+        async with aclosing(self._frames) as frames:
             try:
                 first = await anext(frames)
             except Exception as error:  # the status line still can tell

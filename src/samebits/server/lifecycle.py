@@ -12,7 +12,6 @@ import asyncio
 import errno
 import logging
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -21,6 +20,7 @@ import uvicorn
 
 from samebits.config import EngineConfig, ModelConfig, ServerConfig
 from samebits.engine.async_engine import AsyncEngine
+from samebits.engine.logs import configure_logging
 from samebits.engine.process import BUILD_ENGINE, ProcessTransport
 from samebits.errors import ConfigError, SamebitsError
 from samebits.server.app import create_app
@@ -38,7 +38,7 @@ def serve(model: ModelConfig, engine: EngineConfig, server: ServerConfig, build:
     `build` names the function that makes the engine in its process, as `module:function`. Raises `ConfigError`
     when the address cannot be had.
     """
-    _configure_logging(server.log_level)
+    configure_logging(server.log_level, ("uvicorn",))
     listener = bind(server.host, server.port)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -82,9 +82,15 @@ async def _serve(
     build: str,
     listener: socket.socket,
 ) -> int:
-    front = Front(config, AsyncEngine(ProcessTransport(model, engine, build), _log_progress))
+    front = Front(
+        config, AsyncEngine(ProcessTransport(model, engine, build, config.log_level), _log_progress)
+    )
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[int] = asyncio.Queue()
+
+    def on_signal(number: int) -> None:
+        loop.call_soon_threadsafe(signals.put_nowait, number)
+
     server = _Server(
         uvicorn.Config(
             create_app(front, model, engine),
@@ -94,7 +100,7 @@ async def _serve(
             timeout_graceful_shutdown=LAST_FRAMES_SECONDS,
             server_header=False,
         ),
-        lambda number: loop.call_soon_threadsafe(signals.put_nowait, number) and None,
+        on_signal,
     )
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     leading = asyncio.create_task(_lead(front, signals, listener))
@@ -166,10 +172,8 @@ def _log_ready(front: Front, listener: socket.socket) -> None:
     facts = front.engine.facts
     host, port = listener.getsockname()[:2]
     promise = "promises bits" if facts.promises_bits else "PROMISES NO BITS: results depend on the batch"
-    log.info("model %s (%s), context of %d tokens", front.model_name, facts.family, facts.context_length)
-    log.info("numerics profile %s: %s", facts.profile, promise)
-    log.info("fingerprint %s", facts.fingerprint)
-    log.info("KV pages for %d tokens", facts.kv_tokens)
+    log.info("model %s, numerics profile %s: %s", front.model_name, facts.profile, promise)
+    log.info("fingerprint %s; KV pages for %d tokens", facts.fingerprint, facts.kv_tokens)
     if facts.default_seed is None:
         log.info("requests without a seed get a random one each, reported in the response")
     log.info("ready on http://%s:%d", f"[{host}]" if ":" in host else host, port)
@@ -187,16 +191,6 @@ def _log_progress(stage: str, done: int, total: int) -> None:
         log.info("%s: done", stage)
     else:
         log.debug("%s: %d of %d", stage, done, total)
-
-
-def _configure_logging(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name, own in (("samebits", level), ("uvicorn", level if level == "debug" else "warning")):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
-        logger.propagate = False
-        logger.setLevel(own.upper())
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

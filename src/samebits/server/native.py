@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -131,7 +131,7 @@ async def _frames(
     formatters: list[SampleFormatter],
     incremental: bool,
     indexed: bool,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The frames of a stream: cumulative as SGLang's, or with what is new in each (`incremental`)."""
     collectors = [Collector(sample) for sample in samples]
     counts = [0] * len(samples)

@@ -38,7 +38,7 @@ class SampleFormatter:
         self,
         sample: Sample,
         facts: EngineFacts,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         view: LogprobView,
         with_prompt_ids: bool = False,
     ) -> None:
@@ -92,7 +92,9 @@ class SampleFormatter:
         return [self._triple(logprob, token_id) for logprob, token_id in pairs]
 
     def _triple(self, logprob: float | None, token_id: int) -> Triple:
-        return logprob, token_id, self._tokenizer.token_text(token_id) if self._view.text else None
+        if not self._view.text or self._tokenizer is None:
+            return logprob, token_id, None
+        return logprob, token_id, self._tokenizer.token_text(token_id)
 
 
 def finish_object(finish: FinishReason | None, completion_tokens: int) -> dict[str, Any] | None:
