@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("schedule", "cache"),
     ("text", "engine"),
+    ("generation",),
     ("llm",),
     ("server", "verify", "bench", "audit"),
     ("cli", "commands", "__main__"),
