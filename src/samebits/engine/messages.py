@@ -61,6 +61,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a front end needs to know of the engine that it talks to; constant while the engine lives."""
 
     model: str
+    folder: str = ""
+    """the checkpoint's local folder, where the front end finds tokenizer and chat template"""
     family: str
     vocabulary: int
     context_length: int

@@ -102,9 +102,7 @@ class Operators(Protocol):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Norm clause. x act [rows, hidden], weight [hidden] -> act [rows, hidden]."""
 
-    def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """(rms_norm(x + residual), x + residual), the sum rounded to act first. Inputs are not written."""
 
     def norm_rope_store(
@@ -142,9 +140,7 @@ class Operators(Protocol):
     def top_tokens(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """(ids int64, logits float32) [rows, count] in total order: value descending (-0 = +0), id ascending."""
 
-    def sample(
-        self, logits: Tensor, batch: SamplingBatch, want_processed: bool = False
-    ) -> SampleResult:
+    def sample(self, logits: Tensor, batch: SamplingBatch, want_processed: bool = False) -> SampleResult:
         """Sampling clause: filters in the contract's order, then Gumbel-argmax, ties to the lower id.
         `logits` is not written."""
 

@@ -56,6 +56,9 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
     """the stop or end-of-sequence token that ended it"""
     message: str = ""
     """for `abort` and `error`"""
+    refusal: Literal["", "request", "queue_full"] = ""
+    """for `error`: the engine did not take the request; `field` names the parameter at fault, if one is"""
+    field: str | None = None
 
 
 class RequestEvent(msgspec.Struct, frozen=True, kw_only=True, tag="event"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from samebits.cache.radix import Node
 from samebits.schedule.messages import EngineRequest, Finish, TokenLogprobs
 
 
@@ -39,6 +40,10 @@ class Request:
     pages: list[int] = field(default_factory=list)
     slot: int = -1
     """row of the scheduler's page table; -1 unless RUNNING"""
+    node: Node | None = None
+    """how far the request's pages lie in the prefix cache; None: it does not use the cache"""
+    cache_depth: int = 0
+    """pages from the start that lie in the prefix cache"""
     phase: Phase = Phase.WAITING
     finish: Finish | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
@@ -74,6 +79,12 @@ class Request:
     def order(self) -> tuple[int, int]:
         """Sort key of service: higher priority first, then older first."""
         return (-self.spec.priority, self.arrival)
+
+    @property
+    def reusable_tokens(self) -> int:
+        """Tokens whose keys and values may come from elsewhere: the last one is needed for its logits, and
+        prompt logprobs are computed afresh from the first position that still wants one."""
+        return min(len(self.tokens), self.scored_until) - 1
 
     @property
     def scored_until(self) -> int:

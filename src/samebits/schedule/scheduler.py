@@ -1,0 +1,219 @@
+"""Which tokens the next step holds.
+
+The rule, which is also the fairness rule: requests are served in one order, higher priority first and older
+first among equals. A step takes one decode token of every running request in that order, then prefill chunks
+in that order, then admits waiting requests in that order, until its token budget is spent. Nobody is admitted
+past an earlier request that does not fit yet, so a stream of long prompts delays a request by those before it
+in the order and by no other. When KV pages run out, the last request in the order gives its pages up and waits
+again; the first one is never preempted, so it always gets on.
+
+Nothing decided here can change a bit of any result.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from dataclasses import dataclass
+
+import numpy as np
+
+from samebits.cache.pages import PagePool
+from samebits.cache.radix import PrefixCache
+from samebits.schedule.request import Phase, Request
+from samebits.schedule.sharing import PageSharing
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """Sizes of a step. None of them may change a bit."""
+
+    step_tokens: int
+    max_running: int
+    page_tokens: int
+    pages_per_request: int
+    """pages that the longest possible request needs"""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive tokens of one request in one step: `request.tokens[start : start + count]`."""
+
+    request: Request
+    start: int
+    count: int
+    samples: bool
+    """whether the last of them is followed by sampling"""
+
+
+class Scheduler:
+    """Owns the requests, their pages and the page table."""
+
+    def __init__(self, limits: SchedulerLimits, pool: PagePool) -> None:
+        self.limits = limits
+        self.pool = pool
+        self.cache = PrefixCache(pool, limits.page_tokens)
+        self.running: list[Request] = []
+        """in service order"""
+        self.page_table = np.full((limits.max_running, limits.pages_per_request), -1, dtype=np.int32)
+        self.preemptions = 0
+        self._sharing = PageSharing(self.cache, pool, self.page_table)
+        self._waiting: list[tuple[tuple[int, int], Request]] = []
+        self._waiting_count = 0
+        self._by_rid: dict[str, Request] = {}
+        self._free_slots = list(range(limits.max_running - 1, -1, -1))
+
+    # Requests
+
+    @property
+    def waiting_count(self) -> int:
+        return self._waiting_count
+
+    def __contains__(self, rid: str) -> bool:
+        return rid in self._by_rid
+
+    def get(self, rid: str) -> Request | None:
+        return self._by_rid.get(rid)
+
+    def requests(self) -> list[Request]:
+        """Every unfinished request, in order of submission."""
+        return list(self._by_rid.values())
+
+    def add(self, request: Request) -> None:
+        """Queue a new request. Its rid must not be in use."""
+        assert request.rid not in self._by_rid, request.rid
+        self._by_rid[request.rid] = request
+        self._enqueue(request)
+
+    def finish(self, request: Request) -> None:
+        """Take a request out, wherever it is, and give its pages back."""
+        del self._by_rid[request.rid]
+        if request.phase is Phase.RUNNING:
+            self._leave_running(request)
+        else:
+            self._waiting_count -= 1  # its heap entry is dropped when it comes up
+        request.phase = Phase.FINISHED
+
+    # The step
+
+    def schedule(self) -> list[Chunk]:
+        """Choose the next step's chunks and give each the pages that it needs."""
+        chunks: dict[Request, Chunk] = {}
+        budget = self.limits.step_tokens
+        decoding = [request for request in self.running if request.uncomputed == 1]
+        prefilling = [request for request in self.running if request.uncomputed != 1]
+        for request in decoding + prefilling:
+            if budget <= 0:
+                break
+            # An earlier one may have preempted it in this very step, or be computing its next page.
+            if request.phase is not Phase.RUNNING or self._sharing.must_wait(request):
+                continue
+            count = min(request.uncomputed, budget)
+            if self._provide_pages(request, request.computed + count, chunks):
+                chunks[request] = self._chunk(request, count)
+            budget = self.limits.step_tokens - sum(chunk.count for chunk in chunks.values())
+        while budget > 0 and (admitted := self._admit_next()) is not None:
+            if not self._sharing.must_wait(admitted):
+                count = min(admitted.uncomputed, budget)
+                chunks[admitted] = self._chunk(admitted, count)
+                budget -= count
+        return list(chunks.values())
+
+    def advance(self, chunk: Chunk) -> None:
+        """Note that the chunk's keys and values are stored, and sound."""
+        chunk.request.computed = chunk.start + chunk.count
+        self._sharing.publish(chunk.request)
+
+    def preempt(self, request: Request) -> None:
+        """Put a running request back in the queue; it will be recomputed from its tokens."""
+        self._leave_running(request)
+        request.computed = 0
+        request.preemptions += 1
+        self.preemptions += 1
+        self._enqueue(request)
+
+    def check(self) -> None:
+        """Raise AssertionError when queues, page table, prefix cache or page references disagree."""
+        self.pool.check([*(request.pages for request in self.running), self.cache.held_pages()])
+        self._sharing.check()
+        assert len(self.running) + self._waiting_count == len(self._by_rid), "a request is in no queue"
+        assert self.running == sorted(self.running, key=_order), "running requests are out of order"
+        slots = [request.slot for request in self.running]
+        assert sorted(slots + self._free_slots) == list(range(self.limits.max_running)), "slots leak"
+        for request in self.running:
+            held = len(request.pages)
+            assert held * self.limits.page_tokens >= request.computed, "tokens without pages"
+            assert self.page_table[request.slot, :held].tolist() == request.pages, "page table is stale"
+            assert request.computed < len(request.tokens), "a running request has nothing to compute"
+
+    # Inside
+
+    def _chunk(self, request: Request, count: int) -> Chunk:
+        done = request.computed + count == len(request.tokens)
+        return Chunk(request, request.computed, count, samples=done and request.samples)
+
+    def _enqueue(self, request: Request) -> None:
+        request.phase = Phase.WAITING
+        heapq.heappush(self._waiting, (request.order, request))
+        self._waiting_count += 1
+
+    def _admit_next(self) -> Request | None:
+        """Move the first waiting request to the running ones if it fits, with pages for all its tokens."""
+        while self._waiting and self._waiting[0][1].phase is not Phase.WAITING:
+            heapq.heappop(self._waiting)
+        if not self._waiting or not self._free_slots:
+            return None
+        request = self._waiting[0][1]
+        # Room for the first sampled token too: admitting what must be preempted at once is waste.
+        wanted = self._pages_for(min(len(request.tokens) + 1, request.length_limit))
+        path = self._sharing.find(request)
+        if wanted - len(path) > self._sharing.available_pages(path):
+            return None
+        heapq.heappop(self._waiting)
+        self._waiting_count -= 1
+        request.slot = self._free_slots.pop()
+        request.phase = Phase.RUNNING
+        insort(self.running, request, key=_order)
+        self._sharing.enter(request, path)
+        if not request.preemptions:
+            request.cached_tokens = request.computed
+        self._extend_pages(request, self._pages_for(len(request.tokens)))
+        return request
+
+    def _provide_pages(self, request: Request, tokens: int, chunks: dict[Request, Chunk]) -> bool:
+        """Give `request` pages for its first `tokens` tokens, preempting from the end of the order.
+
+        Returns False when the request itself was the last in the order and had to give up.
+        """
+        wanted = self._pages_for(tokens)
+        while wanted - len(request.pages) > self._sharing.available_pages([]):
+            victim = self.running[-1]
+            chunks.pop(victim, None)
+            self.preempt(victim)
+            if victim is request:
+                return False
+        self._extend_pages(request, wanted)
+        return True
+
+    def _pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.limits.page_tokens)
+
+    def _extend_pages(self, request: Request, wanted: int) -> None:
+        held = len(request.pages)
+        if wanted > held:
+            self._sharing.evict_for(wanted - held)
+            request.pages.extend(self.pool.allocate(wanted - held))
+            self.page_table[request.slot, held:wanted] = request.pages[held:]
+
+    def _leave_running(self, request: Request) -> None:
+        self.running.remove(request)
+        self._sharing.leave(request)
+        self.page_table[request.slot, : len(request.pages)] = -1
+        self._free_slots.append(request.slot)
+        self.pool.release(request.pages)
+        request.pages = []
+        request.slot = -1
+
+
+def _order(request: Request) -> tuple[int, int]:
+    return request.order
