@@ -58,7 +58,9 @@ def add_settings(parser: argparse.ArgumentParser, *classes: type) -> None:
         group = parser.add_argument_group(TITLES[cls])
         hints = get_type_hints(cls)
         for entry in dataclasses.fields(cls):
-            names = list(dict.fromkeys([flag_name(entry.name), entry.metadata["flag"] or flag_name(entry.name)]))
+            names = list(
+                dict.fromkeys([flag_name(entry.name), entry.metadata["flag"] or flag_name(entry.name)])
+            )
             default = entry.default if entry.default != "" else "empty"
             options: dict[str, Any] = {
                 "dest": entry.name,
@@ -99,13 +101,17 @@ def settings_of(options: argparse.Namespace, cls: type[Settings]) -> Settings:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """The numbers of `SamplingParams` as flags, `--stop` and `--ignore-eos`."""
-    group = parser.add_argument_group("sampling (what is left out comes from the model's generation_config.json)")
+    group = parser.add_argument_group(
+        "sampling (what is left out comes from the model's generation_config.json)"
+    )
     for name, help_text in SAMPLING_HELP.items():
         kind = float if name in ("temperature", "top_p", "min_p") or name.endswith("penalty") else int
         group.add_argument(
             flag_name(name), dest=f"sampling_{name}", type=kind, metavar=kind.__name__.upper(), help=help_text
         )
-    group.add_argument("--stop", dest="sampling_stop", action="append", metavar="TEXT", help="end before this text")
+    group.add_argument(
+        "--stop", dest="sampling_stop", action="append", metavar="TEXT", help="end before this text"
+    )
     group.add_argument(
         "--ignore-eos",
         dest="sampling_ignore_eos",

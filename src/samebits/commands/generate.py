@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from typing import Any
+
+import msgspec
 
 from samebits.commands.flags import add_sampling, add_settings, command, open_llm, sampling_of
 from samebits.config import EngineConfig, ModelConfig
@@ -21,9 +24,15 @@ EXAMPLES = """\
 
 def add(commands: Any) -> None:
     parser = command(commands, "generate", "complete texts offline", EXAMPLES, run)
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="a text; none: standard input is the prompt")
-    parser.add_argument("--chat", action="store_true", help="each prompt is a user's message, not a text to go on")
-    parser.add_argument("--json", action="store_true", help="one JSON object a sample, token ids and logprobs in it")
+    parser.add_argument(
+        "prompts", nargs="*", metavar="PROMPT", help="a text; none: standard input is the prompt"
+    )
+    parser.add_argument(
+        "--chat", action="store_true", help="each prompt is a user's message, not a text to go on"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object a sample, token ids and logprobs in it"
+    )
     add_sampling(parser)
     add_settings(parser, ModelConfig, EngineConfig)
 
@@ -54,8 +63,24 @@ def read_prompts(arguments: list[str]) -> list[str]:
 def show(result: Any, as_json: bool, plain: bool) -> None:
     """One sample on standard output."""
     if as_json:
-        print(json.dumps(result.as_dict(), ensure_ascii=False))
+        print(json.dumps(as_dict(result), ensure_ascii=False))
     elif plain:
         print(result.text)
     else:
         print(f"--- prompt {result.prompt_index}, sample {result.sample_index}\n{result.text}")
+
+
+def as_dict(result: Any) -> dict[str, Any]:
+    """A completion as plain values. Each logprob is a float32 value exactly."""
+    return {
+        "prompt_index": result.prompt_index,
+        "prompt_token_ids": list(result.prompt_token_ids),
+        "text": result.text,
+        "token_ids": list(result.token_ids),
+        "logprobs": [entry.logprob for entry in result.logprobs or ()],
+        "finish_reason": dataclasses.asdict(result.finish_reason),
+        "sampling": msgspec.to_builtins(result.sampling),
+        "fingerprint": result.fingerprint,
+        "cached_tokens": result.cached_tokens,
+        "warnings": list(result.warnings),
+    }

@@ -21,7 +21,11 @@ EXAMPLES = """\
 
 def add(commands: Any) -> None:
     parser = command(
-        commands, "info", "load a model and tell what the engine decides and the plan's fingerprint", EXAMPLES, run
+        commands,
+        "info",
+        "load a model and tell what the engine decides and the plan's fingerprint",
+        EXAMPLES,
+        run,
     )
     add_model_argument(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")

@@ -26,7 +26,6 @@ def run(options: argparse.Namespace) -> int:
     model = settings_of(options, ModelConfig)
     engine = settings_of(options, EngineConfig)
     server = settings_of(options, ServerConfig)
-    from samebits.server.app import serve
+    from samebits.server.lifecycle import serve
 
-    serve(model, engine, server)
-    return 0
+    return serve(model, engine, server)

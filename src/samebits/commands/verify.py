@@ -36,22 +36,36 @@ Token ids and the bits of every logprob are compared, of every member of every b
 def add(commands: Any) -> None:
     parser = command(commands, "verify", "check that the same request gives the same bits", EXAMPLES, run)
     parser.add_argument("modes", nargs="*", metavar="MODE", help=f"{', '.join(MODES)} (default: all)")
-    parser.add_argument("--n-trials", type=positive, default=50, metavar="N", help="batches a mode (default: 50)")
-    parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of requests and batches (default: 42)")
+    parser.add_argument(
+        "--n-trials", type=positive, default=50, metavar="N", help="batches a mode (default: 50)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=42, metavar="N", help="seed of requests and batches (default: 42)"
+    )
     parser.add_argument(
         "--max-new-tokens", type=positive, default=32, metavar="N", help="length of each sample (default: 32)"
     )
     parser.add_argument(
-        "--max-batch", type=positive, default=8, metavar="N", help="largest batch, but for single (default: 8)"
+        "--max-batch",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="largest batch, but for single (default: 8)",
     )
     parser.add_argument(
         "--temperature", type=float, nargs="+", default=[0.0, 0.8], metavar="T", help="(default: 0 0.8)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on standard output, nothing else"
+    )
     group = parser.add_argument_group("another server")
-    group.add_argument("--url", metavar="URL", help="check the server there instead of an engine in this process")
+    group.add_argument(
+        "--url", metavar="URL", help="check the server there instead of an engine in this process"
+    )
     group.add_argument("--api", choices=APIS, default="auto", help="how it speaks (default: find out)")
-    group.add_argument("--api-key", default=os.environ.get("SAMEBITS_API_KEY", ""), help="sent as bearer token")
+    group.add_argument(
+        "--api-key", default=os.environ.get("SAMEBITS_API_KEY", ""), help="sent as bearer token"
+    )
     add_settings(parser, ModelConfig, EngineConfig)
 
 

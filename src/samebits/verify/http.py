@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -72,6 +72,26 @@ class Client:
             return json.loads(data)
         except ValueError:
             return None
+
+    def stream(self, path: str, body: Any) -> Iterator[dict[str, Any]]:
+        """The JSON objects of a reply in server-sent events, up to `[DONE]`."""
+        connection = self.open()
+        try:
+            connection.request("POST", self._parts.path + path, json.dumps(body).encode(), self._headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                text = response.read(500).decode(errors="replace")
+                raise EngineError(f"{self.url}{path} answered {response.status}: {text}")
+            for line in response:
+                data = line.strip().removeprefix(b"data:").strip()
+                if data == b"[DONE]":
+                    return
+                if data and line.startswith(b"data:"):
+                    yield json.loads(data)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise EngineError(f"{self.url}{path}: {error or type(error).__name__}") from error
+        finally:
+            connection.close()
 
 
 def connect(url: str, api: str = "auto", api_key: str = "") -> Target:
