@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from samebits.bench.contenders import (
 from samebits.bench.facts import copy_rate, machine, multiply_rate, seconds_of, spread, write_result
 from samebits.config import ModelConfig
 from samebits.llm import LLM
-from samebits.models.load import DUMMY_DTYPE, read_model_files
+from samebits.models.load import read_model_files
 from samebits.models.spec import ModelSpec
 from samebits.models.weights import expected_shapes
 
@@ -92,7 +93,7 @@ def race(
         order = list(contenders.items())
         for name, contender in order if repeat % 2 else reversed(order):
             time.sleep(PAUSE_SECONDS)
-            taken = seconds_of(lambda run=contender.run: run(prompts, workload.new_tokens))
+            taken = seconds_of(partial(contender.run, prompts, workload.new_tokens))
             if repeat:  # the first round warms up
                 seconds[name].append(taken)
     return seconds

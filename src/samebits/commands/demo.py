@@ -64,10 +64,10 @@ def title(text: str) -> None:
 
 def ask_the_server(options: argparse.Namespace) -> list[Check]:
     """A server in its own processes answers the question over HTTP, alone and in company."""
-    from samebits.commands.demo_server import Served, answer_digest
+    from samebits.commands.demo_server import answer_digest, serving
 
     title("1. A server answers over HTTP")
-    with Served(settings_of(options, ModelConfig), settings_of(options, EngineConfig)) as served:
+    with serving(settings_of(options, ModelConfig), settings_of(options, EngineConfig)) as served:
         say(f"samebits serve is ready on {served.url}, fingerprint {served.fingerprint}\n")
         prompt = served.prompt(options.question)
         alone = served.ask([prompt])[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import signal
 import socket
 import struct
@@ -12,6 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import IO, Any
 
 from samebits.commands.remote import NativeServer
@@ -24,56 +26,70 @@ STOP_SECONDS = 30.0
 POLL_SECONDS = 0.1
 
 
-class Served:
-    """`samebits serve` as a context: started and ready at the start, stopped with status 0 at the end.
+@contextmanager
+def serving(model: ModelConfig, engine: EngineConfig) -> Iterator[Served]:
+    """`samebits serve` with these settings, ready at the start and stopped with status 0 at the end.
 
     Raises `EngineError` with the server's last words where it does not start or does not stop cleanly.
     """
-
-    def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self._client = Client(self.url)
-        self._log: IO[bytes] = tempfile.TemporaryFile()
-        flags = [
-            f"{flag_name(entry.name)}={getattr(settings, entry.name)}"
-            for settings in (model, engine)
-            for entry in dataclasses.fields(settings)
-        ]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "samebits", "serve", f"--port={port}", *flags],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-        )
-
-    def __enter__(self) -> Served:
+    port = free_port()
+    flags = [
+        f"{flag_name(entry.name)}={getattr(settings, entry.name)}"
+        for settings in (model, engine)
+        for entry in dataclasses.fields(settings)
+    ]
+    command = [sys.executable, "-m", "samebits", "serve", f"--port={port}", *flags]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        client = Client(f"http://127.0.0.1:{port}")
         try:
-            self._wait_until_ready()
-            self._server = NativeServer(self._client, self._client.json("GET", "/model_info"))
-        except BaseException:
-            self._process.kill()
-            self._process.wait()
-            raise
-        return self
+            wait_until_ready(process, client, log)
+            yield Served(client.url, NativeServer(client, client.json("GET", "/model_info")))
+            process.send_signal(signal.SIGTERM)
+            if (status := process.wait(STOP_SECONDS)) != 0:
+                raise EngineError(f"the server ended with status {status}:\n{last_words(log)}")
+        except subprocess.TimeoutExpired as error:
+            raise EngineError(f"the server did not stop in {STOP_SECONDS:g} s:\n{last_words(log)}") from error
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(STOP_SECONDS)
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            status = self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            status = self._process.wait()
-        if status != 0 and kind is None:
-            raise EngineError(f"the server ended with status {status}:\n{self._last_words()}")
+
+def wait_until_ready(process: subprocess.Popen[bytes], client: Client, log: IO[bytes]) -> None:
+    """Return when /health says 200. Raises `EngineError` where the server ends or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise EngineError(f"the server did not start:\n{last_words(log)}")
+        # It refuses connections until it listens.
+        with suppress(EngineError):
+            if client.request("GET", "/health")[0] == 200:
+                return
+        time.sleep(POLL_SECONDS)
+    raise EngineError(f"the server was not ready after {START_SECONDS:g} s:\n{last_words(log)}")
+
+
+def last_words(log: IO[bytes]) -> str:
+    """The last lines of the server's log."""
+    log.seek(0)
+    return "\n".join(log.read().decode(errors="replace").splitlines()[-20:])
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server."""
+
+    url: str
+    server: NativeServer
 
     @property
     def fingerprint(self) -> str:
-        return str(self._server.facts["fingerprint"])
+        return str(self.server.facts["fingerprint"])
 
     def prompt(self, question: str) -> list[int] | str:
         """A user's question as the prompt that the chat template makes of it."""
-        body = self._server.prompt([{"role": "user", "content": question}])
+        body = self.server.prompt([{"role": "user", "content": question}])
         prompt: list[int] | str = body.get("input_ids") or body["text"]
         return prompt
 
@@ -86,26 +102,8 @@ class Served:
             "sampling_params": {"temperature": 0, "max_new_tokens": 200},
             "return_logprob": True,
         }
-        replies: list[dict[str, Any]] = self._client.json("POST", "/generate", body)
+        replies: list[dict[str, Any]] = self.server.client.json("POST", "/generate", body)
         return replies
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                raise EngineError(f"the server did not start:\n{self._last_words()}")
-            try:
-                if self._client.request("GET", "/health")[0] == 200:
-                    return
-            except EngineError:
-                pass  # it does not listen yet
-            time.sleep(POLL_SECONDS)
-        raise EngineError(f"the server was not ready after {START_SECONDS:g} s:\n{self._last_words()}")
-
-    def _last_words(self) -> str:
-        self._log.seek(0, os.SEEK_SET)
-        lines = self._log.read().decode(errors="replace").splitlines()
-        return "\n".join(lines[-20:])
 
 
 def free_port() -> int:
