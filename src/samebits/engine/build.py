@@ -102,6 +102,7 @@ def _facts(
 ) -> EngineFacts:
     return EngineFacts(
         model=model.model,
+        folder=str(loaded.files.folder),
         family=loaded.spec.family,
         vocabulary=loaded.spec.vocabulary,
         context_length=loaded.files.context_length,
