@@ -57,6 +57,9 @@ class EngineConfig:
     )
     max_running: int = setting(64, "most requests in one step")
     max_waiting: int = setting(4096, "most requests in the queue")
+    loop: str = setting(
+        "overlapped", "prepare the next step while one runs, or one after another", ("overlapped", "simple")
+    )
     threads: int = setting(0, "threads of the CPU numerics; 0: one a core")
 
 

@@ -37,13 +37,14 @@ def ragged_batch(chunks: Sequence[Chunk], page_table: np.ndarray, page_tokens: i
 
 
 def _token_ids(chunks: Sequence[Chunk], rows: int) -> np.ndarray:
-    ids = np.empty(rows, dtype=np.int64)
+    """The rows' token ids; 0 stands in for a token that is still unread."""
+    ids = np.zeros(rows, dtype=np.int64)
     row = 0
     for chunk in chunks:
-        tokens = chunk.request.tokens
-        if chunk.count == 1:
-            ids[row] = tokens[chunk.start]
-        else:
-            ids[row : row + chunk.count] = tokens[chunk.start : chunk.start + chunk.count]
+        known = chunk.count - chunk.unread
+        if known == 1:
+            ids[row] = chunk.request.tokens[chunk.start]
+        elif known:
+            ids[row : row + known] = chunk.request.tokens[chunk.start : chunk.start + known]
         row += chunk.count
     return ids

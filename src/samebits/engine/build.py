@@ -9,6 +9,7 @@ from samebits.cache.pages import PagePool
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.decoder_runner import DecoderRunner
 from samebits.engine.engine import Engine
+from samebits.engine.loops import LOOPS
 from samebits.engine.messages import EngineFacts
 from samebits.errors import ConfigError, NumericsError
 from samebits.models.load import LoadedModel, load_model, make_plan
@@ -54,7 +55,8 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
         pages_per_request=-(-min(facts.context_length, facts.kv_tokens) // engine.page_tokens),
     )
     _log_decisions(facts, engine, operators, pages)
-    return Engine(facts, runner, Scheduler(limits, PagePool(pages)), engine.max_waiting)
+    scheduler = Scheduler(limits, PagePool(pages))
+    return Engine(facts, runner, scheduler, LOOPS[engine.loop](runner), engine.max_waiting)
 
 
 def parse_default_seed(text: str) -> int | None:

@@ -31,4 +31,4 @@ class DecoderRunner:
         return decoder.forward(self.spec, self.weights, self.operators, batch, self.kv, self.rope)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return decoder.logits(self.weights, self.operators, hidden)
+        return decoder.logits(self.spec, self.weights, self.operators, hidden)

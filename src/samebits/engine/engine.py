@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from samebits.engine.loops import Loop
 from samebits.engine.messages import (
     AbortRequest,
     EngineFacts,
@@ -15,7 +16,7 @@ from samebits.engine.messages import (
 )
 from samebits.engine.runner import Runner
 from samebits.engine.sampling_stage import SamplerTable
-from samebits.engine.step import ChunkResult, run_step
+from samebits.engine.step import ChunkResult, PreparedStep, prepare_step
 from samebits.engine.validate import QueueFullError, validate_request
 from samebits.errors import RequestError
 from samebits.schedule.request import Phase, Request, judge_token, new_request
@@ -44,6 +45,7 @@ class Engine:
     facts: EngineFacts
     runner: Runner
     scheduler: Scheduler
+    loop: Loop
     max_waiting: int
     counters: Counters = field(default_factory=Counters)
     _arrivals: int = 0
@@ -76,22 +78,9 @@ class Engine:
         return bool(self._events or self.scheduler.running or self.scheduler.waiting_count)
 
     def step(self) -> list[RequestEvent]:
-        """Run one step and return the news, at most one event a request."""
+        """Take one turn of the loop and return the news. May return nothing while a step is on its way."""
         events, self._events = self._events, []
-        chunks = self.scheduler.schedule()
-        if not chunks:
-            return events
-        for chunk in chunks:
-            self._load_sampler(chunk.request)
-        results = run_step(
-            self.runner,
-            chunks,
-            self.scheduler.page_table,
-            self.scheduler.limits.page_tokens,
-            self._sampler_table,
-        )
-        self.counters.steps += 1
-        for result in results:
+        for result in self.loop.turn(self._prepare):
             event = self._take(result)
             if event is not None:
                 events.append(event)
@@ -118,6 +107,25 @@ class Engine:
         """Empty the prefix cache; returns the number of its pages. Running requests keep what they use."""
         return self.scheduler.cache.flush()
 
+    def close(self) -> None:
+        """Let go of threads; the engine cannot be used afterwards."""
+        self.loop.close()
+
+    def _prepare(self) -> PreparedStep | None:
+        """The next step, noted as launched; None when there is nothing to compute."""
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return None
+        for chunk in chunks:
+            self._load_sampler(chunk.request)
+        step = prepare_step(
+            chunks, self.scheduler.page_table, self.scheduler.limits.page_tokens, self._sampler_table
+        )
+        for chunk in chunks:
+            self.scheduler.launch(chunk)
+        self.counters.steps += 1
+        return step
+
     def _load_sampler(self, request: Request) -> None:
         if self._slot_owner[request.slot] is not request:
             self._slot_owner[request.slot] = request
@@ -125,22 +133,22 @@ class Engine:
 
     def _take(self, result: ChunkResult) -> RequestEvent | None:
         """Apply a chunk's result to its request; the event to send, if there is news."""
-        request = result.chunk.request
+        chunk, request = result.chunk, result.chunk.request
+        if request.phase is Phase.FINISHED:
+            return None  # it ended after this step was launched: nothing of the step is kept
+        request.unread -= chunk.samples
         if result.faulty:
             return self._fail(request, "a key or value of this request is not finite")
-        self.scheduler.advance(result.chunk)
-        self.counters.prompt_tokens += max(
-            0, min(request.computed, request.prompt_length) - result.chunk.start
-        )
+        self.scheduler.settle(chunk)
+        self.counters.prompt_tokens += max(0, min(chunk.end, request.prompt_length) - chunk.start)
         for score in result.scored:
             if score is None:
                 return self._fail(request, FAULT_MESSAGES[1])
             assert request.prompt_logprobs is not None
             request.prompt_logprobs.append(score)
-        if request.uncomputed:
-            return None
         if result.sampled is None:
-            return self._finish(request, Finish(reason="length"))
+            ended = chunk.end == request.length_limit and not request.samples
+            return self._finish(request, Finish(reason="length")) if ended else None
         if result.sampled.fault:
             return self._fail(request, FAULT_MESSAGES[result.sampled.fault])
         return self._append(request, result.sampled.token_id, result.sampled.logprobs)

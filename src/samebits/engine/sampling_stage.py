@@ -5,8 +5,8 @@ Each row is sampled from its own logits with its own parameters; which rows shar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,11 +14,55 @@ from torch import Tensor
 
 from samebits.engine.runner import Runner
 from samebits.numerics.batch import SamplingBatch, TokenLists
+from samebits.sampling_params import ResolvedSampling
 from samebits.schedule.messages import LogprobOptions, TokenLogprobs
 from samebits.schedule.request import Request
+from samebits.schedule.scheduler import Chunk
 
 SCORED_ROWS_AT_ONCE = 128
 """Prompt positions whose logits exist at the same time; bounds memory, changes no bit."""
+
+
+@dataclass(frozen=True)
+class SampledRow:
+    """What the sampling of one row reads of its request, taken when the step was made: the request itself may
+    have moved on by the time that the step runs."""
+
+    rid: str
+    sampling: ResolvedSampling
+    logprobs: LogprobOptions
+    slot: int
+    position: int
+    """of the token being sampled"""
+    prompt_ids: Sequence[int]
+    """empty unless a penalty reads it"""
+    output_ids: Sequence[int]
+    """empty unless a penalty reads it; without the unread token"""
+    unread: bool
+    """whether the token before the sampled one comes from the step before"""
+    forbidden: Sequence[int]
+
+
+def sampled_row(chunk: Chunk) -> SampledRow:
+    """The row that samples the token after `chunk`."""
+    request = chunk.request
+    sampling = request.spec.sampling
+    history = sampling.needs_history
+    return SampledRow(
+        rid=request.rid,
+        sampling=sampling,
+        logprobs=request.spec.logprobs,
+        slot=request.slot,
+        position=chunk.end,
+        prompt_ids=request.spec.prompt_ids if sampling.repetition_penalty != 1.0 else (),
+        output_ids=request.tokens[request.prompt_length :] if history else (),
+        unread=chunk.unread,
+        forbidden=sorted(request.stop_ids) if _is_too_short(chunk) else (),
+    )
+
+
+def _is_too_short(chunk: Chunk) -> bool:
+    return chunk.end - chunk.request.prompt_length < chunk.request.spec.sampling.min_new_tokens
 
 
 class SamplerTable:
@@ -39,10 +83,10 @@ class SamplerTable:
         self._seed[request.slot] = sampling.seed
         self._sample_index[request.slot] = sampling.sample_index
 
-    def batch(self, requests: Sequence[Request]) -> SamplingBatch:
-        """What the rows of these requests ask; row i samples the next token of request i."""
-        slots = np.fromiter((request.slot for request in requests), dtype=np.int64, count=len(requests))
-        positions = np.fromiter((len(request.tokens) for request in requests), dtype=np.int64)
+    def batch(self, rows: Sequence[SampledRow]) -> SamplingBatch:
+        """What these rows ask of the sampler; unread tokens are still missing from the penalties' history."""
+        slots = np.fromiter((row.slot for row in rows), dtype=np.int64, count=len(rows))
+        positions = np.fromiter((row.position for row in rows), dtype=np.int64, count=len(rows))
         columns = {name: torch.from_numpy(column[slots]) for name, column in self._float.items()}
         return SamplingBatch(
             **columns,
@@ -50,11 +94,22 @@ class SamplerTable:
             seed=torch.from_numpy(self._seed[slots].view(np.int64)),
             sample_index=torch.from_numpy(self._sample_index[slots]),
             position=torch.from_numpy(positions),
-            prompt=_token_lists(requests, _penalised_prompt),
-            output=_token_lists(requests, _penalised_output),
-            bias=_bias_lists(requests),
-            forbidden=_token_lists(requests, _forbidden),
+            prompt=_token_lists([row.prompt_ids for row in rows]),
+            output=_token_lists([row.output_ids for row in rows]),
+            bias=_bias_lists(rows),
+            forbidden=_token_lists([row.forbidden for row in rows]),
         )
+
+
+def with_unread(batch: SamplingBatch, rows: Sequence[SampledRow], unread: Mapping[str, int]) -> SamplingBatch:
+    """`batch` with the tokens of the step before added to the history of the rows that read one."""
+    if not any(row.unread and row.sampling.needs_history for row in rows):
+        return batch
+    histories = [
+        [*row.output_ids, unread[row.rid]] if row.unread and row.sampling.needs_history else row.output_ids
+        for row in rows
+    ]
+    return replace(batch, output=_token_lists(histories))
 
 
 _FLOAT_FIELDS = (
@@ -77,28 +132,32 @@ class Sampled:
 
 
 def sample_rows(
-    runner: Runner, hidden: Tensor, requests: Sequence[Request], table: SamplerTable
+    runner: Runner, hidden: Tensor, rows: Sequence[SampledRow], batch: SamplingBatch
 ) -> list[Sampled]:
-    """Sample the next token of each request from its row of `hidden`."""
+    """Sample the token after each row of `hidden`; `rows` and `batch` say how."""
     operators = runner.operators
     logits = runner.logits(hidden)
-    processed_rows = [i for i, request in enumerate(requests) if _wants_processed(request)]
-    result = operators.sample(logits, table.batch(requests), want_processed=bool(processed_rows))
+    processed = [i for i, row in enumerate(rows) if row.logprobs.output and row.logprobs.processed]
+    result = operators.sample(logits, batch, want_processed=bool(processed))
     token_ids = result.token_ids.tolist()
     faults = result.faults.tolist()
-    wanted = [i for i, request in enumerate(requests) if request.spec.logprobs.output and not faults[i]]
     logprobs: dict[int, TokenLogprobs] = {}
-    raw = [i for i in wanted if not _wants_processed(requests[i])]
-    for rows, source in ((raw, logits), ([i for i in wanted if i not in raw], result.processed_logprobs)):
-        if rows:
-            assert source is not None
-            chosen = source if len(rows) == len(requests) else source[torch.tensor(rows)]
-            # Processed rows are logprobs already: their normaliser is zero.
-            normaliser = operators.log_sum_exp(chosen) if source is logits else torch.zeros(len(rows))
-            options = [requests[i].spec.logprobs for i in rows]
-            values = _row_logprobs(runner, chosen, normaliser, [token_ids[i] for i in rows], options)
-            logprobs.update(zip(rows, values, strict=True))
-    return [Sampled(token_ids[i], faults[i], logprobs.get(i)) for i in range(len(requests))]
+
+    def report(wanted: list[int], source: Tensor, normaliser: Callable[[Tensor], Tensor]) -> None:
+        wanted = [i for i in wanted if not faults[i]]
+        if wanted:
+            chosen = source if len(wanted) == len(rows) else source[torch.tensor(wanted)]
+            ids = [token_ids[i] for i in wanted]
+            options = [rows[i].logprobs for i in wanted]
+            values = _row_logprobs(runner, chosen, normaliser(chosen), ids, options)
+            logprobs.update(zip(wanted, values, strict=True))
+
+    raw = [i for i, row in enumerate(rows) if row.logprobs.output and not row.logprobs.processed]
+    report(raw, logits, operators.log_sum_exp)
+    if result.processed_logprobs is not None:
+        # These are logprobs already: their normaliser is zero.
+        report(processed, result.processed_logprobs, lambda chosen: torch.zeros(chosen.shape[0]))
+    return [Sampled(token_ids[i], faults[i], logprobs.get(i)) for i in range(len(rows))]
 
 
 @dataclass(frozen=True)
@@ -106,7 +165,7 @@ class ScoredRow:
     """A row of the forward whose logits score the prompt token after it."""
 
     row: int
-    request: Request
+    options: LogprobOptions
     target: int
 
 
@@ -118,14 +177,10 @@ def score_rows(runner: Runner, hidden: Tensor, rows: Sequence[ScoredRow]) -> lis
         logits = runner.logits(hidden[torch.tensor([row.row for row in some])])
         lse = runner.operators.log_sum_exp(logits)
         finite = torch.isfinite(lse).tolist()
-        options = [row.request.spec.logprobs for row in some]
+        options = [row.options for row in some]
         values = _row_logprobs(runner, logits, lse, [row.target for row in some], options)
         results.extend(value if ok else None for value, ok in zip(values, finite, strict=True))
     return results
-
-
-def _wants_processed(request: Request) -> bool:
-    return request.spec.logprobs.output and request.spec.logprobs.processed
 
 
 def _row_logprobs(
@@ -174,39 +229,16 @@ def _top(
     return ids.tolist(), values.reshape(len(options), count).tolist()
 
 
-def _penalised_prompt(request: Request) -> Sequence[int]:
-    return request.spec.prompt_ids if request.spec.sampling.repetition_penalty != 1.0 else ()
-
-
-def _penalised_output(request: Request) -> Sequence[int]:
-    return request.tokens[request.prompt_length :] if request.spec.sampling.needs_history else ()
-
-
-def _forbidden(request: Request) -> Sequence[int]:
-    if request.output_length >= request.spec.sampling.min_new_tokens:
-        return ()
-    return sorted(request.stop_ids)
-
-
-def _token_lists(requests: Sequence[Request], tokens_of: Callable[[Request], Sequence[int]]) -> TokenLists:
+def _token_lists(lists: Sequence[Sequence[int]]) -> TokenLists:
     start = [0]
     ids: list[int] = []
-    for request in requests:
-        ids.extend(tokens_of(request))
+    for tokens in lists:
+        ids.extend(tokens)
         start.append(len(ids))
     return TokenLists(torch.tensor(start), torch.tensor(ids, dtype=torch.int64))
 
 
-def _bias_lists(requests: Sequence[Request]) -> TokenLists:
-    start = [0]
-    ids: list[int] = []
-    values: list[float] = []
-    for request in requests:
-        ids.extend(request.spec.sampling.logit_bias.keys())
-        values.extend(request.spec.sampling.logit_bias.values())
-        start.append(len(ids))
-    return TokenLists(
-        torch.tensor(start),
-        torch.tensor(ids, dtype=torch.int64),
-        torch.tensor(values, dtype=torch.float32),
-    )
+def _bias_lists(rows: Sequence[SampledRow]) -> TokenLists:
+    lists = _token_lists([list(row.sampling.logit_bias) for row in rows])
+    values = [value for row in rows for value in row.sampling.logit_bias.values()]
+    return replace(lists, values=torch.tensor(values, dtype=torch.float32))

@@ -4,9 +4,11 @@
        ^                  |
        +-----preempt------+          (abort and failure lead to FINISHED from anywhere)
 
-`tokens` holds the prompt and every accepted output token. `computed` counts those whose keys and values lie
-in the request's pages. A preempted request forgets its pages and `computed`, and nothing else: what it sampled
-stays, so recomputing it is one more prefill.
+`tokens` holds the prompt and every accepted output token; `unread` counts tokens beyond them that a launched
+step samples and the host has not read yet. `computed` counts the tokens whose keys and values lie in the
+request's pages once every launched step has run; `settled` those of steps whose results were read and sound.
+A preempted request forgets its pages, `computed` and `settled`, and nothing else: what it sampled stays, so
+recomputing it is one more prefill.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class Request:
     length_limit: int
     """most tokens, prompt and output"""
     tokens: list[int] = field(default_factory=list)
+    unread: int = 0
     computed: int = 0
+    settled: int = 0
     pages: list[int] = field(default_factory=list)
     slot: int = -1
     """row of the scheduler's page table; -1 unless RUNNING"""
@@ -66,9 +70,19 @@ class Request:
         return len(self.tokens) - len(self.spec.prompt_ids)
 
     @property
+    def length(self) -> int:
+        """Tokens, the unread ones included."""
+        return len(self.tokens) + self.unread
+
+    @property
     def uncomputed(self) -> int:
         """Tokens that a forward still has to process; 1 in the middle of decoding."""
-        return len(self.tokens) - self.computed
+        return self.length - self.computed
+
+    @property
+    def wants_forward(self) -> bool:
+        """Whether the next step may hold tokens of it; not when its last token is sampled but unread."""
+        return self.uncomputed > 0 and (self.unread == 0 or self.length < self.length_limit)
 
     @property
     def samples(self) -> bool:

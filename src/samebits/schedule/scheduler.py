@@ -37,13 +37,21 @@ class SchedulerLimits:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive tokens of one request in one step: `request.tokens[start : start + count]`."""
+    """Consecutive tokens of one request in one step: positions `start` to `end`."""
 
     request: Request
     start: int
     count: int
     samples: bool
     """whether the last of them is followed by sampling"""
+    unread: bool
+    """whether the last of them is a token that the step before is still sampling"""
+    preemptions: int
+    """the request's count when the chunk was made: a later one means that its pages are gone"""
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
 
 
 class Scheduler:
@@ -100,8 +108,9 @@ class Scheduler:
         """Choose the next step's chunks and give each the pages that it needs."""
         chunks: dict[Request, Chunk] = {}
         budget = self.limits.step_tokens
-        decoding = [request for request in self.running if request.uncomputed == 1]
-        prefilling = [request for request in self.running if request.uncomputed != 1]
+        wanting = [request for request in self.running if request.wants_forward]
+        decoding = [request for request in wanting if request.uncomputed == 1]
+        prefilling = [request for request in wanting if request.uncomputed != 1]
         for request in decoding + prefilling:
             if budget <= 0:
                 break
@@ -119,15 +128,23 @@ class Scheduler:
                 budget -= count
         return list(chunks.values())
 
-    def advance(self, chunk: Chunk) -> None:
-        """Note that the chunk's keys and values are stored, and sound."""
-        chunk.request.computed = chunk.start + chunk.count
-        self._sharing.publish(chunk.request)
+    def launch(self, chunk: Chunk) -> None:
+        """Note that a step with this chunk is on its way."""
+        chunk.request.computed = chunk.end
+        chunk.request.unread += chunk.samples
+
+    def settle(self, chunk: Chunk) -> None:
+        """Note that the chunk's step has run and that what it stored is sound and belongs to accepted tokens."""
+        request = chunk.request
+        if request.phase is Phase.RUNNING and request.preemptions == chunk.preemptions:
+            request.settled = chunk.end
+            self._sharing.publish(request)
 
     def preempt(self, request: Request) -> None:
         """Put a running request back in the queue; it will be recomputed from its tokens."""
         self._leave_running(request)
         request.computed = 0
+        request.settled = 0
         request.preemptions += 1
         self.preemptions += 1
         self._enqueue(request)
@@ -144,13 +161,22 @@ class Scheduler:
             held = len(request.pages)
             assert held * self.limits.page_tokens >= request.computed, "tokens without pages"
             assert self.page_table[request.slot, :held].tolist() == request.pages, "page table is stale"
-            assert request.computed < len(request.tokens), "a running request has nothing to compute"
+            assert request.settled <= request.computed <= request.length, "more is computed than there is"
+            busy = request.uncomputed > 0 or request.settled < request.computed
+            assert busy, "a running request has nothing to compute"
 
     # Inside
 
     def _chunk(self, request: Request, count: int) -> Chunk:
-        done = request.computed + count == len(request.tokens)
-        return Chunk(request, request.computed, count, samples=done and request.samples)
+        end = request.computed + count
+        return Chunk(
+            request=request,
+            start=request.computed,
+            count=count,
+            samples=end == request.length and request.samples,
+            unread=end > len(request.tokens),
+            preemptions=request.preemptions,
+        )
 
     def _enqueue(self, request: Request) -> None:
         request.phase = Phase.WAITING
@@ -164,6 +190,8 @@ class Scheduler:
         if not self._waiting or not self._free_slots:
             return None
         request = self._waiting[0][1]
+        if request.unread:
+            return None  # preempted in this very step: its last token is not known yet
         # Room for the first sampled token too: admitting what must be preempted at once is waste.
         wanted = self._pages_for(min(len(request.tokens) + 1, request.length_limit))
         path = self._sharing.find(request)

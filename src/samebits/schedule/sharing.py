@@ -47,7 +47,7 @@ class PageSharing:
         request.node = path[-1] if path else self.cache.root()
         request.cache_depth = len(path)
         request.pages = [node.page for node in path]
-        request.computed = len(path) * self.cache.page_tokens
+        request.computed = request.settled = len(path) * self.cache.page_tokens
         self._page_table[request.slot, : len(path)] = request.pages
 
     def must_wait(self, request: Request) -> bool:
@@ -68,7 +68,7 @@ class PageSharing:
 
     def publish(self, request: Request) -> None:
         """Put the pages that the request has filled by now into the cache, or adopt the ones there."""
-        full_pages = request.computed // self.cache.page_tokens
+        full_pages = request.settled // self.cache.page_tokens
         while request.node is not None and request.node.attached and request.cache_depth < full_pages:
             key = self.cache.page_key(request.tokens, request.cache_depth)
             known = request.node.children.get(key)
@@ -77,7 +77,7 @@ class PageSharing:
                 request.cache_depth += 1
             else:
                 self._adopt(request, [known])
-        if request.phase is Phase.RUNNING and request.computed >= request.prompt_length:
+        if request.settled >= request.prompt_length:
             self._forget_next_page(request)
 
     def leave(self, request: Request) -> None:
@@ -111,7 +111,8 @@ class PageSharing:
             end = self._most_pages(request)
             path = self.cache.match(request.node, request.tokens, request.cache_depth, end)
             self._adopt(request, path)
-            request.computed = max(request.computed, request.cache_depth * self.cache.page_tokens)
+            if path:
+                request.computed = request.settled = request.cache_depth * self.cache.page_tokens
 
     def _adopt(self, request: Request, path: list[Node]) -> None:
         """Go on along `path`, using its pages in place of the request's own."""
