@@ -20,7 +20,9 @@ EXAMPLES = """\
 
 
 def add(commands: Any) -> None:
-    parser = command(commands, "bench", "measure speed, as ratios out of one run", EXAMPLES, run)
+    parser = command(
+        commands, "bench", "measure speed, as ratios out of one run", EXAMPLES, run, "WHAT [FLAGS]"
+    )
     kinds = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
     offline = command(kinds, "offline", "throughput against transformers in float32", EXAMPLES, run_offline)
     offline.add_argument(
