@@ -51,7 +51,8 @@ def forward(
 
 
 def logits(spec: ModelSpec, weights: DecoderWeights, operators: Operators, hidden: Tensor) -> Tensor:
-    """Logits of the rows that want them; nothing in `spec` scales or caps them. hidden act [rows, hidden] -> float32 [rows, vocabulary]."""
+    """Logits of the rows that want them; nothing in `spec` scales or caps them.
+    hidden act [rows, hidden] -> float32 [rows, vocabulary]."""
     return operators.logits(hidden, weights.output)
 
 

@@ -41,24 +41,24 @@ def locate_model(model: str, load_format: str) -> Path:
             f"--model {model}: no such folder, and not a hub id (organization/name). In the package: "
             f"{', '.join(BUNDLED)}; with --load-format dummy also {', '.join(shape_names())}"
         )
-    return _download(match["id"], match["revision"], load_format)
+    return _download(model, match["id"], match["revision"], load_format)
 
 
-def _download(hub_id: str, revision: str | None, load_format: str) -> Path:
+def _download(model: str, hub_id: str, revision: str | None, load_format: str) -> Path:
     """Fetch (or find in the hub's own cache) the files that Samebits reads."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ConfigError(
-            f"--model {hub_id}: no such folder, and the download of a hub id needs huggingface-hub "
+            f"--model {model}: no such folder, and the download of a hub id needs huggingface-hub "
             "(pip install 'samebits[hub]'); or download the folder yourself and give its path"
         ) from error
     patterns = [pattern for pattern in HUB_FILES if load_format != "dummy" or pattern != "*.safetensors"]
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ConfigError(
-            f"--model {hub_id}: no such folder, and it cannot be downloaded from the hub ({reason}). Check the "
+            f"--model {model}: no such folder, and it cannot be downloaded from the hub ({reason}). Check the "
             "name and the network, or download the folder elsewhere and give its path"
         ) from error

@@ -1,0 +1,360 @@
+"""The exact profile on CPU, behind the Operators interface: checks, shares of the work, and launches."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Sequence
+
+import numba
+import torch
+from torch import Tensor
+
+from samebits.errors import NumericsError
+from samebits.numerics.batch import RaggedBatch
+from samebits.numerics.contract import CONTRACT
+from samebits.numerics.cpu import attention, elementwise, gemm, keyvalue, norm
+from samebits.numerics.cpu.attention_plan import plan_attention
+from samebits.numerics.cpu.environment import machine, require_fma
+from samebits.numerics.cpu.pool import Pool
+from samebits.numerics.operators import HeadLayout, KvLayer
+
+# A task smaller than this (in elements touched) does not pay for another thread.
+ELEMENTS_OF_A_TASK = 16384
+ATTENTION_WORTH = 50_000
+
+
+def float_bits(value: float) -> int:
+    """The bits of a number rounded to float32."""
+    return int(struct.unpack("<i", struct.pack("<f", value))[0])
+
+
+def check_matrix(name: str, x: Tensor, width: int | None = None) -> tuple[int, int]:
+    """(rows, width) of a contiguous float32 CPU matrix. Raises NumericsError."""
+    if x.dtype != torch.float32 or x.dim() != 2 or not x.is_contiguous() or x.device.type != "cpu":
+        raise NumericsError(
+            f"{name} must be a contiguous float32 matrix on CPU, not {x.dtype} {list(x.shape)} on {x.device}"
+        )
+    rows, found = x.shape
+    if width is not None and found != width:
+        raise NumericsError(f"{name} has {found} columns, expected {width}")
+    return rows, found
+
+
+class CpuOperators:
+    """Numerics profile `exact` on CPU. `threads` = 0 takes every core that this process may use; bits do not
+    depend on it. Safe to use from several threads (launches take turns)."""
+
+    def __init__(self, threads: int = 0) -> None:
+        require_fma()
+        if threads < 0:
+            raise NumericsError(f"threads must be 0 (all cores) or positive, not {threads}")
+        self._pool = Pool(threads or available_cores())
+
+    @property
+    def profile(self) -> str:
+        return "exact"
+
+    @property
+    def promises_bits(self) -> bool:
+        return True
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
+    def threads(self) -> int:
+        return self._pool.threads
+
+    def description(self) -> dict[str, str]:
+        return {
+            "device": "cpu",
+            "architecture": machine(),
+            "atom": "float32 fused multiply-add",
+            "threads": str(self._pool.threads),
+            "numba": numba.__version__,
+        }
+
+    def compile(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Compile every kernel now, or take it from the cache on disk; calls progress(name, number, total)."""
+        kernels = all_kernels()
+        for number, (name, kernel) in enumerate(kernels.items()):
+            if progress is not None:
+                progress(name, number, len(kernels))
+            _ = kernel.address
+        if progress is not None:
+            progress("done", len(kernels), len(kernels))
+
+    def close(self) -> None:
+        """End the worker threads; operators then run in the calling thread."""
+        self._pool.close()
+
+    # Set-up
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> gemm.CpuLinear:
+        return gemm.pack_linear(weight, bias)
+
+    def allocate_kv(
+        self, layers: int, pages: int, page_tokens: int, heads: HeadLayout
+    ) -> tuple[KvLayer, ...]:
+        check_heads(heads)
+        if page_tokens <= 0 or page_tokens % CONTRACT.key_block_tokens:
+            raise NumericsError(
+                f"page_tokens must be a multiple of {CONTRACT.key_block_tokens}, not {page_tokens}"
+            )
+        shape = (pages, heads.kv_heads, page_tokens, heads.head_dim)
+        return tuple(KvLayer(torch.zeros(shape), torch.zeros(shape), page_tokens) for _ in range(layers))
+
+    def kv_bytes_per_token(self, layers: int, heads: HeadLayout) -> int:
+        return layers * 2 * heads.kv_width * 4
+
+    # Forward
+
+    def _run_rows(self, kernel: int, arguments: tuple[int, ...], rows: int, width: int) -> None:
+        """Launch a kernel whose last argument is the number of rows of a task."""
+        block = max(1, min(-(-rows // self._pool.threads), ELEMENTS_OF_A_TASK // max(width, 1)))
+        if rows * width <= ELEMENTS_OF_A_TASK:
+            block = rows
+        self._pool.run(kernel, (*arguments, block), -(-rows // block))
+
+    def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
+        vocabulary, width = table.shape
+        if table.dtype not in gemm.STORAGE or not table.is_contiguous() or width % 16:
+            raise NumericsError(
+                f"embedding table must be contiguous, bf16, fp16 or fp32, of a width that is a multiple of 16; "
+                f"it is {table.dtype} {list(table.shape)}"
+            )
+        token_ids = token_ids.contiguous()
+        rows = token_ids.shape[0]
+        y = torch.empty((rows, width))
+        if rows == 0:
+            return y
+        low, high = torch.aminmax(token_ids)
+        if low < 0 or high >= vocabulary:
+            raise NumericsError(
+                f"token ids must be in 0 .. {vocabulary - 1}, found {int(low)} .. {int(high)}"
+            )
+        kernel = elementwise.EMBED[gemm.STORAGE[table.dtype]]
+        arguments = (token_ids.data_ptr(), table.data_ptr(), y.data_ptr(), rows, width)
+        self._run_rows(kernel.address, arguments, rows, width)
+        return y
+
+    def linear(self, x: Tensor, weight: gemm.CpuLinear) -> Tensor:
+        rows, depth = check_matrix("linear input", x, weight.in_features)
+        columns = weight.out_features
+        y = torch.empty((rows, columns))
+        if rows == 0:
+            return y
+        share = gemm.share_out(rows, columns, depth, self._pool.threads)
+        bias = 0 if weight.bias is None else weight.bias.data_ptr()
+        arguments = (
+            x.data_ptr(),
+            weight.panels.data_ptr(),
+            y.data_ptr(),
+            bias,
+            rows,
+            columns,
+            depth,
+            share.row_block,
+            share.depth_block,
+            share.panel_block,
+            share.panel_tasks,
+        )
+        self._pool.run(gemm.KERNELS[weight.storage].address, arguments, share.tasks)
+        return y
+
+    def logits(self, x: Tensor, weight: gemm.CpuLinear) -> Tensor:
+        return self.linear(x, weight)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        rows, width = check_matrix("norm input", x)
+        y = torch.empty_like(x)
+        self._norm(x, 0, weight, y, 0, rows, width, eps)
+        return y
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        rows, width = check_matrix("norm input", x)
+        check_matrix("residual", residual, width)
+        y, total = torch.empty_like(x), torch.empty_like(x)
+        self._norm(x, residual.data_ptr(), weight, y, total.data_ptr(), rows, width, eps)
+        return y, total
+
+    def _norm(
+        self,
+        x: Tensor,
+        residual: int,
+        weight: Tensor,
+        y: Tensor,
+        total: int,
+        rows: int,
+        width: int,
+        eps: float,
+    ) -> None:
+        scale = widened(weight)
+        if scale.shape != (width,):
+            raise NumericsError(f"norm weight has shape {list(scale.shape)}, the rows are {width} wide")
+        if rows:
+            arguments = (
+                x.data_ptr(),
+                residual,
+                scale.data_ptr(),
+                y.data_ptr(),
+                total,
+                rows,
+                width,
+                float_bits(eps),
+            )
+            self._run_rows(norm.RMS_NORM.address, arguments, rows, width)
+
+    def norm_rope_store(
+        self,
+        qkv: Tensor,
+        heads: HeadLayout,
+        query_norm: Tensor | None,
+        key_norm: Tensor | None,
+        eps: float,
+        rope: Tensor,
+        batch: RaggedBatch,
+        kv: KvLayer,
+    ) -> Tensor:
+        rows, width = check_matrix("qkv", qkv, heads.query_width + 2 * heads.kv_width)
+        queries = torch.empty((rows, heads.query_heads, heads.head_dim))
+        if rows == 0:
+            return queries
+        if (query_norm is None) != (key_norm is None):
+            raise NumericsError("query and key norm must be given together")
+        query_scale = None if query_norm is None else widened(query_norm)
+        key_scale = None if key_norm is None else widened(key_norm)
+        arguments = (
+            qkv.data_ptr(),
+            queries.data_ptr(),
+            heads.query_heads,
+            heads.kv_heads,
+            heads.head_dim,
+            0 if query_scale is None else query_scale.data_ptr(),
+            0 if key_scale is None else key_scale.data_ptr(),
+            float_bits(eps),
+            rope.data_ptr(),
+            rope.shape[2],
+            batch.positions.data_ptr(),
+            batch.slots.data_ptr(),
+            batch.row_faults.data_ptr(),
+            kv.keys.data_ptr(),
+            kv.values.data_ptr(),
+            kv.page_tokens,
+            rows,
+        )
+        self._run_rows(keyvalue.NORM_ROPE_STORE.address, arguments, rows, width)
+        return queries
+
+    def attention(
+        self, queries: Tensor, heads: HeadLayout, scale: float, batch: RaggedBatch, kv: KvLayer
+    ) -> Tensor:
+        rows = queries.shape[0]
+        output = torch.empty((rows, heads.query_width))
+        if rows == 0:
+            return output
+        group = heads.query_heads // heads.kv_heads
+        plan = plan_attention(
+            batch.query_start.data_ptr(),
+            batch.positions.data_ptr(),
+            rows,
+            batch.requests,
+            group,
+            batch.page_table.shape[1] * batch.page_tokens,
+            2 * self._pool.threads * heads.kv_heads if self._pool.threads > 1 else 0,
+        )
+        partials = torch.empty(plan.partial_pairs * heads.kv_heads * (heads.head_dim + 16))
+        arguments = (
+            queries.data_ptr(),
+            output.data_ptr(),
+            kv.keys.data_ptr(),
+            kv.values.data_ptr(),
+            batch.positions.data_ptr(),
+            batch.page_table.data_ptr(),
+            batch.page_table.shape[1],
+            kv.page_tokens,
+            heads.query_heads,
+            heads.kv_heads,
+            heads.head_dim,
+            float_bits(scale),
+            plan.work.ctypes.data,
+            partials.data_ptr(),
+            plan.folds.ctypes.data,
+        )
+        shared = plan.cost * heads.kv_heads * heads.head_dim > ATTENTION_WORTH
+        self._pool.run(attention.ATTENTION.address, arguments, plan.items * heads.kv_heads, shared)
+        if plan.fold_items:
+            tasks = plan.fold_items * heads.kv_heads
+            self._pool.run(attention.ATTENTION_FOLD.address, arguments, tasks, False)
+        return output
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        rows, double = check_matrix("gate_up", gate_up)
+        if double % 2:
+            raise NumericsError(f"gate_up has {double} columns, an odd number")
+        y = torch.empty((rows, double // 2))
+        if rows:
+            arguments = (gate_up.data_ptr(), y.data_ptr(), rows, double // 2)
+            self._run_rows(elementwise.SILU_MUL.address, arguments, rows, double)
+        return y
+
+    # Sampling stage
+
+    def log_sum_exp(self, logits: Tensor) -> Tensor:
+        rows, vocabulary = check_matrix("logits", logits)
+        y = torch.empty(rows)
+        if rows:
+            arguments = (logits.data_ptr(), y.data_ptr(), vocabulary)
+            shared = rows * vocabulary > ELEMENTS_OF_A_TASK
+            self._pool.run(elementwise.LOG_SUM_EXP.address, arguments, rows, shared)
+        return y
+
+    # Self-test
+
+    def probe_digests(self, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
+        from samebits.numerics.probes import probe_digests
+
+        return probe_digests(self, dtypes)
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_heads(heads: HeadLayout) -> None:
+    """Raises NumericsError for a head layout that the kernels do not run."""
+    if heads.head_dim % 16 or not 0 < heads.head_dim <= keyvalue.MAX_HEAD_DIM:
+        raise NumericsError(
+            f"head_dim must be a multiple of 16 up to {keyvalue.MAX_HEAD_DIM}, not {heads.head_dim}"
+        )
+    if heads.query_heads % heads.kv_heads:
+        raise NumericsError(f"{heads.query_heads} query heads cannot share {heads.kv_heads} key-value heads")
+    if heads.query_heads // heads.kv_heads > attention.MAX_PAIRS:
+        raise NumericsError(f"more than {attention.MAX_PAIRS} query heads share one key-value head")
+
+
+def widened(weight: Tensor) -> Tensor:
+    """A vector of weights as contiguous float32; exact."""
+    return weight.to(torch.float32).contiguous()
+
+
+def all_kernels() -> dict[str, object]:
+    """Every kernel by name, in the order in which it is worth compiling them."""
+    kernels = {f"gemm {storage}": kernel for storage, kernel in gemm.KERNELS.items()}
+    kernels["attention"] = attention.ATTENTION
+    kernels["attention fold"] = attention.ATTENTION_FOLD
+    kernels["norm"] = norm.RMS_NORM
+    kernels["rope and store"] = keyvalue.NORM_ROPE_STORE
+    kernels["gated activation"] = elementwise.SILU_MUL
+    kernels["log-sum-exp"] = elementwise.LOG_SUM_EXP
+    kernels.update({f"embedding {storage}": kernel for storage, kernel in elementwise.EMBED.items()})
+    return kernels
