@@ -33,7 +33,7 @@ Reply = Callable[[list[dict[str, str]]], Iterator[str]]
 
 
 def add(commands: Any) -> None:
-    parser = command(commands, "chat", "talk with a model", EXAMPLES, run, "[MODEL] [FLAGS]")
+    parser = command(commands, "chat", "talk with a model", EXAMPLES, run, "chat [MODEL]")
     add_model_argument(parser)
     parser.add_argument("--system", default="", metavar="TEXT", help="a system message")
     parser.add_argument(

@@ -43,12 +43,12 @@ def command(
     help_text: str,
     examples: str,
     run: Callable[[argparse.Namespace], int],
-    arguments: str = "[FLAGS]",
+    usage: str,
 ) -> argparse.ArgumentParser:
-    """A subcommand whose help ends with examples. `arguments` is what its usage line shows."""
+    """A subcommand whose help ends with examples. `usage` is what its usage line shows, without the flags."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
-        usage=f"{commands._prog_prefix} {name} {arguments}",
+        usage=f"samebits {usage} [FLAGS]",
         help=help_text,
         description=help_text[0].upper() + help_text[1:] + ".",
         epilog=f"examples:\n{examples}",
