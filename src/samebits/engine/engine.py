@@ -245,6 +245,7 @@ class Engine:
     def _event(self, request: Request, token_ids: list[int], logprobs: list[TokenLogprobs]) -> RequestEvent:
         first = not request.announced
         request.announced = True
+        self.counters.cached_tokens += request.cached_tokens if first else 0
         assert request.finish is None or request.phase is Phase.FINISHED
         return RequestEvent(
             rid=request.rid,

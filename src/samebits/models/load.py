@@ -110,7 +110,7 @@ def load_model(
         digests = weight_digests(checkpoint.shards, cache or user_cache_folder(), progress)
     weights = build_weights(spec, files.family.names, source, operators, progress)
     rope = spec.rope
-    table = rope_table(files.context_length, rope.rotary_dim, rope.theta, rope.kind, dict(rope.scaling))
+    table = rope_table(files.context_length, rope.theta, rope.rotary_dim, rope.kind, dict(rope.scaling))
     return LoadedModel(
         files=files,
         spec=spec,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,9 @@ class TorchOperators:
             "activations": str(self.activation_dtype).removeprefix("torch."),
             "threads": str(torch.get_num_threads()),
         }
+
+    def compile(self, progress: Callable[[str, int, int], None]) -> None:
+        """torch comes compiled."""
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> TorchLinear:
         kind = self.activation_dtype
