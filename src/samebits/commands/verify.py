@@ -34,8 +34,18 @@ Token ids and the bits of every logprob are compared, of every member of every b
 
 
 def add(commands: Any) -> None:
-    parser = command(commands, "verify", "check that the same request gives the same bits", EXAMPLES, run)
+    parser = command(
+        commands,
+        "verify",
+        "check that the same request gives the same bits",
+        EXAMPLES,
+        run,
+        "verify [MODE ...]",
+    )
     parser.add_argument("modes", nargs="*", metavar="MODE", help=f"{', '.join(MODES)} (default: all)")
+    parser.add_argument(
+        "--test-mode", action="append", default=[], choices=MODES, help="the same by the name that SGLang uses"
+    )
     parser.add_argument(
         "--n-trials", type=positive, default=50, metavar="N", help="batches a mode (default: 50)"
     )
@@ -82,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
     from samebits.verify.run import as_json, bars_stream, mode_names, table
     from samebits.verify.run import run as run_modes
 
-    names = mode_names(options.modes or ["all"])
+    names = mode_names([*options.modes, *options.test_mode] or ["all"])
     if any(temperature < 0 for temperature in options.temperature):
         raise ConfigError("--temperature must not be negative")
     settings = Settings(options.n_trials, options.seed, options.max_new_tokens, options.max_batch)
