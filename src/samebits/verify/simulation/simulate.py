@@ -10,7 +10,7 @@ import msgspec
 from samebits.engine.engine import Engine
 from samebits.engine.loops import Loop as EngineLoop
 from samebits.engine.loops import OverlappedLoop, SimpleLoop
-from samebits.engine.messages import AbortRequest, EngineFacts, EngineRequest
+from samebits.engine.messages import AbortRequest, EngineFacts, EngineRequest, Finish
 from samebits.engine.runner import Runner
 from samebits.engine.validate import QueueFullError
 from samebits.sampling_params import SamplingDefaults
@@ -165,11 +165,11 @@ class Simulation:
                 self.streams.setdefault(request.rid, Stream(request))
 
     def _abort(self, event: Abort) -> None:
-        self._unsent = [
-            request
-            for request in self._unsent
-            if not (request.rid.startswith(event.rid) if event.prefix else request.rid == event.rid)
-        ]
+        for request in list(self._unsent):
+            if request.rid.startswith(event.rid) if event.prefix else request.rid == event.rid:
+                self._unsent.remove(request)
+                if request.rid in self.streams:  # an engine had it before a restart
+                    self.streams[request.rid].finish = Finish(reason="abort")
         self._engine.abort(AbortRequest(rid=event.rid, prefix=event.prefix))
         self.counts.aborts += 1
 
