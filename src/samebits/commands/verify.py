@@ -44,7 +44,11 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("modes", nargs="*", metavar="MODE", help=f"{', '.join(MODES)} (default: all)")
     parser.add_argument(
-        "--test-mode", action="append", default=[], choices=MODES, help="the same by the name that SGLang uses"
+        "--test-mode",
+        action="append",
+        default=[],
+        choices=MODES,
+        help="the same by the name that SGLang uses",
     )
     parser.add_argument(
         "--n-trials", type=positive, default=50, metavar="N", help="batches a mode (default: 50)"

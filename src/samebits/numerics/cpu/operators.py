@@ -18,7 +18,7 @@ from samebits.numerics.cpu.attention_plan import plan_attention
 from samebits.numerics.cpu.environment import machine, require_fma
 from samebits.numerics.cpu.kernel import Kernel
 from samebits.numerics.cpu.pool import Pool
-from samebits.numerics.operators import HeadLayout, KvLayer
+from samebits.numerics.operators import HeadLayout, KvLayer, PackedLinear
 
 # A task smaller than this (in elements touched) does not pay for another thread.
 ELEMENTS_OF_A_TASK = 16384
@@ -145,7 +145,8 @@ class CpuOperators:
         self._run_rows(kernel.address, arguments, rows, width)
         return y
 
-    def linear(self, x: Tensor, weight: gemm.CpuLinear) -> Tensor:
+    def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        assert isinstance(weight, gemm.CpuLinear), "the weight was packed by other operators"
         rows, depth = check_matrix("linear input", x, weight.in_features)
         columns = weight.out_features
         y = torch.empty((rows, columns))
@@ -169,7 +170,7 @@ class CpuOperators:
         self._pool.run(gemm.KERNELS[weight.storage].address, arguments, share.tasks)
         return y
 
-    def logits(self, x: Tensor, weight: gemm.CpuLinear) -> Tensor:
+    def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
         return self.linear(x, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -317,13 +318,13 @@ class CpuOperators:
         return y
 
     def token_logprobs(self, logits: Tensor, lse: Tensor, rows: Tensor, token_ids: Tensor) -> Tensor:
-        return top.token_logprobs(logits, lse, rows, token_ids)
+        return top.token_logprobs(self._pool, logits, lse, rows, token_ids)
 
     def top_tokens(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        return top.top_tokens(logits, count)
+        return top.top_tokens(self._pool, logits, count)
 
     def sample(self, logits: Tensor, batch: SamplingBatch, want_processed: bool = False) -> SampleResult:
-        return sampling.sample(logits, batch, want_processed)
+        return sampling.sample(self._pool, logits, batch, want_processed)
 
     # Self-test
 
