@@ -7,13 +7,14 @@ with LLM("path/to/model") as llm:
 from __future__ import annotations
 
 import asyncio
+import operator
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, SupportsIndex, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ from samebits.engine.build import build_engine
 from samebits.engine.messages import EngineFacts, EngineStatus, LogprobOptions, TokenLogprobs
 from samebits.engine.service import BuildEngine
 from samebits.engine.transport import ThreadTransport
-from samebits.errors import ConfigError, EngineError, RequestError
+from samebits.errors import ConfigError, RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import (
     Collector,
@@ -31,7 +32,6 @@ from samebits.generation.samples import (
     GenerationRequest,
     Sample,
     SampleResult,
-    SampleUpdate,
 )
 from samebits.generation.text_parts import load_text_parts
 from samebits.sampling_params import ResolvedSampling, SamplingParams
@@ -172,31 +172,6 @@ class LLM:
         ]
         return self._run(requests, progress)
 
-    def stream_chat(
-        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
-    ) -> Iterator[str]:
-        """The answer to one conversation, piece by piece as it comes. Leaving early aborts it."""
-        prompt = self.chat_prompt(messages)
-        request = GenerationRequest(prompt, sampling_params or SamplingParams(), add_special_tokens=False)
-        [sample, *others] = self._generator.prepare([request])
-        if others:
-            raise RequestError("a stream is of one sample: n must be 1", "n")
-        updates = self._generator.stream(sample)
-
-        async def following() -> SampleUpdate | None:
-            return await anext(updates, None)
-
-        async def leave() -> None:
-            await updates.aclose()
-
-        try:
-            while (update := self._wait(following())) is not None:
-                if update.finish is not None and update.finish.type == "error":
-                    raise EngineError(update.finish.message)
-                yield update.text
-        finally:
-            self._wait(leave())
-
     def chat_prompt(
         self,
         messages: Any,
@@ -296,24 +271,26 @@ def _list_prompts(prompts: Prompts) -> list[str | list[int]]:
     """The prompts as a list. Raises `RequestError` for anything else than text and token ids."""
     if isinstance(prompts, str):
         return [prompts]
-    listed = list(prompts)
-    ids = [int(entry) for entry in listed if _is_token_id(entry)]
-    if ids and len(ids) == len(listed):
-        return [ids]
+    one = _token_ids(prompts)
+    if one:
+        return [one]
     found: list[str | list[int]] = []
-    for entry in listed:
-        if isinstance(entry, str):
-            found.append(entry)
-        elif isinstance(entry, Sequence) and all(_is_token_id(part) for part in entry):
-            found.append([int(part) for part in entry])
-        else:
+    for entry in prompts:
+        ids = entry if isinstance(entry, str) else _token_ids(entry)
+        if ids is None:
             raise RequestError(f"a prompt is a text or a list of token ids, got {entry!r}", "prompts")
+        found.append(ids)
     return found
 
 
-def _is_token_id(value: object) -> TypeGuard[SupportsIndex]:
-    """Whether it counts as a whole number: an int of Python's, numpy's or torch's."""
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+def _token_ids(value: object) -> list[int] | None:
+    """The whole numbers in a list, array or tensor of them; None for anything else."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return None
+    try:
+        return [operator.index(entry) for entry in value]
+    except TypeError:
+        return None
 
 
 def _list_params(given: SamplingParams | Sequence[SamplingParams] | None, size: int) -> list[SamplingParams]:

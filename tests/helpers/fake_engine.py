@@ -218,12 +218,12 @@ if __name__ == "__main__":
     from samebits.config import ServerConfig
     from samebits.server.lifecycle import serve
 
-    _, folder_name, port, drain_seconds = sys.argv
+    _, folder_name, server_settings = sys.argv
     sys.exit(
         serve(
             ModelConfig(model=folder_name),
             EngineConfig(),
-            ServerConfig(port=int(port), drain_seconds=float(drain_seconds), max_body_mib=1),
+            ServerConfig(**json.loads(server_settings)),
             build="fake_engine:build_fake_engine",
         )
     )

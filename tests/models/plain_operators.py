@@ -109,14 +109,16 @@ class PlainOperators:
         output = torch.empty_like(queries)
         group = heads.query_heads // heads.kv_heads
         for request in range(batch.requests):
-            for row in range(int(batch.query_start[request]), int(batch.query_start[request + 1])):
-                seen = torch.arange(int(batch.positions[row]) + 1)
-                pages = batch.page_table[request, seen // batch.page_tokens].long()
-                slots = pages * batch.page_tokens + seen % batch.page_tokens
-                keys = kv.keys[slots].repeat_interleave(group, dim=1)
-                values = kv.values[slots].repeat_interleave(group, dim=1)
-                weights = torch.softmax(torch.einsum("hd,khd->hk", queries[row], keys) * scale, dim=-1)
-                output[row] = torch.einsum("hk,khd->hd", weights, values)
+            rows = slice(int(batch.query_start[request]), int(batch.query_start[request + 1]))
+            positions = batch.positions[rows]
+            seen = torch.arange(int(positions.max()) + 1)
+            pages = batch.page_table[request, seen // batch.page_tokens].long()
+            slots = pages * batch.page_tokens + seen % batch.page_tokens
+            keys = kv.keys[slots].repeat_interleave(group, dim=1)
+            values = kv.values[slots].repeat_interleave(group, dim=1)
+            scores = torch.einsum("rhd,khd->rhk", queries[rows], keys) * scale
+            scores.masked_fill_((seen > positions[:, None]).unsqueeze(1), float("-inf"))
+            output[rows] = torch.einsum("rhk,khd->rhd", torch.softmax(scores, dim=-1), values)
         return output.reshape(queries.shape[0], heads.query_width)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:

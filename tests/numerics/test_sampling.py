@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from sampling_reference import FIELDS, Reading, Row, make_batch, processed_logits, reference_sample
+from sampling_reference import Reading, Row, make_batch, processed_logits, reference_sample
 
-from samebits.numerics.cpu import filters, order
+from samebits.numerics.cpu import filters, order, top
 from samebits.numerics.cpu.noise import noise_of_words
-from samebits.numerics.cpu.sampling import row_settings, sample, sample_rows
-from samebits.numerics.cpu.top import token_logprobs, top_tokens
+from samebits.numerics.cpu.pool import Pool
+from samebits.numerics.cpu.sampling import SAMPLE, launch_words, settings_tensors
+from samebits.numerics.cpu.sampling import sample as sample_on
 
 VOCABULARY = 97
+POOL = Pool(1)
+sample = partial(sample_on, POOL)
+top_tokens = partial(top.top_tokens, POOL)
+token_logprobs = partial(top.token_logprobs, POOL)
 PROMPT, OUTPUT = (3, 3, 5, 90, 11), (5, 7, 7, 7, 96)
 
 
@@ -283,13 +290,12 @@ def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
     matrix[last, 151_000] = 500.0
     wanted = torch.tensor([last, last]), torch.tensor([151_000, 3])
     assert token_logprobs(torch.from_numpy(matrix), torch.zeros(rows), *wanted).tolist() == [500.0, 0.0]
-    tokens, faults = np.zeros(rows, np.int64), np.zeros(rows, np.uint8)
+    task = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(SAMPLE.address)
+    tokens, faults = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.uint8)
     for row in (Row(temperature=0.0), Row(), Row(top_k=2)):
-        settings = row_settings(make_batch([row], vocabulary))
-        repeated = settings._replace(
-            **{name: np.repeat(getattr(settings, name), rows) for name in (*FIELDS, "seed")},
-            **{name: np.zeros(rows + 1, np.int64) for name in settings._fields if name.endswith("_start")},
-        )
-        sample_rows(last, rows, matrix.view(np.int32), repeated, tokens, faults, np.empty((0, 0), np.float32))
+        settings = settings_tensors(make_batch([row] * rows, vocabulary), rows, vocabulary)
+        words = launch_words(torch.from_numpy(matrix), settings, tokens, faults, torch.empty(0, vocabulary))
+        arguments = np.array(words, np.int64)
+        task(arguments.ctypes.data, last)
         assert tokens[last] == 151_000
         tokens[last] = 0

@@ -138,7 +138,7 @@ def build_weights(
     for index in range(spec.layers):
         layers.append(_layer(spec, names, source, operators, index))
         progress(STAGE, index + 2, total)
-    final_norm = source.tensor(names.final_norm).to(operators.device)
+    final_norm = _vector(source, names.final_norm, operators)
     if spec.tied_embeddings:
         output = operators.pack_linear(embedding)
     else:
@@ -153,7 +153,7 @@ def _layer(
     at = partial(_at_layer, layer=index)
 
     def vector(name: str) -> Tensor:
-        return source.tensor(at(name)).to(operators.device)
+        return _vector(source, at(name), operators)
 
     def linear(parts: tuple[str, ...], bias: bool) -> PackedLinear:
         return operators.pack_linear(
@@ -174,6 +174,13 @@ def _layer(
         down=linear((names.down,), spec.mlp_bias),
     )
     return LayerWeights(attention, mlp)
+
+
+def _vector(source: TensorSource, name: str, operators: Operators) -> Tensor:
+    """A norm's weight, widened to the activation dtype now rather than at each use; no value changes."""
+    stored = source.tensor(name)
+    wider = torch.promote_types(stored.dtype, operators.activation_dtype)
+    return stored.to(operators.device, wider)
 
 
 def _joined(source: TensorSource, names: list[str]) -> Tensor:

@@ -8,8 +8,8 @@ descend. From the first filter that bites, a row is a list of survivors: token i
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from samebits.numerics.cpu.kernel import inlined
 from samebits.numerics.cpu.lanes import float_bits, float_from_bits
 from samebits.numerics.cpu.math import exp32
 from samebits.numerics.cpu.order import (
@@ -29,13 +29,13 @@ WEIGHT_SCALE = np.float32(2.0**40)
 BITS_PER_WORD = 32
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def value_of_order(order):
     """The float32 that an order was made of (+0 for -0)."""
     return float_from_bits(np.int64(bits_of_order(order)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def penalized(value, repetition, frequency, presence, count):
     """One logit under its penalties; `count` is how often the id stands in the output (0: prompt only)."""
     value = value / repetition if value > ZERO else value * repetition
@@ -45,7 +45,7 @@ def penalized(value, repetition, frequency, presence, count):
     return value
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def set_value(orders, token_id, value):
     """Replace one logit. Returns whether it is finite."""
     bits = float_bits(value)
@@ -53,7 +53,7 @@ def set_value(orders, token_id, value):
     return (bits & MAGNITUDE) < INFINITE
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def apply_penalties(orders, prompt, output, repetition, frequency, presence):
     """Penalties in place; the lists' order and repeats in the prompt do not matter. Returns whether all
     changed logits are finite."""
@@ -77,7 +77,7 @@ def apply_penalties(orders, prompt, output, repetition, frequency, presence):
     return finite
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def apply_bias(orders, ids, values):
     """Add a bias to each listed id, in list order. Returns whether all changed logits are finite."""
     finite = True
@@ -86,14 +86,14 @@ def apply_bias(orders, ids, values):
     return finite
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def exclude_listed(orders, ids):
     """Exclude the listed ids."""
     for i in range(ids.shape[0]):
         orders[ids[i]] = EXCLUDED
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def exclude_unset(orders, allowed):
     """Exclude the ids whose bit in `allowed` (int32 words, lowest bit first) is 0."""
     for index in range(allowed.shape[0]):
@@ -105,7 +105,7 @@ def exclude_unset(orders, allowed):
                     orders[first + bit] = EXCLUDED
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def orders_to_distances(orders, best, temperature):
     """Temperature, in place: distance = (largest - logit) / temperature, two roundings; excluded stay so."""
     largest = value_of_order(best)
@@ -115,13 +115,13 @@ def orders_to_distances(orders, best, temperature):
         orders[i] = EXCLUDED if order == EXCLUDED else float_bits(distance)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def probability(distance):
     """exp(scaled logit), the best token's being 1. float32."""
     return exp32(-float_from_bits(np.int64(distance)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def fill_weights(distances, weights):
     """Fixed-point weights int64 of survivors' distances. Returns their sum, which no order can change."""
     total = np.int64(0)
@@ -131,7 +131,7 @@ def fill_weights(distances, weights):
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def all_survivors(distances):
     """int32 ids of all that are not excluded, ascending."""
     count = 0
@@ -146,13 +146,13 @@ def all_survivors(distances):
     return ids
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def keep_top_k(distances, top_k):
     """Ids int32 of exactly the `top_k` best (fewer if fewer are left), ascending."""
     return np.sort(best_ids(distances, np.int64(top_k), LAST_ALLOWED)).astype(np.int32)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def keep_top_p(ids, distances, top_p):
     """Of survivors with ascending ids, the smallest prefix in total order whose weights reach their part
     `top_p`, at least one; in ascending ids again. The goal is ceil(top_p * sum), the product in float64."""
@@ -174,7 +174,7 @@ def keep_top_p(ids, distances, top_p):
     return ids[kept[:count]], distances[kept[:count]]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def keep_min_p(ids, distances, min_p):
     """The survivors whose probability is at least `min_p` times the best one's, which is 1."""
     kept = np.empty(ids.shape[0], np.int32)

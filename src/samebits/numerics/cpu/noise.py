@@ -6,9 +6,9 @@ Words are kept in 64 bits here, because the high half of a 32 by 32 bit product 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from samebits.numerics import philox
+from samebits.numerics.cpu.kernel import inlined
 from samebits.numerics.cpu.math import log1p32, log32
 
 ROUNDS = philox.ROUNDS
@@ -27,7 +27,7 @@ TWO_16 = np.float32(65536.0)
 TWO_MINUS_32 = np.float32(2.0**-32)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False, inline="always")
+@inlined
 def philox_words(c0, c1, c2, c3, k0, k1):
     """The four words of one counter under one key; every value is a uint64 below 2**32."""
     for _ in range(ROUNDS):
@@ -40,7 +40,7 @@ def philox_words(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def words_of_range(first_id, seed, position, sample_index, stream, words):
     """Fill `words` uint32 [n] with the words of the ids first_id .. first_id + n - 1.
 
@@ -64,7 +64,7 @@ def words_of_range(first_id, seed, position, sample_index, stream, words):
         words[4 * quad + 3] = w3
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def words_of_ids(ids, seed, position, sample_index, stream, words):
     """Fill `words` uint32 [n] with the words of the token ids `ids` int32 [n]."""
     low, high = np.uint64(seed) & WORD_MASK, np.uint64(seed) >> HIGH
@@ -83,7 +83,7 @@ def words_of_ids(ids, seed, position, sample_index, stream, words):
         words[i] = upper if token_id & np.uint64(2) else lower
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def noise_of_words(words, noise):
     """Fill `noise` float32 [n] from `words` uint32 [n].
 

@@ -8,7 +8,8 @@ that must not be chosen; no finite value, and not even -inf, has it.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from samebits.numerics.cpu.kernel import inlined
 
 EXCLUDED = np.int32(0x7FFFFFFF)
 LAST_ALLOWED = np.int32(0x7FFFFFFE)
@@ -23,21 +24,21 @@ ID_SHIFT = np.int64(32)
 ID_MASK = np.int64(0xFFFFFFFF)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def order_of_bits(bits):
     """int32 bits of a float32 -> int32 order. Its own inverse but for -0, which comes back as +0."""
     flipped = bits ^ ((bits >> SIGN_SHIFT) & MAGNITUDE)
     return ~(ZERO if bits == NEGATIVE_ZERO else flipped)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def bits_of_order(order):
     """int32 order -> int32 bits of the float32."""
     flipped = ~order
     return flipped ^ ((flipped >> SIGN_SHIFT) & MAGNITUDE)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def fill_orders(bits, orders):
     """Orders of a whole row. Returns the largest magnitude bits: >= INFINITE means a value is not finite."""
     largest = ZERO
@@ -48,7 +49,7 @@ def fill_orders(bits, orders):
     return largest
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def smallest_order(orders):
     """Minimum of an int32 array of at least one element."""
     best = EXCLUDED
@@ -57,7 +58,7 @@ def smallest_order(orders):
     return best
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def first_with(orders, wanted):
     """The lowest index that holds `wanted`; -1 if none does."""
     for i in range(orders.shape[0]):
@@ -66,7 +67,7 @@ def first_with(orders, wanted):
     return np.int64(-1)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def first_best(bits):
     """(largest magnitude bits, index of the first best value) of a row of float32 bits, without a copy."""
     count = bits.shape[0]
@@ -86,7 +87,7 @@ def first_best(bits):
     return largest, np.int64(0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def best_ids(orders, count, worst):
     """The `count` best ids whose order is at most `worst` (fewer if there are fewer), in total order. int64.
 
@@ -119,7 +120,7 @@ def best_ids(orders, count, worst):
     return np.sort(candidates) & ID_MASK
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def weighted_prefix(distances, weights, need):
     """Where the running sum of `weights` (int64 >= 0), in ascending order of `distances` (int32 >= 0), first
     reaches `need`, which is 1 to the total: (that distance, what is still needed among its ties).

@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from samebits.errors import NumericsError
 from samebits.numerics.batch import SampleResult, SamplingBatch
 from samebits.numerics.cpu import filters, noise
+from samebits.numerics.cpu.arrays import float32_array, int32_array, int64_array, uint8_array
 from samebits.numerics.cpu.filters import WEIGHT_SCALE, fill_weights, keep_min_p, keep_top_k, keep_top_p
-from samebits.numerics.cpu.lanes import float_bits, float_from_bits
+from samebits.numerics.cpu.kernel import Kernel, inlined
+from samebits.numerics.cpu.lanes import float_bits, float_from_bits, load_int64
 from samebits.numerics.cpu.math import log32
 from samebits.numerics.cpu.order import (
     EXCLUDED,
@@ -23,17 +25,19 @@ from samebits.numerics.cpu.order import (
     order_of_bits,
     smallest_order,
 )
+from samebits.numerics.cpu.pool import Pool
 from samebits.numerics.philox import STREAM_SAMPLE
 
 NON_FINITE = np.uint8(1)
 NOTHING_LEFT = np.uint8(2)
 CHUNK = 1024
 """Ids whose noise is made together; a multiple of 4. No result depends on it."""
-LIST_NAMES = ("prompt", "output", "bias", "forbidden")
+SHARED_FROM = 16384
+"""Logits in a batch from which other threads help."""
 
 
-class RowSettings(NamedTuple):
-    """`SamplingBatch` as arrays, for numba; empty arrays stand for absent ones."""
+class Settings(NamedTuple):
+    """What the rows ask for: `SamplingBatch` as arrays, for numba. `allowed` has no rows when it is absent."""
 
     temperature: np.ndarray
     top_k: np.ndarray
@@ -57,7 +61,7 @@ class RowSettings(NamedTuple):
     allowed: np.ndarray
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def best_of_chunk(distances, chunk_noise, best):
     """(order, index) of the first best score in a chunk, if it is better than `best`; else (best, -1)."""
     chunk_best = EXCLUDED
@@ -74,7 +78,7 @@ def best_of_chunk(distances, chunk_noise, best):
     return best, np.int64(-1)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def hopeless(distances, best):
     """Whether no noise can lift any id of this chunk to the best score so far."""
     nearest = smallest_order(distances)
@@ -84,7 +88,7 @@ def hopeless(distances, best):
     return order_of_bits(float_bits(highest)) > best
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def gumbel_argmax_all(distances, seed, position, sample_index):
     """The id with the largest noise - distance over a whole vocabulary, ties to the lower id."""
     words = np.empty(CHUNK, np.uint32)
@@ -101,7 +105,7 @@ def gumbel_argmax_all(distances, seed, position, sample_index):
     return token_id
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def gumbel_argmax_of(ids, distances, seed, position, sample_index):
     """The same over survivors with ascending ids."""
     count = ids.shape[0]
@@ -120,7 +124,7 @@ def gumbel_argmax_of(ids, distances, seed, position, sample_index):
     return token_id
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def write_processed(ids, distances, processed):
     """Logprobs of the survivors: -distance - log(sum of weights / 2**40), -0 made +0; -inf elsewhere."""
     total = fill_weights(distances, np.empty(distances.shape[0], np.int64))
@@ -131,7 +135,7 @@ def write_processed(ids, distances, processed):
         processed[ids[i]] = logprob + np.float32(0.0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def processed_orders(bits, rows, row, orders):
     """Penalties, bias and masks of one row. Fills `orders`; returns whether every logit is finite."""
     finite = fill_orders(bits, orders) < INFINITE
@@ -150,7 +154,7 @@ def processed_orders(bits, rows, row, orders):
     return finite
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def draw(distances, rows, row, processed):
     """Top-k, top-p, min-p and Gumbel-argmax of one row after temperature -> token id."""
     top_k, top_p, min_p = rows.top_k[row], rows.top_p[row], rows.min_p[row]
@@ -169,7 +173,7 @@ def draw(distances, rows, row, processed):
     return gumbel_argmax_of(ids, near, seed, position, sample_index)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def sample_row(bits, rows, row, orders, processed):
     """(token id, fault) of one row of float32 bits. `orders` is scratch of the row's length."""
     if processed.shape[0]:
@@ -188,7 +192,7 @@ def sample_row(bits, rows, row, orders, processed):
     return draw(orders, rows, row, processed), np.uint8(0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+@inlined
 def is_plain_argmax(rows, row):
     """Whether the row asks for nothing but the best raw logit."""
     return (
@@ -202,43 +206,119 @@ def is_plain_argmax(rows, row):
     )
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
-def sample_rows(first, last, bits, rows, tokens, faults, processed):
-    """Sample rows first .. last - 1. `processed` has no rows when it is not wanted."""
-    orders = np.empty(bits.shape[1], np.int32)
-    for row in range(first, last):
-        if processed.shape[0] == 0 and is_plain_argmax(rows, row):
-            largest, token_id = first_best(bits[row])
-            finite = largest < INFINITE
-            tokens[row] = token_id if finite else -1
-            faults[row] = np.uint8(0) if finite else NON_FINITE
+@inlined
+def settings_of(arguments, rows, allowed_words):
+    """The settings behind words 0 to 19 of the arguments."""
+    prompt_start = int64_array(arguments, 10, rows + 1)
+    output_start = int64_array(arguments, 12, rows + 1)
+    bias_start = int64_array(arguments, 14, rows + 1)
+    forbidden_start = int64_array(arguments, 17, rows + 1)
+    return Settings(
+        float32_array(arguments, 0, rows),
+        int32_array(arguments, 1, rows),
+        float32_array(arguments, 2, rows),
+        float32_array(arguments, 3, rows),
+        float32_array(arguments, 4, rows),
+        float32_array(arguments, 5, rows),
+        float32_array(arguments, 6, rows),
+        int64_array(arguments, 7, rows),
+        int64_array(arguments, 8, rows),
+        int64_array(arguments, 9, rows),
+        prompt_start,
+        int64_array(arguments, 11, prompt_start[rows]),
+        output_start,
+        int64_array(arguments, 13, output_start[rows]),
+        bias_start,
+        int64_array(arguments, 15, bias_start[rows]),
+        float32_array(arguments, 16, bias_start[rows]),
+        forbidden_start,
+        int64_array(arguments, 18, forbidden_start[rows]),
+        int32_array(arguments, 19, (rows if allowed_words else 0, allowed_words)),
+    )
+
+
+def _sample_task(arguments, row):
+    """One row. Words 20 on: logits, tokens, faults, processed; rows, vocabulary, allowed words, want processed."""
+    rows, vocabulary = load_int64(arguments, 24), load_int64(arguments, 25)
+    settings = settings_of(arguments, rows, load_int64(arguments, 26))
+    bits = int32_array(arguments, 20, (rows, vocabulary))[row]
+    tokens, faults = int64_array(arguments, 21, rows), uint8_array(arguments, 22, rows)
+    wanted = load_int64(arguments, 27)
+    processed = float32_array(arguments, 23, (rows if wanted else 1, vocabulary if wanted else 0))
+    if wanted == 0 and is_plain_argmax(settings, row):
+        largest, token_id = first_best(bits)
+        finite = largest < INFINITE
+        tokens[row] = token_id if finite else -1
+        faults[row] = np.uint8(0) if finite else NON_FINITE
+    else:
+        orders = np.empty(vocabulary, np.int32)
+        tokens[row], faults[row] = sample_row(bits, settings, row, orders, processed[row if wanted else 0])
+
+
+SAMPLE = Kernel(_sample_task)
+
+
+def check_operand(
+    name: str, tensor: Tensor, kind: torch.dtype, shape: tuple[int, ...] | None = None
+) -> Tensor:
+    """The tensor, if it is a contiguous CPU tensor of this dtype and shape. Raises NumericsError."""
+    fits = shape is None or tuple(tensor.shape) == shape
+    if tensor.dtype != kind or not fits or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        expected = "" if shape is None else f" {list(shape)}"
+        raise NumericsError(
+            f"{name} must be contiguous {kind}{expected} on CPU, not {tensor.dtype} {list(tensor.shape)}"
+        )
+    return tensor
+
+
+def settings_tensors(batch: SamplingBatch, rows: int, vocabulary: int) -> list[Tensor]:
+    """The tensors behind `Settings`, in its order, checked. Raises NumericsError naming the field."""
+    lists = {"prompt": batch.prompt, "output": batch.output, "bias": batch.bias, "forbidden": batch.forbidden}
+    tensors = []
+    for field in Settings._fields:
+        if field == "allowed":
+            empty = torch.empty((0, 0), dtype=torch.int32)
+            words = (rows, -(-vocabulary // 32))
+            tensors.append(
+                empty if batch.allowed is None else check_operand(field, batch.allowed, torch.int32, words)
+            )
+        elif field == "bias_values":
+            values = torch.empty(0) if batch.bias.values is None else batch.bias.values
+            tensors.append(check_operand(field, values, torch.float32, tuple(batch.bias.ids.shape)))
+        elif field.endswith("_start"):
+            start = lists[field.removesuffix("_start")].start
+            tensors.append(check_operand(field, start, torch.int64, (rows + 1,)))
+        elif field.endswith("_ids"):
+            tensors.append(check_operand(field, lists[field.removesuffix("_ids")].ids, torch.int64))
         else:
-            wanted = processed[row] if processed.shape[0] else np.empty(0, np.float32)
-            tokens[row], faults[row] = sample_row(bits[row], rows, row, orders, wanted)
+            kind = torch.int64 if field in ("seed", "position", "sample_index") else torch.float32
+            kind = torch.int32 if field == "top_k" else kind
+            tensors.append(check_operand(field, getattr(batch, field), kind, (rows,)))
+    return tensors
 
 
-def row_settings(batch: SamplingBatch) -> RowSettings:
-    """The batch's tensors as arrays."""
-    lists = (batch.prompt, batch.output, batch.bias, batch.forbidden)
-    values: dict[str, np.ndarray] = {}
-    for name, token_list in zip(LIST_NAMES, lists, strict=True):
-        values[f"{name}_start"] = token_list.start.numpy()
-        values[f"{name}_ids"] = token_list.ids.numpy()
-    bias_values = batch.bias.values
-    values["bias_values"] = np.empty(0, np.float32) if bias_values is None else bias_values.numpy()
-    values["allowed"] = np.empty((0, 0), np.int32) if batch.allowed is None else batch.allowed.numpy()
-    for name in RowSettings._fields:
-        if name not in values:
-            values[name] = getattr(batch, name).numpy()
-    return RowSettings(**values)
-
-
-def sample(logits: Tensor, batch: SamplingBatch, want_processed: bool = False) -> SampleResult:
-    """Sampling clause over float32 logits [rows, vocabulary] on CPU; see `Operators.sample`."""
+def launch_words(
+    logits: Tensor, settings: list[Tensor], tokens: Tensor, faults: Tensor, processed: Tensor
+) -> tuple[int, ...]:
+    """The arguments of the sampling kernel. The tensors must outlive the launch."""
     rows, vocabulary = logits.shape
+    tensors = (*settings, logits, tokens, faults, processed)
+    sizes = (rows, vocabulary, settings[-1].shape[1], int(processed.shape[0] > 0))
+    return tuple(tensor.data_ptr() for tensor in tensors) + sizes
+
+
+def sample(pool: Pool, logits: Tensor, batch: SamplingBatch, want_processed: bool = False) -> SampleResult:
+    """Sampling clause over contiguous float32 logits [rows, vocabulary] on CPU; see `Operators.sample`.
+
+    The ids in the batch's lists lie in the vocabulary: the caller has checked them. Raises NumericsError for a
+    tensor of the wrong kind.
+    """
+    rows, vocabulary = check_operand("logits", logits, torch.float32).shape
     tokens = torch.empty(rows, dtype=torch.int64)
     faults = torch.empty(rows, dtype=torch.uint8)
-    processed = torch.empty((rows if want_processed else 0, vocabulary), dtype=torch.float32)
-    bits = logits.contiguous().view(torch.int32).numpy()
-    sample_rows(0, rows, bits, row_settings(batch), tokens.numpy(), faults.numpy(), processed.numpy())
+    processed = torch.empty((rows if want_processed else 0, vocabulary))
+    settings = settings_tensors(batch, rows, vocabulary)
+    if rows:
+        words = launch_words(logits, settings, tokens, faults, processed)
+        pool.run(SAMPLE.address, words, rows, rows * vocabulary >= SHARED_FROM)
     return SampleResult(tokens, faults, processed if want_processed else None)
