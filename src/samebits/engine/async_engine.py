@@ -7,7 +7,7 @@ wait in the request's own mailbox, which can grow no larger than the request's o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from itertools import count
 
 from samebits.engine.messages import (
@@ -87,7 +87,7 @@ class AsyncEngine:
             raise kind(self.failure.message)
         return self.facts
 
-    async def stream(self, request: EngineRequest) -> AsyncIterator[RequestEvent]:
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[RequestEvent, None]:
         """Run a request; yields its events, the last one with `finish`. Leaving early aborts it.
 
         Raises `QueueFullError` or `RequestError` when the engine refuses it, `EngineError` when the engine dies.

@@ -37,6 +37,7 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
         log.warning(
             "numerics profile '%s' promises nothing: bits may change with the batch", operators.profile
         )
+    operators.compile(lambda name, done, total: progress(f"compiling kernels: {name}", done, total))
     loaded = load_model(model, operators, progress)
     plan = make_plan(loaded, operators)
     pages = _page_count(engine, loaded, operators)
@@ -104,6 +105,7 @@ def _facts(
 ) -> EngineFacts:
     return EngineFacts(
         model=model.model,
+        folder=str(loaded.files.folder),
         family=loaded.spec.family,
         vocabulary=loaded.spec.vocabulary,
         context_length=loaded.files.context_length,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 
 from samebits.engine.loops import Loop
+from samebits.engine.masks import MaskSource, RequestMasks
 from samebits.engine.messages import (
     AbortRequest,
     EngineFacts,
@@ -15,8 +17,8 @@ from samebits.engine.messages import (
     TokenLogprobs,
 )
 from samebits.engine.runner import Runner
-from samebits.engine.sampling_stage import SamplerTable
-from samebits.engine.step import ChunkResult, PreparedStep, prepare_step
+from samebits.engine.sampling_stage import MASK_FAILED, SamplerTable
+from samebits.engine.step import ChunkResult, HeldRow, PreparedStep, prepare_step
 from samebits.engine.validate import QueueFullError, validate_request
 from samebits.errors import RequestError
 from samebits.schedule.request import Phase, Request, judge_token, new_request
@@ -25,7 +27,10 @@ from samebits.schedule.scheduler import Scheduler
 FAULT_MESSAGES = {
     1: "the model's logits are not finite for this request",
     2: "no token is left to sample from after the masks of this request",
+    MASK_FAILED: "the grammar of this request failed",
 }
+MASK_WAIT_SECONDS = 0.02
+"""How long a turn with nothing else to do waits for a mask, before it looks for new requests again."""
 
 
 @dataclass
@@ -47,6 +52,7 @@ class Engine:
     scheduler: Scheduler
     loop: Loop
     max_waiting: int
+    mask_source: MaskSource | None = None
     counters: Counters = field(default_factory=Counters)
     _arrivals: int = 0
     _events: list[RequestEvent] = field(default_factory=list)
@@ -55,6 +61,8 @@ class Engine:
     def __post_init__(self) -> None:
         self._eos = frozenset(self.facts.eos_token_ids)
         self._sampler_table = SamplerTable(self.scheduler.limits.max_running)
+        self._masks: dict[Request, RequestMasks] = {}
+        self._held: list[HeldRow] = []
         self._slot_owner: list[Request | None] = [None] * self.scheduler.limits.max_running
 
     def submit(self, request: EngineRequest) -> None:
@@ -64,8 +72,12 @@ class Engine:
             raise RequestError(f"a request with rid {request.rid!r} is running already", "rid")
         if self.scheduler.waiting_count >= self.max_waiting:
             raise QueueFullError(f"the queue is full ({self.max_waiting} requests are waiting)")
-        self.scheduler.add(new_request(request, self._arrivals, self._eos, self.facts.context_length))
+        masks = self._make_masks(request)
+        added = new_request(request, self._arrivals, self._eos, self.facts.context_length)
+        self.scheduler.add(added)
         self._arrivals += 1
+        if masks is not None:
+            self._masks[added] = masks
 
     def abort(self, command: AbortRequest) -> None:
         """Stop the named requests at once; their last events come out of the next `step`."""
@@ -80,7 +92,10 @@ class Engine:
     def step(self) -> list[RequestEvent]:
         """Take one turn of the loop and return the news. May return nothing while a step is on its way."""
         events, self._events = self._events, []
-        for result in self.loop.turn(self._prepare):
+        results = self.loop.turn(self._prepare)
+        if not results and not events and not self.loop.busy:
+            self._wait_for_mask()
+        for result in results:
             event = self._take(result)
             if event is not None:
                 events.append(event)
@@ -111,20 +126,52 @@ class Engine:
         """Let go of threads; the engine cannot be used afterwards."""
         self.loop.close()
 
+    def _make_masks(self, request: EngineRequest) -> RequestMasks | None:
+        if not request.grammar:
+            return None
+        if self.mask_source is None:
+            raise RequestError("this engine has no grammar support", "grammar")
+        return RequestMasks(self.mask_source.matcher(request.grammar))
+
     def _prepare(self) -> PreparedStep | None:
         """The next step, noted as launched; None when there is nothing to compute."""
+        late = self._ready_held()
         chunks = self.scheduler.schedule()
-        if not chunks:
+        if not chunks and not late:
             return None
         for chunk in chunks:
             self._load_sampler(chunk.request)
-        step = prepare_step(
-            chunks, self.scheduler.page_table, self.scheduler.limits.page_tokens, self._sampler_table
-        )
+        limits, table = self.scheduler.limits, self.scheduler.page_table
+        step = prepare_step(chunks, table, limits.page_tokens, self._sampler_table, self._masks, late)
         for chunk in chunks:
             self.scheduler.launch(chunk)
         self.counters.steps += 1
         return step
+
+    def _ready_held(self) -> list[HeldRow]:
+        """Take the held rows whose mask has come. Those whose request lost its pages meanwhile are dropped:
+        the request computes them again."""
+        ready = []
+        waiting = []
+        for held in self._held:
+            request = held.chunk.request
+            if request.phase is Phase.FINISHED:
+                continue
+            if request.preemptions != held.chunk.preemptions:
+                request.held = False
+                request.unread -= 1
+            elif held.row.is_ready:
+                ready.append(held)
+            else:
+                waiting.append(held)
+        self._held = waiting
+        return ready
+
+    def _wait_for_mask(self) -> None:
+        """With nothing to do but to wait for grammars, wait a little."""
+        masks = [held.row.mask for held in self._held if held.row.mask is not None]
+        if masks:
+            wait(masks, timeout=MASK_WAIT_SECONDS, return_when=FIRST_COMPLETED)
 
     def _load_sampler(self, request: Request) -> None:
         if self._slot_owner[request.slot] is not request:
@@ -136,16 +183,22 @@ class Engine:
         chunk, request = result.chunk, result.chunk.request
         if request.phase is Phase.FINISHED:
             return None  # it ended after this step was launched: nothing of the step is kept
-        request.unread -= chunk.samples
-        if result.faulty:
-            return self._fail(request, "a key or value of this request is not finite")
-        self.scheduler.settle(chunk)
-        self.counters.prompt_tokens += max(0, min(chunk.end, request.prompt_length) - chunk.start)
-        for score in result.scored:
-            if score is None:
-                return self._fail(request, FAULT_MESSAGES[1])
-            assert request.prompt_logprobs is not None
-            request.prompt_logprobs.append(score)
+        if result.void:
+            self.scheduler.undo(chunk)
+            return None
+        if result.held is not None:
+            self._held.append(result.held)
+            request.held = True
+        else:
+            request.unread -= chunk.samples
+        if result.late:
+            request.held = False
+        else:
+            failure = self._settle(result)
+            if failure:
+                return self._fail(request, failure)
+        if result.held is not None:
+            return None
         if result.sampled is None:
             ended = chunk.end == request.length_limit and not request.samples
             return self._finish(request, Finish(reason="length")) if ended else None
@@ -153,8 +206,24 @@ class Engine:
             return self._fail(request, FAULT_MESSAGES[result.sampled.fault])
         return self._append(request, result.sampled.token_id, result.sampled.logprobs)
 
+    def _settle(self, result: ChunkResult) -> str:
+        """Take what a chunk stored and scored; returns why its request must fail, or nothing."""
+        chunk, request = result.chunk, result.chunk.request
+        if result.faulty:
+            return "a key or value of this request is not finite"
+        self.scheduler.settle(chunk)
+        self.counters.prompt_tokens += max(0, min(chunk.end, request.prompt_length) - chunk.start)
+        for score in result.scored:
+            if score is None:
+                return FAULT_MESSAGES[1]
+            assert request.prompt_logprobs is not None
+            request.prompt_logprobs.append(score)
+        return ""
+
     def _append(self, request: Request, token_id: int, logprobs: TokenLogprobs | None) -> RequestEvent:
         request.tokens.append(token_id)
+        if request in self._masks:
+            self._masks[request].accept(token_id)
         self.counters.generated_tokens += 1
         finish = judge_token(request, token_id)
         if finish is not None:
@@ -170,11 +239,13 @@ class Engine:
 
     def _release(self, request: Request, finish: Finish) -> None:
         request.finish = finish
+        self._masks.pop(request, None)
         self.scheduler.finish(request)
 
     def _event(self, request: Request, token_ids: list[int], logprobs: list[TokenLogprobs]) -> RequestEvent:
         first = not request.announced
         request.announced = True
+        self.counters.cached_tokens += request.cached_tokens if first else 0
         assert request.finish is None or request.phase is Phase.FINISHED
         return RequestEvent(
             rid=request.rid,

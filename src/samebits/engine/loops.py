@@ -27,6 +27,10 @@ class StepFailure(Exception):
 class Loop(Protocol):
     """Turns prepared steps into results."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether a step is on its way whose results are still to come."""
+
     def turn(self, prepare: Prepare) -> Sequence[ChunkResult]:
         """Ask for a step, get it going, and return the results that are due (none, perhaps). Raises `StepFailure`."""
 
@@ -39,6 +43,10 @@ class SimpleLoop:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+
+    @property
+    def busy(self) -> bool:
+        return False
 
     def turn(self, prepare: Prepare) -> Sequence[ChunkResult]:
         step = prepare()
@@ -66,6 +74,10 @@ class OverlappedLoop:
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samebits-device")
         self._device_tokens: dict[str, int] = {}
         self._running: tuple[PreparedStep, Future[list[ChunkResult]]] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._running is not None
 
     def turn(self, prepare: Prepare) -> Sequence[ChunkResult]:
         step = prepare()

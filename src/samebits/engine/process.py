@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -21,10 +22,12 @@ import zmq
 import zmq.asyncio
 
 from samebits.config import EngineConfig, ModelConfig
+from samebits.engine.logs import configure_logging
 from samebits.engine.messages import Command, EngineFailed, EngineReady, Message, Shutdown
 from samebits.engine.service import BuildEngine, progress_sender, run_service
 from samebits.engine.transport import Deliver, describe_failure
 
+BUILD_ENGINE = "samebits.engine.build:build_engine"
 PARENT_CHECK_MILLISECONDS = 1000
 STOP_SECONDS = 5.0
 LAST_WORDS_SECONDS = 0.2
@@ -32,10 +35,17 @@ LAST_WORDS_SECONDS = 0.2
 
 
 class ProcessTransport:
-    """An engine in a spawned process. `build` must be importable by name in the child."""
+    """An engine in a spawned process. `build` names its `BuildEngine` as `module:function`; it goes by name so
+    that this process need not import what only an engine needs."""
 
-    def __init__(self, model: ModelConfig, engine: EngineConfig, build: BuildEngine) -> None:
-        self._settings = (model, engine, build)
+    def __init__(
+        self,
+        model: ModelConfig,
+        engine: EngineConfig,
+        build: str = BUILD_ENGINE,
+        log_level: str = "warning",
+    ) -> None:
+        self._settings = (model, engine, build, log_level)
         self._process: SpawnProcess | None = None
         self._folder = ""
         self._failed = False
@@ -49,7 +59,7 @@ class ProcessTransport:
     def start(self, deliver: Deliver) -> None:
         self._context = zmq.asyncio.Context()
         self._events = self._context.socket(zmq.PULL)
-        self._commands = zmq.Context.shadow(self._context.underlying).socket(zmq.PUSH)
+        self._commands: zmq.Socket[bytes] = zmq.Context.shadow(self._context.underlying).socket(zmq.PUSH)
         for socket in (self._events, self._commands):
             socket.set_hwm(0)  # the engine never waits for a slow reader, nor the reader for the engine
             socket.setsockopt(zmq.LINGER, 0)
@@ -162,7 +172,8 @@ class _SocketInbox:
 def engine_process(
     model: ModelConfig,
     engine: EngineConfig,
-    build: BuildEngine,
+    build: str,
+    log_level: str,
     commands_address: str,
     events_address: str,
     parent: int,
@@ -170,6 +181,7 @@ def engine_process(
     """Main function of the child. Its last message is an `EngineFailed` unless it was told to leave."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    configure_logging(log_level)
     context = zmq.Context()
     commands, events = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     for socket in (commands, events):
@@ -184,7 +196,9 @@ def engine_process(
 
     status = 0
     try:
-        built = build(model, engine, progress_sender(send))
+        module, _, function = build.partition(":")
+        build_engine: BuildEngine = getattr(importlib.import_module(module), function)
+        built = build_engine(model, engine, progress_sender(send))
         send([EngineReady(facts=built.facts)])
         run_service(built, _SocketInbox(commands, parent), send)
     except BaseException as error:  # the parent must learn of whatever ends this process

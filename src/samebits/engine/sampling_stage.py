@@ -6,12 +6,14 @@ Each row is sampled from its own logits with its own parameters; which rows shar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from samebits.engine.masks import Mask, RequestMasks
 from samebits.engine.runner import Runner
 from samebits.numerics.batch import SamplingBatch, TokenLists
 from samebits.sampling_params import ResolvedSampling
@@ -19,6 +21,8 @@ from samebits.schedule.messages import LogprobOptions, TokenLogprobs
 from samebits.schedule.request import Request
 from samebits.schedule.scheduler import Chunk
 
+MASK_FAILED = 3
+"""Fault of a row whose grammar raised."""
 SCORED_ROWS_AT_ONCE = 128
 """Prompt positions whose logits exist at the same time; bounds memory, changes no bit."""
 
@@ -41,9 +45,16 @@ class SampledRow:
     unread: bool
     """whether the token before the sampled one comes from the step before"""
     forbidden: Sequence[int]
+    mask: Future[Mask] | None
+    """of its grammar, which may still be computed"""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be sampled without waiting."""
+        return self.mask is None or self.mask.done()
 
 
-def sampled_row(chunk: Chunk) -> SampledRow:
+def sampled_row(chunk: Chunk, masks: RequestMasks | None) -> SampledRow:
     """The row that samples the token after `chunk`."""
     request = chunk.request
     sampling = request.spec.sampling
@@ -58,6 +69,7 @@ def sampled_row(chunk: Chunk) -> SampledRow:
         output_ids=request.tokens[request.prompt_length :] if history else (),
         unread=chunk.unread,
         forbidden=sorted(request.stop_ids) if _is_too_short(chunk) else (),
+        mask=None if masks is None else masks.mask_for(chunk.end - request.prompt_length),
     )
 
 
@@ -101,12 +113,27 @@ class SamplerTable:
         )
 
 
+def with_masks(batch: SamplingBatch, rows: Sequence[SampledRow], vocabulary: int) -> SamplingBatch:
+    """`batch` with the grammar masks of `rows`, which are ready. Free rows allow everything."""
+    if all(row.mask is None for row in rows):
+        return batch
+    allowed = np.full((len(rows), -(-vocabulary // 32)), -1, dtype=np.int32)
+    for i, row in enumerate(rows):
+        if row.mask is not None:
+            # A grammar that failed allows nothing: that row alone fails, as `sample_rows` reports.
+            allowed[i] = 0 if row.mask.exception() else row.mask.result()
+    return replace(batch, allowed=torch.from_numpy(allowed))
+
+
 def with_unread(batch: SamplingBatch, rows: Sequence[SampledRow], unread: Mapping[str, int]) -> SamplingBatch:
     """`batch` with the tokens of the step before added to the history of the rows that read one."""
     if not any(row.unread and row.sampling.needs_history for row in rows):
         return batch
     histories = [
-        [*row.output_ids, unread[row.rid]] if row.unread and row.sampling.needs_history else row.output_ids
+        # A missing token was held back, which makes its row void: anything will do.
+        [*row.output_ids, unread.get(row.rid, 0)]
+        if row.unread and row.sampling.needs_history
+        else row.output_ids
         for row in rows
     ]
     return replace(batch, output=_token_lists(histories))
@@ -124,7 +151,7 @@ _FLOAT_FIELDS = (
 
 @dataclass(frozen=True)
 class Sampled:
-    """One sampled token. `fault` is 0, or the sampler's reason (SampleResult)."""
+    """One sampled token. `fault` is 0, the sampler's reason (SampleResult), or `MASK_FAILED`."""
 
     token_id: int
     fault: int
@@ -157,7 +184,14 @@ def sample_rows(
     if result.processed_logprobs is not None:
         # These are logprobs already: their normaliser is zero.
         report(processed, result.processed_logprobs, lambda chosen: torch.zeros(chosen.shape[0]))
-    return [Sampled(token_ids[i], faults[i], logprobs.get(i)) for i in range(len(rows))]
+    return [
+        Sampled(token_ids[i], MASK_FAILED if _mask_failed(row) else faults[i], logprobs.get(i))
+        for i, row in enumerate(rows)
+    ]
+
+
+def _mask_failed(row: SampledRow) -> bool:
+    return row.mask is not None and row.mask.exception() is not None
 
 
 @dataclass(frozen=True)

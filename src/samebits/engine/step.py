@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from samebits.engine.batching import ragged_batch
+from samebits.engine.masks import RequestMasks
 from samebits.engine.runner import Runner
 from samebits.engine.sampling_stage import (
     Sampled,
@@ -24,11 +26,25 @@ from samebits.engine.sampling_stage import (
     sample_rows,
     sampled_row,
     score_rows,
+    with_masks,
     with_unread,
 )
 from samebits.numerics.batch import RaggedBatch, SamplingBatch
 from samebits.schedule.messages import TokenLogprobs
+from samebits.schedule.request import Request
 from samebits.schedule.scheduler import Chunk
+
+
+@dataclass(frozen=True)
+class HeldRow:
+    """A row whose logits could be computed but whose grammar mask was not there yet. It is sampled in a later
+    step's sampling stage; nobody else waits for it."""
+
+    chunk: Chunk
+    row: SampledRow
+    hidden: Tensor
+    """act [1, hidden]"""
+    sampling: SamplingBatch
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,8 @@ class PreparedStep:
     """All that the device needs for one step."""
 
     chunks: Sequence[Chunk]
-    batch: RaggedBatch
+    batch: RaggedBatch | None
+    """None when there are only late rows to sample"""
     first_rows: list[int]
     """first row of each chunk, and the number of rows at the end"""
     unread_rows: list[tuple[int, str]]
@@ -46,6 +63,8 @@ class PreparedStep:
     sampled_rows: list[SampledRow]
     """of the chunks that sample, in their order"""
     sampling: SamplingBatch | None
+    late: Sequence[HeldRow] = ()
+    """held rows whose mask has come"""
 
 
 @dataclass(frozen=True)
@@ -53,20 +72,31 @@ class ChunkResult:
     """What a step did for one chunk."""
 
     chunk: Chunk
-    sampled: Sampled | None
-    scored: list[TokenLogprobs | None]
+    sampled: Sampled | None = None
+    scored: Sequence[TokenLogprobs | None] = ()
     """prompt logprobs of the tokens after the chunk's rows; None where the logits are not finite"""
-    faulty: bool
+    faulty: bool = False
     """a key or value of this chunk is not finite"""
+    held: HeldRow | None = None
+    """set when the chunk's row could not be sampled yet"""
+    late: bool = False
+    """whether this is the sampling of a row that was held; the rest of its chunk was reported before"""
+    void: bool = False
+    """the token that the chunk begins with was held back: nothing of the chunk counts"""
 
 
 def prepare_step(
-    chunks: Sequence[Chunk], page_table: np.ndarray, page_tokens: int, sampler_table: SamplerTable
+    chunks: Sequence[Chunk],
+    page_table: np.ndarray,
+    page_tokens: int,
+    sampler_table: SamplerTable,
+    masks: Mapping[Request, RequestMasks],
+    late: Sequence[HeldRow] = (),
 ) -> PreparedStep:
     """The host's half. Reads the requests and changes none of them."""
-    batch = ragged_batch(chunks, page_table, page_tokens)
-    first_rows = batch.query_start.tolist()
-    rows = [sampled_row(chunk) for chunk in chunks if chunk.samples]
+    batch = ragged_batch(chunks, page_table, page_tokens) if chunks else None
+    first_rows = batch.query_start.tolist() if batch is not None else [0]
+    rows = [sampled_row(chunk, masks.get(chunk.request)) for chunk in chunks if chunk.samples]
     return PreparedStep(
         chunks=chunks,
         batch=batch,
@@ -77,32 +107,77 @@ def prepare_step(
         scored_rows=[_scored_rows(chunk, first_rows[i]) for i, chunk in enumerate(chunks)],
         sampled_rows=rows,
         sampling=sampler_table.batch(rows) if rows else None,
+        late=late,
     )
 
 
 def execute_step(runner: Runner, step: PreparedStep, unread: Mapping[str, int]) -> list[ChunkResult]:
     """The device's half. `unread` holds the tokens that the step before sampled, by rid."""
+    late = [_sample_late(runner, held) for held in step.late]
+    if step.batch is None:
+        return late
+    void = set()
     for row, rid in step.unread_rows:
-        step.batch.token_ids[row] = unread[rid]
+        if rid in unread:
+            step.batch.token_ids[row] = unread[rid]
+        else:
+            void.add(rid)
     hidden = runner.forward(step.batch)
     scores = iter(score_rows(runner, hidden, [row for rows in step.scored_rows for row in rows]))
-    sampled: dict[int, Sampled] = {}
-    if step.sampling is not None:
-        sampling = [i for i, chunk in enumerate(step.chunks) if chunk.samples]
-        last_rows = torch.tensor([step.first_rows[i + 1] - 1 for i in sampling])
-        batch = with_unread(step.sampling, step.sampled_rows, unread)
-        drawn = sample_rows(runner, hidden[last_rows], step.sampled_rows, batch)
-        sampled = dict(zip(sampling, drawn, strict=True))
+    outcomes = _sample(runner, step, hidden, unread, void)
     faults = step.batch.row_faults.cpu().numpy()
-    return [
-        ChunkResult(
-            chunk=chunk,
-            sampled=sampled.get(i),
-            scored=[next(scores) for _ in step.scored_rows[i]],
-            faulty=bool(faults[step.first_rows[i] : step.first_rows[i + 1]].any()),
+    results = []
+    for i, chunk in enumerate(step.chunks):
+        outcome = outcomes.get(i)
+        results.append(
+            ChunkResult(
+                chunk=chunk,
+                sampled=outcome if isinstance(outcome, Sampled) else None,
+                scored=[next(scores) for _ in step.scored_rows[i]],
+                faulty=bool(faults[step.first_rows[i] : step.first_rows[i + 1]].any()),
+                held=outcome if isinstance(outcome, HeldRow) else None,
+                void=chunk.unread and chunk.request.rid in void,
+            )
         )
-        for i, chunk in enumerate(step.chunks)
-    ]
+    return late + results
+
+
+def _sample(
+    runner: Runner, step: PreparedStep, hidden: Tensor, unread: Mapping[str, int], void: set[str]
+) -> dict[int, Sampled | HeldRow]:
+    """Sample the rows that can be sampled now and hold the others; by index of their chunk."""
+    if step.sampling is None:
+        return {}
+    chunk_of = [i for i, chunk in enumerate(step.chunks) if chunk.samples]
+    rows = step.sampled_rows
+    batch = with_unread(step.sampling, rows, unread)
+    outcomes: dict[int, Sampled | HeldRow] = {}
+    ready = []
+    for at, row in enumerate(rows):
+        if row.rid in void and row.unread:
+            continue
+        if row.is_ready:
+            ready.append(at)
+            continue
+        last = step.first_rows[chunk_of[at] + 1] - 1
+        outcomes[chunk_of[at]] = HeldRow(
+            step.chunks[chunk_of[at]], row, hidden[last : last + 1].clone(), batch.select(torch.tensor([at]))
+        )
+    if ready:
+        chosen = [rows[at] for at in ready]
+        batch = batch if len(ready) == len(rows) else batch.select(torch.tensor(ready))
+        last_rows = torch.tensor([step.first_rows[chunk_of[at] + 1] - 1 for at in ready])
+        batch = with_masks(batch, chosen, runner.vocabulary)
+        drawn = sample_rows(runner, hidden[last_rows], chosen, batch)
+        outcomes.update(zip((chunk_of[at] for at in ready), drawn, strict=True))
+    return outcomes
+
+
+def _sample_late(runner: Runner, held: HeldRow) -> ChunkResult:
+    batch = with_masks(held.sampling, [held.row], runner.vocabulary)
+    return ChunkResult(
+        chunk=held.chunk, sampled=sample_rows(runner, held.hidden, [held.row], batch)[0], late=True
+    )
 
 
 def sampled_tokens(results: Sequence[ChunkResult]) -> dict[str, int]:

@@ -10,7 +10,7 @@ on another row, on the number of rows, or on where the row stands.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,6 +77,9 @@ class Operators(Protocol):
         """What decides the bits and the speed here (instruction set, threads, versions), for logs and the plan."""
 
     # Set-up
+
+    def compile(self, progress: Callable[[str, int, int], None]) -> None:
+        """Make every kernel ready, so that no request waits for a compiler. Calls progress(name, done, total)."""
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
         """Take a weight [out, in] (bf16, fp16 or fp32) and a bias [out]. Values are kept exactly."""

@@ -24,7 +24,7 @@ def make_operators(profile: str, device: str = "auto", threads: int = 0) -> Oper
     if profile == "torch":
         from samebits.numerics.torch_profile.operators import TorchOperators
 
-        return TorchOperators(place)
+        return TorchOperators(place, torch.float32 if place.type == "cpu" else torch.bfloat16)
     if profile == "exact" and place.type == "cpu":
         from samebits.numerics.cpu.operators import CpuOperators
 

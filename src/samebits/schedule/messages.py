@@ -34,6 +34,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     priority: int = 0
     """higher goes first"""
     use_prefix_cache: bool = True
+    grammar: str = ""
+    """what the output must match, in the language of the engine's mask source; empty: anything"""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

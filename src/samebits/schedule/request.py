@@ -39,6 +39,8 @@ class Request:
     """most tokens, prompt and output"""
     tokens: list[int] = field(default_factory=list)
     unread: int = 0
+    held: bool = False
+    """whether its next token waits for a grammar mask, its logits being computed already"""
     computed: int = 0
     settled: int = 0
     pages: list[int] = field(default_factory=list)
@@ -82,7 +84,7 @@ class Request:
     @property
     def wants_forward(self) -> bool:
         """Whether the next step may hold tokens of it; not when its last token is sampled but unread."""
-        return self.uncomputed > 0 and (self.unread == 0 or self.length < self.length_limit)
+        return not self.held and self.uncomputed > 0 and (self.unread == 0 or self.length < self.length_limit)
 
     @property
     def samples(self) -> bool:

@@ -133,6 +133,13 @@ class Scheduler:
         chunk.request.computed = chunk.end
         chunk.request.unread += chunk.samples
 
+    def undo(self, chunk: Chunk) -> None:
+        """Forget a launched chunk whose first token was not known after all; it will be scheduled again."""
+        request = chunk.request
+        request.unread -= chunk.samples
+        if request.phase is Phase.RUNNING and request.preemptions == chunk.preemptions:
+            request.computed = chunk.start
+
     def settle(self, chunk: Chunk) -> None:
         """Note that the chunk's step has run and that what it stored is sound and belongs to accepted tokens."""
         request = chunk.request

@@ -21,8 +21,11 @@ import jinja2.sandbox
 from samebits.errors import ModelFileError, RequestError
 from samebits.text.tokenizer import read_json_object
 
-_MONTHS = ("January February March April May June July August September October November December").split()
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 
 
 class GenerationTag(jinja2.ext.Extension):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from samebits.text.detokenize import ByteLevelDetokenizer, Detokenizer
 from samebits.text.stop import StopMatcher
 from samebits.text.tokenizer import Tokenizer
 
@@ -23,13 +24,16 @@ class TextOptions:
 class OutputText:
     """Text of a growing output. Tokens are judged one by one (trap 13)."""
 
-    def __init__(self, tokenizer: Tokenizer, options: TextOptions) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, options: TextOptions) -> None:
+        """Without a tokenizer the text is empty."""
         self._options = options
-        self._detokenizer = tokenizer.detokenizer(options.skip_special_tokens)
         self._matcher = StopMatcher(options.stop, options.keep_stop)
-        self._special_stops = {
-            token_id: text for text in options.stop if (token_id := tokenizer.special_id(text)) is not None
-        }
+        self._detokenizer: Detokenizer = ByteLevelDetokenizer(lambda token_id: b"")
+        self._special_stops: dict[int, str] = {}
+        if tokenizer is not None:
+            self._detokenizer = tokenizer.detokenizer(options.skip_special_tokens)
+            found = {tokenizer.special_id(text): text for text in options.stop}
+            self._special_stops = {token_id: text for token_id, text in found.items() if token_id is not None}
         self._tokens = 0
 
     @property

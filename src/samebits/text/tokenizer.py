@@ -87,11 +87,12 @@ class Tokenizer:
         return {token_id: byte_level_bytes(token, alphabet) for token, token_id in vocabulary.items()}
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of the checkpoint in `folder`. Raises `ModelFileError` naming the file."""
+def load_tokenizer(folder: str | Path) -> Tokenizer | None:
+    """The tokenizer of the checkpoint in `folder`; None when it has no tokenizer.json, as a bare shape for dummy
+    weights has none. Raises `ModelFileError` naming the file."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
-        raise ModelFileError(f"{folder} has no tokenizer.json, so it cannot be served with text prompts")
+        return None
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises nothing more specific

@@ -110,6 +110,7 @@ def single(target: Target, settings: Settings, temperature: float, progress: Pro
     """One prompt, in batches of 1, 2, ... n copies of itself."""
     prompt = Prompt("1", target.encode(OPENINGS[0]), base_sampling(settings, temperature))
     tally = Tally(OPENINGS[0].strip())
+    target.flush()
     alone = bare(ask(target, [prompt])[0])
     for trial in range(1, settings.trials + 1):
         tally.samples += 1
@@ -176,6 +177,7 @@ def run_draws(
     target: Target, prompts: Sequence[Prompt], settings: Settings, mode: str, progress: Progress
 ) -> list[Tally]:
     """Ask every prompt alone, then in shuffled batches with the others; tally every member."""
+    target.flush()
     alone = [bare(ask(target, [prompt])[0]) for prompt in prompts]
     tallies = [Tally(prompt.label) for prompt in prompts]
     source = random.Random(f"{settings.seed} order")

@@ -14,6 +14,7 @@ OPENINGS = (
     "The function sorted returns a new list",
     "x",
 )
+SENTENCES_AT_A_TIME = 8
 _NAMES = ("Ana", "Bela", "Carlos", "Dina", "Emil", "Farah", "Goran", "Hana", "Ivo", "Jun", "Kofi", "Lena")
 _THINGS = ("apples", "books", "coins", "stamps", "marbles", "tickets", "pencils", "eggs", "cards", "nails")
 _STORIES = (
@@ -42,10 +43,9 @@ def sentences(seed: int) -> Iterator[str]:
 
 def long_prompt(target: Target, tokens: int, seed: int) -> list[int]:
     """Exactly `tokens` token ids of running text."""
+    # A few sentences at a time: a server may count a whole long text against its context.
     stories = sentences(seed)
-    # Eight tokens a sentence is a low estimate: most tokenizers make more, and what is too much is cut.
-    text = " ".join(next(stories) for _ in range(tokens // 8 + 8))
-    ids = target.encode(text)
+    ids: list[int] = []
     while len(ids) < tokens:
-        ids = ids + target.encode(" " + next(stories))
-    return list(ids[:tokens])
+        ids += target.encode(" ".join(next(stories) for _ in range(SENTENCES_AT_A_TIME)) + " ")
+    return ids[:tokens]

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from samebits.errors import ConfigError
+from samebits.tables import align
 from samebits.verify.answers import Difference, TokenBits
 from samebits.verify.modes import MODES, Outcome, Progress, Settings
 from samebits.verify.target import Target, TargetFacts
@@ -110,19 +111,6 @@ def table(report: Report) -> list[str]:
             )
         )
     return align(rows)
-
-
-def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines of equal columns, a rule under the first; the first column leans left, the others right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return [lines[0], "-" * max(len(line) for line in lines), *lines[1:]]
 
 
 def as_json(report: Report) -> dict[str, Any]:

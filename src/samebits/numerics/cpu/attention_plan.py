@@ -8,7 +8,7 @@ import numpy as np
 
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.cpu.attention import MAX_PAIRS
-from samebits.numerics.cpu.kernel import inlined
+from samebits.numerics.cpu.kernel import compiled
 from samebits.numerics.cpu.lanes import load_int32, load_int64, store_int64
 
 SPLIT = CONTRACT.split_tokens
@@ -18,7 +18,7 @@ SPLIT_WORTH = 4
 COUNT_WORDS = 4
 
 
-@inlined
+@compiled
 def plan_items(query_start, positions, requests, group, tile_rows, shares, work, folds, counts):
     """Write work items and fold items; counts become (work items, folds, partial pairs, cost).
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from samebits.errors import NumericsError
-from samebits.numerics.batch import RaggedBatch
+from samebits.numerics.batch import RaggedBatch, SampleResult, SamplingBatch
 from samebits.numerics.contract import CONTRACT
-from samebits.numerics.cpu import attention, elementwise, gemm, keyvalue, norm
+from samebits.numerics.cpu import attention, elementwise, gemm, keyvalue, norm, sampling, top
 from samebits.numerics.cpu.attention_plan import plan_attention
 from samebits.numerics.cpu.environment import machine, require_fma
+from samebits.numerics.cpu.kernel import Kernel
 from samebits.numerics.cpu.pool import Pool
 from samebits.numerics.operators import HeadLayout, KvLayer
 
@@ -315,6 +316,15 @@ class CpuOperators:
             self._pool.run(elementwise.LOG_SUM_EXP.address, arguments, rows, shared)
         return y
 
+    def token_logprobs(self, logits: Tensor, lse: Tensor, rows: Tensor, token_ids: Tensor) -> Tensor:
+        return top.token_logprobs(logits, lse, rows, token_ids)
+
+    def top_tokens(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return top.top_tokens(logits, count)
+
+    def sample(self, logits: Tensor, batch: SamplingBatch, want_processed: bool = False) -> SampleResult:
+        return sampling.sample(logits, batch, want_processed)
+
     # Self-test
 
     def probe_digests(self, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
@@ -347,7 +357,7 @@ def widened(weight: Tensor) -> Tensor:
     return weight.to(torch.float32).contiguous()
 
 
-def all_kernels() -> dict[str, object]:
+def all_kernels() -> dict[str, Kernel]:
     """Every kernel by name, in the order in which it is worth compiling them."""
     kernels = {f"gemm {storage}": kernel for storage, kernel in gemm.KERNELS.items()}
     kernels["attention"] = attention.ATTENTION
