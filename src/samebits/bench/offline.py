@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,8 +153,8 @@ def bench_model(config: ModelConfig, options: Options, say: Callable[[str], None
 
 
 def open_samebits(config: ModelConfig, threads: int) -> LLM:
-    settings = {"model": config.model, "load_format": config.load_format, "dummy_seed": config.dummy_seed}
-    return LLM(**settings, numerics=config.numerics, dtype=config.dtype, device="cpu", threads=threads)
+    settings = asdict(config) | {"device": "cpu", "threads": threads}
+    return LLM(settings.pop("model"), **settings)
 
 
 def _size(shape: Sequence[int]) -> int:

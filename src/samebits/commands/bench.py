@@ -20,9 +20,13 @@ EXAMPLES = """\
 
 
 def add(commands: Any) -> None:
-    parser = command(commands, "bench", "measure speed, as ratios out of one run", EXAMPLES, run)
+    parser = command(
+        commands, "bench", "measure speed, as ratios out of one run", EXAMPLES, run, "bench WHAT"
+    )
     kinds = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
-    offline = command(kinds, "offline", "throughput against transformers in float32", EXAMPLES, run_offline)
+    offline = command(
+        kinds, "offline", "throughput against transformers in float32", EXAMPLES, run_offline, "bench offline"
+    )
     offline.add_argument(
         "--repeats", type=int, default=5, metavar="N", help="interleaved rounds (default: 5)"
     )

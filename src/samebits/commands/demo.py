@@ -34,7 +34,9 @@ class Check:
 
 
 def add(commands: Any) -> None:
-    parser = command(commands, "demo", "see the promise kept, and what breaks without it", EXAMPLES, run)
+    parser = command(
+        commands, "demo", "see the promise kept, and what breaks without it", EXAMPLES, run, "demo"
+    )
     parser.add_argument("--question", default=PROBLEM, metavar="TEXT", help="a word problem for the model")
     parser.add_argument(
         "--n-trials", type=int, default=24, metavar="N", help="batches of each check (default: 24)"

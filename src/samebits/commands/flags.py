@@ -38,11 +38,17 @@ SAMPLING_HELP = {
 
 
 def command(
-    commands: Any, name: str, help_text: str, examples: str, run: Callable[[argparse.Namespace], int]
+    commands: Any,
+    name: str,
+    help_text: str,
+    examples: str,
+    run: Callable[[argparse.Namespace], int],
+    usage: str,
 ) -> argparse.ArgumentParser:
-    """A subcommand whose help ends with examples."""
+    """A subcommand whose help ends with examples. `usage` is what its usage line shows, without the flags."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
+        usage=f"samebits {usage} [FLAGS]",
         help=help_text,
         description=help_text[0].upper() + help_text[1:] + ".",
         epilog=f"examples:\n{examples}",
@@ -121,15 +127,19 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sampling_of(options: argparse.Namespace) -> SamplingParams:
-    """The sampling parameters that were given. Raises `RequestError` naming a bad one."""
+def given_sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """The sampling parameters that the command line names, by name."""
     prefix = "sampling_"
-    given = {
+    return {
         name.removeprefix(prefix): value
         for name, value in vars(options).items()
         if name.startswith(prefix) and name != "sampling_defaults" and value is not None
     }
-    params = SamplingParams(**given)
+
+
+def sampling_of(options: argparse.Namespace) -> SamplingParams:
+    """The sampling parameters of the command line. Raises `RequestError` naming a bad one."""
+    params = SamplingParams(**given_sampling(options))
     params.validate()
     return params
 
@@ -138,8 +148,6 @@ def open_llm(options: argparse.Namespace, **changes: Any) -> Any:
     """An `LLM` with the settings of the command line; `changes` go before them."""
     from samebits.llm import LLM
 
-    settings: dict[str, Any] = {}
-    for cls in (ModelConfig, EngineConfig):
-        resolved = settings_of(options, cls)
-        settings |= {entry.name: getattr(resolved, entry.name) for entry in dataclasses.fields(cls)}
-    return LLM(**(settings | changes))
+    model, engine = settings_of(options, ModelConfig), settings_of(options, EngineConfig)
+    settings: dict[str, Any] = dataclasses.asdict(model) | dataclasses.asdict(engine) | changes
+    return LLM(settings.pop("model"), **settings)

@@ -23,7 +23,7 @@ EXAMPLES = """\
 
 
 def add(commands: Any) -> None:
-    parser = command(commands, "generate", "complete texts offline", EXAMPLES, run)
+    parser = command(commands, "generate", "complete texts offline", EXAMPLES, run, "generate [PROMPT ...]")
     parser.add_argument(
         "prompts", nargs="*", metavar="PROMPT", help="a text; none: standard input is the prompt"
     )

@@ -21,11 +21,7 @@ EXAMPLES = """\
 
 def add(commands: Any) -> None:
     parser = command(
-        commands,
-        "info",
-        "load a model and tell what the engine decides and the plan's fingerprint",
-        EXAMPLES,
-        run,
+        commands, "info", "tell what the engine decides for a model", EXAMPLES, run, "info [MODEL]"
     )
     add_model_argument(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")

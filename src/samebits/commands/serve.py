@@ -17,7 +17,7 @@ EXAMPLES = """\
 
 
 def add(commands: Any) -> None:
-    parser = command(commands, "serve", "serve a model over HTTP", EXAMPLES, run)
+    parser = command(commands, "serve", "serve a model over HTTP", EXAMPLES, run, "serve [MODEL]")
     add_model_argument(parser)
     add_settings(parser, ServerConfig, ModelConfig, EngineConfig)
 

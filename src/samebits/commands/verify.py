@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from samebits.commands.flags import add_settings, command, open_llm, settings_of
@@ -21,6 +22,7 @@ EXAMPLES = """\
   samebits verify all --numerics torch                    the contrast: this one fails
   samebits verify all --url http://127.0.0.1:30000        a running server: ours, or SGLang
   samebits verify mixed --url http://127.0.0.1:8000 --api completions     vLLM, for one
+  samebits verify --golden tests/golden/bundled.json      whole generations against kept digests
 
 modes:
   single       one prompt in batches of 1, 2, ... n copies
@@ -34,8 +36,22 @@ Token ids and the bits of every logprob are compared, of every member of every b
 
 
 def add(commands: Any) -> None:
-    parser = command(commands, "verify", "check that the same request gives the same bits", EXAMPLES, run)
+    parser = command(
+        commands,
+        "verify",
+        "check that the same request gives the same bits",
+        EXAMPLES,
+        run,
+        "verify [MODE ...]",
+    )
     parser.add_argument("modes", nargs="*", metavar="MODE", help=f"{', '.join(MODES)} (default: all)")
+    parser.add_argument(
+        "--test-mode",
+        action="append",
+        default=[],
+        choices=MODES,
+        help="the same by the name that SGLang uses",
+    )
     parser.add_argument(
         "--n-trials", type=positive, default=50, metavar="N", help="batches a mode (default: 50)"
     )
@@ -58,6 +74,11 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object on standard output, nothing else"
     )
+    group = parser.add_argument_group("golden digests (instead of modes; in this process)")
+    group.add_argument(
+        "--golden", type=Path, metavar="FILE", help="compare whole generations with kept digests"
+    )
+    group.add_argument("--write-golden", type=Path, metavar="FILE", help="keep the digests of now")
     group = parser.add_argument_group("another server")
     group.add_argument(
         "--url", metavar="URL", help="check the server there instead of an engine in this process"
@@ -82,7 +103,9 @@ def run(options: argparse.Namespace) -> int:
     from samebits.verify.run import as_json, bars_stream, mode_names, table
     from samebits.verify.run import run as run_modes
 
-    names = mode_names(options.modes or ["all"])
+    if options.golden or options.write_golden:
+        return run_golden(options)
+    names = mode_names([*options.modes, *options.test_mode] or ["all"])
     if any(temperature < 0 for temperature in options.temperature):
         raise ConfigError("--temperature must not be negative")
     settings = Settings(options.n_trials, options.seed, options.max_new_tokens, options.max_batch)
@@ -98,6 +121,24 @@ def run(options: argparse.Namespace) -> int:
         print("\n" + "\n".join(table(report)))
         print("\n" + ("Every bit was the same." if report.passed else "Bits differ."))
     return 0 if report.passed else 1
+
+
+def run_golden(options: argparse.Namespace) -> int:
+    """Compare with, or write, golden digests."""
+    from samebits.verify import golden
+
+    if options.url or options.modes or options.test_mode:
+        raise ConfigError("--golden and --write-golden are of an engine in this process, and take no mode")
+    with open_llm(options) as llm:
+        if options.write_golden:
+            golden.write(options.write_golden, llm)
+            return 0
+        different = golden.differing(options.golden, llm)
+    kept = len(golden.read(options.golden)["digests"])
+    for name in different:
+        print(f"DIFFERENT  {name}")
+    print(f"{kept} digests in {options.golden}, {len(different)} differ")
+    return 1 if different else 0
 
 
 def open_target(options: argparse.Namespace) -> Any:

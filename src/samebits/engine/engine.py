@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 
-from samebits.engine.loops import Loop
+from samebits.engine.loops import Loop, StepFailure
 from samebits.engine.masks import MaskSource, RequestMasks
 from samebits.engine.messages import (
     AbortRequest,
@@ -22,7 +25,9 @@ from samebits.engine.step import ChunkResult, HeldRow, PreparedStep, prepare_ste
 from samebits.engine.validate import QueueFullError, validate_request
 from samebits.errors import RequestError
 from samebits.schedule.request import Phase, Request, judge_token, new_request
-from samebits.schedule.scheduler import Scheduler
+from samebits.schedule.scheduler import Chunk, Scheduler
+
+log = logging.getLogger(__name__)
 
 FAULT_MESSAGES = {
     1: "the model's logits are not finite for this request",
@@ -43,6 +48,19 @@ class Counters:
     cached_tokens: int = 0
 
 
+@dataclass(frozen=True)
+class Suspect:
+    """A request of a step that raised. It runs alone until it is past what that step held of it."""
+
+    request: Request
+    end: int
+    """tokens that must have been computed for that"""
+
+    @property
+    def is_cleared(self) -> bool:
+        return self.request.phase is Phase.FINISHED or self.request.settled >= self.end
+
+
 @dataclass
 class Engine:
     """A model with its scheduler. Built by `engine.build.build_engine`."""
@@ -57,6 +75,8 @@ class Engine:
     _arrivals: int = 0
     _events: list[RequestEvent] = field(default_factory=list)
     """news that did not come out of a step: aborts"""
+    _suspects: deque[Suspect] = field(default_factory=deque)
+    """after a step that raised: whom to run alone, the first one now"""
 
     def __post_init__(self) -> None:
         self._eos = frozenset(self.facts.eos_token_ids)
@@ -81,18 +101,33 @@ class Engine:
 
     def abort(self, command: AbortRequest) -> None:
         """Stop the named requests at once; their last events come out of the next `step`."""
-        for request in self.scheduler.requests():
-            named = request.rid.startswith(command.rid) if command.prefix else request.rid == command.rid
-            if named or not command.rid:
-                self._events.append(self._finish(request, Finish(reason="abort", message="aborted")))
+        if command.prefix or not command.rid:
+            named = [item for item in self.scheduler.requests() if item.rid.startswith(command.rid)]
+        else:
+            found = self.scheduler.get(command.rid)
+            named = [] if found is None else [found]
+        for request in named:
+            self._events.append(self._finish(request, Finish(reason="abort", message="aborted")))
 
     def has_work(self) -> bool:
         return bool(self._events or self.scheduler.running or self.scheduler.waiting_count)
 
+    @property
+    def isolating(self) -> bool:
+        """Whether the requests of a step that raised are being run one by one."""
+        return any(not suspect.is_cleared for suspect in self._suspects)
+
     def step(self) -> list[RequestEvent]:
-        """Take one turn of the loop and return the news. May return nothing while a step is on its way."""
+        """Take one turn of the loop and return the news. May return nothing while a step is on its way.
+
+        An exception costs the steps on their way and nothing else: everybody is recomputed, the requests of those
+        steps one at a time, and only one that raises alone again is failed.
+        """
         events, self._events = self._events, []
-        results = self.loop.turn(self._prepare)
+        try:
+            results = self.loop.turn(self._prepare)
+        except StepFailure as failure:
+            return events + self._lose(failure.steps, failure.cause)
         if not results and not events and not self.loop.busy:
             self._wait_for_mask()
         for result in results:
@@ -136,17 +171,59 @@ class Engine:
     def _prepare(self) -> PreparedStep | None:
         """The next step, noted as launched; None when there is nothing to compute."""
         late = self._ready_held()
-        chunks = self.scheduler.schedule()
+        try:
+            chunks = self._schedule()
+        except Exception as error:
+            raise StepFailure([self._step_of([], late)], error) from error
         if not chunks and not late:
             return None
-        for chunk in chunks:
-            self._load_sampler(chunk.request)
-        limits, table = self.scheduler.limits, self.scheduler.page_table
-        step = prepare_step(chunks, table, limits.page_tokens, self._sampler_table, self._masks, late)
+        step = self._step_of(chunks, late)
         for chunk in chunks:
             self.scheduler.launch(chunk)
         self.counters.steps += 1
         return step
+
+    def _step_of(self, chunks: list[Chunk], late: list[HeldRow]) -> PreparedStep:
+        for chunk in chunks:
+            self._load_sampler(chunk.request)
+        limits, table = self.scheduler.limits, self.scheduler.page_table
+        return prepare_step(chunks, table, limits.page_tokens, self._sampler_table, self._masks, late)
+
+    def _schedule(self) -> list[Chunk]:
+        while self._suspects and self._suspects[0].is_cleared:
+            self._suspects.popleft()
+        if not self._suspects:
+            return self.scheduler.schedule()
+        suspect = self._suspects[0]
+        if suspect.request.unread or suspect.request.computed >= suspect.end:
+            return []  # on its way
+        return self.scheduler.schedule_alone(suspect.request)
+
+    def _lose(self, steps: Sequence[PreparedStep], cause: BaseException) -> list[RequestEvent]:
+        """Drop steps of which nothing was taken. Returns the last event of a request that failed alone."""
+        chunks = [
+            chunk for step in steps for chunk in step.chunks if chunk.request.phase is not Phase.FINISHED
+        ]
+        for chunk in chunks:
+            chunk.request.unread -= chunk.samples
+        for held in (held for step in steps for held in step.late):
+            held.chunk.request.held = False
+            held.chunk.request.unread -= 1
+        if not chunks and not self.scheduler.running:
+            raise cause
+        involved = {chunk.request for chunk in chunks}
+        if self._suspects and involved <= {self._suspects[0].request}:
+            request = self._suspects.popleft().request
+            log.error("request %s fails alone", request.rid, exc_info=cause)
+            return [self._fail(request, f"computing this request raised {type(cause).__name__}: {cause}")]
+        log.warning("a step of %d requests is lost; they are run one by one", len(involved), exc_info=cause)
+        if chunks:
+            self._suspects.extend(Suspect(chunk.request, chunk.end) for chunk in chunks)
+        else:  # choosing the step raised: nobody in particular is to blame
+            self._suspects.extend(Suspect(item, item.settled + 1) for item in self.scheduler.running)
+        for request in reversed(list(self.scheduler.running)):
+            self.scheduler.preempt(request)
+        return []
 
     def _ready_held(self) -> list[HeldRow]:
         """Take the held rows whose mask has come. Those whose request lost its pages meanwhile are dropped:
@@ -213,11 +290,13 @@ class Engine:
             return "a key or value of this request is not finite"
         self.scheduler.settle(chunk)
         self.counters.prompt_tokens += max(0, min(chunk.end, request.prompt_length) - chunk.start)
-        for score in result.scored:
+        for position, score in result.scored:
             if score is None:
                 return FAULT_MESSAGES[1]
-            assert request.prompt_logprobs is not None
-            request.prompt_logprobs.append(score)
+            # A chunk may be computed twice, when its request was preempted while it was on its way.
+            if position == request.scored_until:
+                assert request.prompt_logprobs is not None
+                request.prompt_logprobs.append(score)
         return ""
 
     def _append(self, request: Request, token_id: int, logprobs: TokenLogprobs | None) -> RequestEvent:
@@ -251,7 +330,8 @@ class Engine:
             rid=request.rid,
             token_ids=token_ids,
             logprobs=logprobs,
-            prompt_logprobs=request.prompt_logprobs if first else None,
+            # Those of a prefill that was cut short are not sent: how many there are follows from the chunks.
+            prompt_logprobs=request.prompt_logprobs if first and not request.scores_missing else None,
             cached_tokens=request.cached_tokens,
             finish=request.finish,
         )

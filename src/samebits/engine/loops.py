@@ -6,7 +6,7 @@ Both give the same bits; the simple one is there to be read, and to be compared 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Protocol
 
 from samebits.engine.runner import Runner
@@ -66,12 +66,12 @@ class OverlappedLoop:
 
     Sampled tokens stay on the device's side (`_device_tokens`): step i + 1 takes them from there, the host reads
     them one turn late. What a late reading makes void (a request that ended, was aborted or preempted) runs
-    to its end unread.
+    to its end unread. `device` runs what it is given one after another; by default in a thread of its own.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, device: Executor | None = None) -> None:
         self._runner = runner
-        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samebits-device")
+        self._device = device or ThreadPoolExecutor(max_workers=1, thread_name_prefix="samebits-device")
         self._device_tokens: dict[str, int] = {}
         self._running: tuple[PreparedStep, Future[list[ChunkResult]]] | None = None
 

@@ -199,8 +199,10 @@ class ScoredRow:
     """A row of the forward whose logits score the prompt token after it."""
 
     row: int
-    options: LogprobOptions
+    position: int
+    """of the token that is scored"""
     target: int
+    options: LogprobOptions
 
 
 def score_rows(runner: Runner, hidden: Tensor, rows: Sequence[ScoredRow]) -> list[TokenLogprobs | None]:

@@ -73,8 +73,8 @@ class ChunkResult:
 
     chunk: Chunk
     sampled: Sampled | None = None
-    scored: Sequence[TokenLogprobs | None] = ()
-    """prompt logprobs of the tokens after the chunk's rows; None where the logits are not finite"""
+    scored: Sequence[tuple[int, TokenLogprobs | None]] = ()
+    """(prompt position, its logprobs) of the tokens after the chunk's rows; None: the logits are not finite"""
     faulty: bool = False
     """a key or value of this chunk is not finite"""
     held: HeldRow | None = None
@@ -133,7 +133,7 @@ def execute_step(runner: Runner, step: PreparedStep, unread: Mapping[str, int]) 
             ChunkResult(
                 chunk=chunk,
                 sampled=outcome if isinstance(outcome, Sampled) else None,
-                scored=[next(scores) for _ in step.scored_rows[i]],
+                scored=[(row.position, next(scores)) for row in step.scored_rows[i]],
                 faulty=bool(faults[step.first_rows[i] : step.first_rows[i + 1]].any()),
                 held=outcome if isinstance(outcome, HeldRow) else None,
                 void=chunk.unread and chunk.request.rid in void,
@@ -195,6 +195,6 @@ def _scored_rows(chunk: Chunk, first_row: int) -> list[ScoredRow]:
     first = max(chunk.request.scored_until - 1, chunk.start)
     last = min(chunk.request.prompt_length - 1, chunk.end)
     return [
-        ScoredRow(first_row + position - chunk.start, spec.logprobs, spec.prompt_ids[position + 1])
-        for position in range(first, last)
+        ScoredRow(first_row + position - 1 - chunk.start, position, spec.prompt_ids[position], spec.logprobs)
+        for position in range(first + 1, last + 1)
     ]

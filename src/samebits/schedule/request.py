@@ -100,7 +100,12 @@ class Request:
     def reusable_tokens(self) -> int:
         """Tokens whose keys and values may come from elsewhere: the last one is needed for its logits, and
         prompt logprobs are computed afresh from the first position that still wants one."""
-        return min(len(self.tokens), self.scored_until) - 1
+        return (self.scored_until if self.scores_missing else len(self.tokens)) - 1
+
+    @property
+    def scores_missing(self) -> bool:
+        """Whether prompt logprobs that are wanted have not been computed yet."""
+        return self.scored_until < self.prompt_length
 
     @property
     def scored_until(self) -> int:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samebits.cache.pages import PagePool
-from samebits.cache.radix import PrefixCache
+from samebits.cache.radix import Node, PrefixCache
 from samebits.schedule.request import Phase, Request
 from samebits.schedule.sharing import PageSharing
 
@@ -118,15 +118,27 @@ class Scheduler:
             if request.phase is not Phase.RUNNING or self._sharing.must_wait(request):
                 continue
             count = min(request.uncomputed, budget)
-            if self._provide_pages(request, request.computed + count, chunks):
+            budget += self._provide_pages(request, request.computed + count, chunks)
+            if request.phase is Phase.RUNNING:
                 chunks[request] = self._chunk(request, count)
-            budget = self.limits.step_tokens - sum(chunk.count for chunk in chunks.values())
+                budget -= count
         while budget > 0 and (admitted := self._admit_next()) is not None:
             if not self._sharing.must_wait(admitted):
                 count = min(admitted.uncomputed, budget)
                 chunks[admitted] = self._chunk(admitted, count)
                 budget -= count
         return list(chunks.values())
+
+    def schedule_alone(self, request: Request) -> list[Chunk]:
+        """The next chunk of this request, whose tokens are all read, and nobody else's. What it lacks for that is
+        taken from the others, from the end of the order."""
+        if request.phase is Phase.WAITING:
+            while (path := self._entry(request)) is None:
+                self.preempt(self.running[-1])
+            self._waiting = [entry for entry in self._waiting if entry[1] is not request]
+            heapq.heapify(self._waiting)
+            self._admit(request, path)
+        return [self._chunk(request, min(request.uncomputed, self.limits.step_tokens))]
 
     def launch(self, chunk: Chunk) -> None:
         """Note that a step with this chunk is on its way."""
@@ -191,20 +203,32 @@ class Scheduler:
         self._waiting_count += 1
 
     def _admit_next(self) -> Request | None:
-        """Move the first waiting request to the running ones if it fits, with pages for all its tokens."""
+        """Move the first waiting request to the running ones if it fits."""
         while self._waiting and self._waiting[0][1].phase is not Phase.WAITING:
             heapq.heappop(self._waiting)
-        if not self._waiting or not self._free_slots:
+        if not self._waiting:
             return None
         request = self._waiting[0][1]
         if request.unread:
             return None  # preempted in this very step: its last token is not known yet
+        path = self._entry(request)
+        if path is None:
+            return None
+        heapq.heappop(self._waiting)
+        self._admit(request, path)
+        return request
+
+    def _entry(self, request: Request) -> list[Node] | None:
+        """The cached prefix with which a waiting request can enter now; None: it does not fit."""
+        if not self._free_slots:
+            return None
         # Room for the first sampled token too: admitting what must be preempted at once is waste.
         wanted = self._pages_for(min(len(request.tokens) + 1, request.length_limit))
         path = self._sharing.find(request)
-        if wanted - len(path) > self._sharing.available_pages(path):
-            return None
-        heapq.heappop(self._waiting)
+        return path if wanted - len(path) <= self._sharing.available_pages(path) else None
+
+    def _admit(self, request: Request, path: list[Node]) -> None:
+        """Let a request run that is in the queue no more, with pages for all its tokens."""
         self._waiting_count -= 1
         request.slot = self._free_slots.pop()
         request.phase = Phase.RUNNING
@@ -213,22 +237,21 @@ class Scheduler:
         if not request.preemptions:
             request.cached_tokens = request.computed
         self._extend_pages(request, self._pages_for(len(request.tokens)))
-        return request
 
-    def _provide_pages(self, request: Request, tokens: int, chunks: dict[Request, Chunk]) -> bool:
-        """Give `request` pages for its first `tokens` tokens, preempting from the end of the order.
-
-        Returns False when the request itself was the last in the order and had to give up.
-        """
+    def _provide_pages(self, request: Request, tokens: int, chunks: dict[Request, Chunk]) -> int:
+        """Give `request` pages for its first `tokens` tokens, preempting from the end of the order: perhaps the
+        request itself. Returns the tokens of this step's chunks that were given up."""
         wanted = self._pages_for(tokens)
+        given_up = 0
         while wanted - len(request.pages) > self._sharing.available_pages([]):
             victim = self.running[-1]
-            chunks.pop(victim, None)
+            if victim in chunks:
+                given_up += chunks.pop(victim).count
             self.preempt(victim)
             if victim is request:
-                return False
+                return given_up
         self._extend_pages(request, wanted)
-        return True
+        return given_up
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.limits.page_tokens)

@@ -59,8 +59,10 @@ class PageSharing:
             return False
         wanted = (request.node, self.cache.page_key(request.tokens, request.cache_depth))
         owner = self._computing.get(wanted)
-        if owner is not None and owner is not request and owner.order < request.order:
-            return True
+        if owner is not None and owner is not request:
+            if owner.order < request.order:
+                return True
+            self._forget_next_page(owner)
         self._forget_next_page(request)
         self._computing[wanted] = request
         self._next_page[request] = wanted
@@ -113,6 +115,8 @@ class PageSharing:
             self._adopt(request, path)
             if path:
                 request.computed = request.settled = request.cache_depth * self.cache.page_tokens
+                if not request.preemptions:
+                    request.cached_tokens = request.computed
 
     def _adopt(self, request: Request, path: list[Node]) -> None:
         """Go on along `path`, using its pages in place of the request's own."""
