@@ -167,7 +167,8 @@ class FakeEngine:
         if position == 0:
             return TokenLogprobs(tokens[0], None)
         prefix = tuple(tokens[:position])
-        top = sorted((-float32_logprob(prefix, i), i) for i in range(self.facts.vocabulary))
+        ids = range(self.facts.vocabulary if spec.logprobs.top else 0)
+        top = sorted((-float32_logprob(prefix, i), i) for i in ids)
         return TokenLogprobs(
             tokens[position],
             float32_logprob(prefix, tokens[position]),
