@@ -219,11 +219,11 @@ if __name__ == "__main__":
     from samebits.config import ServerConfig
     from samebits.server.lifecycle import serve
 
-    _, folder_name, server_settings = sys.argv
+    _, folder_name, engine_settings, server_settings = sys.argv
     sys.exit(
         serve(
             ModelConfig(model=folder_name),
-            EngineConfig(),
+            EngineConfig(**json.loads(engine_settings)),
             ServerConfig(**json.loads(server_settings)),
             build="fake_engine:build_fake_engine",
         )

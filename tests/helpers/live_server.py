@@ -79,13 +79,21 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(folder: Path, *, wait: bool = True, **server: Any) -> LiveServer:
-    """Start a server for the checkpoint `folder`; `server` are settings of `ServerConfig`."""
+def start(
+    folder: Path, *, wait: bool = True, engine: dict[str, Any] | None = None, **server: Any
+) -> LiveServer:
+    """Start a server for the checkpoint `folder` with settings of `EngineConfig` and `ServerConfig`."""
     port = server.setdefault("port", free_port())
     paths = [str(SOURCE), str(HELPERS), os.environ.get("PYTHONPATH", "")]
     log_file = folder / f"server-{port}.log"
     process = subprocess.Popen(
-        [sys.executable, str(HELPERS / "fake_engine.py"), str(folder), json.dumps(server)],
+        [
+            sys.executable,
+            str(HELPERS / "fake_engine.py"),
+            str(folder),
+            json.dumps(engine or {}),
+            json.dumps(server),
+        ],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         stderr=log_file.open("w"),
     )

@@ -186,6 +186,20 @@ def test_engine_death_fails_everything_and_exits(folder: Path, token: int, strea
         assert expected in log
 
 
+def test_a_full_queue_asks_to_come_back(folder: Path) -> None:
+    with running(folder, engine={"max_waiting": 1}) as live:
+        thread, found = in_background(lambda: live.generate(**LONG))
+        wait_until_running(live)
+        for stream in (False, True):
+            refused = live.post("/generate", SHORT | {"stream": stream})
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"]
+            assert refused.json()["error"]["code"] == "queue_full"
+        live.post("/abort_request", {"abort_all": True})
+        thread.join()
+        assert len(live.generate(**SHORT)["output_ids"]) == 3
+
+
 def test_engine_leaves_with_its_parent(folder: Path) -> None:
     with running(folder) as live:
         child = engine_process(live)
