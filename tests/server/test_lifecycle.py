@@ -188,7 +188,7 @@ def test_engine_death_fails_everything_and_exits(folder: Path, token: int, strea
 
 def test_a_full_queue_asks_to_come_back(folder: Path) -> None:
     with running(folder, engine={"max_waiting": 1}) as live:
-        thread, found = in_background(lambda: live.generate(**LONG))
+        thread, _ = in_background(lambda: live.generate(**LONG))
         wait_until_running(live)
         for stream in (False, True):
             refused = live.post("/generate", SHORT | {"stream": stream})
