@@ -56,7 +56,10 @@ def test_token_ids_flat_or_nested(server: LiveServer) -> None:
 def test_every_prompt_its_own_parameters(server: LiveServer) -> None:
     answers = server.generate(
         input_ids=[[5], [5]],
-        sampling_params=[{"temperature": 0.0, "max_new_tokens": 2}, {"temperature": 0.0, "max_new_tokens": 4}],
+        sampling_params=[
+            {"temperature": 0.0, "max_new_tokens": 2},
+            {"temperature": 0.0, "max_new_tokens": 4},
+        ],
         return_logprob=[True, False],
         rid=["mine-a", "mine-b"],
     )
@@ -192,7 +195,12 @@ def test_scoring_only(server: LiveServer) -> None:
 
 
 def test_cumulative_stream(server: LiveServer) -> None:
-    body = {"text": "the same request", "sampling_params": GREEDY, "return_logprob": True, "logprob_start_len": 0}
+    body = {
+        "text": "the same request",
+        "sampling_params": GREEDY,
+        "return_logprob": True,
+        "logprob_start_len": 0,
+    }
     whole = server.generate(**body)
     frames = server.frames(**body)
     for earlier, later in zip(frames, frames[1:], strict=False):
@@ -204,7 +212,12 @@ def test_cumulative_stream(server: LiveServer) -> None:
 
 
 def test_incremental_stream(server: LiveServer) -> None:
-    body = {"text": "the same request", "sampling_params": GREEDY, "return_logprob": True, "logprob_start_len": 0}
+    body = {
+        "text": "the same request",
+        "sampling_params": GREEDY,
+        "return_logprob": True,
+        "logprob_start_len": 0,
+    }
     whole = server.generate(**body)
     frames = server.frames(**body, incremental=True)
     assert len(frames) > 1
@@ -264,9 +277,7 @@ def test_sglangs_own_script_would_read_it(server: LiveServer) -> None:
     again = server.generate(
         input_ids=longer, sampling_params=common | {"max_new_tokens": 1}, return_logprob=True
     )
-    assert (
-        again["meta_info"]["output_token_logprobs"][0] == first["meta_info"]["output_token_logprobs"][1]
-    )
+    assert again["meta_info"]["output_token_logprobs"][0] == first["meta_info"]["output_token_logprobs"][1]
     scored = server.generate(
         input_ids=[ids + first["output_ids"]] * 2,
         sampling_params=common | {"max_new_tokens": 1},

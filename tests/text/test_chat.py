@@ -21,7 +21,9 @@ MESSAGES = [
     {"role": "assistant", "content": "yes"},
     {"role": "user", "content": "again"},
 ]
-TOOLS = [{"type": "function", "function": {"name": "add", "description": "adds <b> 'two' é", "parameters": {}}}]
+TOOLS = [
+    {"type": "function", "function": {"name": "add", "description": "adds <b> 'two' é", "parameters": {}}}
+]
 
 TOOL_TEMPLATE = """\
 {{- eos_token }}
@@ -64,11 +66,11 @@ def both(folder: Path, template: str, **options: Any) -> tuple[str, str]:
     assert ours is not None
     theirs = AutoTokenizer.from_pretrained(folder)
     prompt = options.get("add_generation_prompt", True)
-    variables = {name: value for name, value in options.items() if name not in ("tools", "add_generation_prompt")}
+    variables = {
+        name: value for name, value in options.items() if name not in ("tools", "add_generation_prompt")
+    }
     return (
-        ours.render(
-            MESSAGES, tools=options.get("tools"), add_generation_prompt=prompt, variables=variables
-        ),
+        ours.render(MESSAGES, tools=options.get("tools"), add_generation_prompt=prompt, variables=variables),
         theirs.apply_chat_template(
             MESSAGES, tokenize=False, tools=options.get("tools"), add_generation_prompt=prompt, **variables
         ),

@@ -57,7 +57,9 @@ def sentencepiece_like() -> Tokenizer:
     """A vocabulary with spaces as a sign and bytes as a fallback, as Llama 2 and Mistral have."""
     pieces = ["<unk>", *[f"<0x{byte:02X}>" for byte in range(256)]]
     pieces += ["▁", "▁the", "▁same", "▁bits", "a", "b", "e", "s", "t", "h", "▁caf"]
-    backend = tokenizers.Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
+    backend = tokenizers.Tokenizer(
+        models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True)
+    )
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numba.core import types
 
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.cpu.attention import MAX_PAIRS
@@ -109,3 +110,8 @@ def plan_attention(
     )
     items, fold_items, partial_pairs, cost = counts.tolist()
     return AttentionPlan(work, folds, items, fold_items, partial_pairs, cost)
+
+
+def prepare_plan() -> None:
+    """Compile or load the planner."""
+    plan_items.compile((types.int64,) * 9)

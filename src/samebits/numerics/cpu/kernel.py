@@ -45,6 +45,10 @@ class Kernel:
         """Address of the machine code; compiles it, or takes it from the cache on disk."""
         return self._callback.address
 
+    def prepare(self) -> int:
+        """Compile or load the kernel; returns its address."""
+        return self.address
+
     def assembly(self) -> str:
         """The machine code as text; only of a kernel that was compiled in this process."""
         return self._callback._library.get_asm_str()

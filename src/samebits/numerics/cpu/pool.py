@@ -171,12 +171,11 @@ def _worker(control: np.ndarray, wake: threading.Lock) -> None:
     address = control.ctypes.data
     while work(address):
         wake.acquire()
-        with_sleepers = -1
-        _add_sleepers(address, with_sleepers)
+        add_sleepers(address, -1)
 
 
 @compiled
-def _add_sleepers(control, count):
+def add_sleepers(control, count):
     return atomic_add(control, SLEEPERS, count)
 
 
@@ -236,6 +235,12 @@ class Pool:
                 for wake in self._wakes:
                     if wake.locked():
                         wake.release()
-            if not launch(self._address, task, self._argument_address, tasks, shared):
+            if not launch(self._address, task, self._argument_address, tasks, int(shared)):
                 while not finish(self._address, tasks):
                     time.sleep(0)
+
+
+def prepare_launcher() -> None:
+    """Compile or load what every launch needs."""
+    for function, arguments in ((launch, 5), (finish, 2), (work, 1), (add_sleepers, 2)):
+        function.compile((types.int64,) * arguments)

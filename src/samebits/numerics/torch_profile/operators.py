@@ -69,11 +69,11 @@ class TorchOperators:
         self, layers: int, pages: int, page_tokens: int, heads: HeadLayout
     ) -> tuple[KvLayer, ...]:
         shape = (pages, page_tokens, heads.kv_heads, heads.head_dim)
-        place = {"dtype": self.activation_dtype, "device": self.device}
-        return tuple(
-            KvLayer(torch.zeros(shape, **place), torch.zeros(shape, **place), page_tokens)
-            for _ in range(layers)
-        )
+
+        def zeros() -> Tensor:
+            return torch.zeros(shape, dtype=self.activation_dtype, device=self.device)
+
+        return tuple(KvLayer(zeros(), zeros(), page_tokens) for _ in range(layers))
 
     def kv_bytes_per_token(self, layers: int, heads: HeadLayout) -> int:
         return 2 * layers * heads.kv_width * self.activation_dtype.itemsize
