@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numba.core import types
 
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.cpu.attention import MAX_PAIRS
-from samebits.numerics.cpu.kernel import inlined
+from samebits.numerics.cpu.kernel import compiled
 from samebits.numerics.cpu.lanes import load_int32, load_int64, store_int64
 
 SPLIT = CONTRACT.split_tokens
@@ -18,7 +19,7 @@ SPLIT_WORTH = 4
 COUNT_WORDS = 4
 
 
-@inlined
+@compiled
 def plan_items(query_start, positions, requests, group, tile_rows, shares, work, folds, counts):
     """Write work items and fold items; counts become (work items, folds, partial pairs, cost).
 
@@ -109,3 +110,8 @@ def plan_attention(
     )
     items, fold_items, partial_pairs, cost = counts.tolist()
     return AttentionPlan(work, folds, items, fold_items, partial_pairs, cost)
+
+
+def prepare_plan() -> None:
+    """Compile or load the planner."""
+    plan_items.compile((types.int64,) * 9)

@@ -8,6 +8,7 @@ from samebits.numerics.contract import CONTRACT
 from samebits.numerics.cpu.kernel import Kernel, inlined
 from samebits.numerics.cpu.lanes import (
     LANES,
+    fma,
     larger,
     largest_lane,
     load,
@@ -19,7 +20,6 @@ from samebits.numerics.cpu.lanes import (
     store_float,
     store_masked,
     sum_lanes,
-    fma,
 )
 from samebits.numerics.cpu.math import exp32, log32
 

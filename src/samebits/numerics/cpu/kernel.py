@@ -6,13 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from numba import cfunc, njit
+from numba import njit
+from numba.core import types
+from numba.core.ccallback import CFunc
 
-COMPILE_OPTIONS = {"cache": True, "error_model": "numpy", "fastmath": False, "boundscheck": False}
-TASK_SIGNATURE = "void(int64, int64)"
+from samebits.numerics.cpu.kernel_cache import KernelCache
+
+# No fast-math flag: LLVM may neither contract nor reassociate. The numpy error model keeps division IEEE.
+COMPILE_OPTIONS = {"error_model": "numpy", "fastmath": False, "boundscheck": False}
+TASK_SIGNATURE = ((types.int64, types.int64), types.void)
 
 inlined = njit(nogil=True, **COMPILE_OPTIONS)
-"""Decorator of functions that kernels call."""
+"""Decorator of functions that only kernels call; they are compiled into each kernel."""
+
+
+def compiled(function: Callable) -> Callable:
+    """Decorator of functions that Python calls: compiled without the GIL at the first call, kept on disk."""
+    dispatcher = njit(nogil=True, **COMPILE_OPTIONS)(function)
+    dispatcher._cache = KernelCache(function)
+    return dispatcher
 
 
 @dataclass(frozen=True)
@@ -22,13 +34,21 @@ class Kernel:
     function: Callable[[int, int], None]
 
     @cached_property
-    def _compiled(self):
-        return cfunc(TASK_SIGNATURE, **COMPILE_OPTIONS)(self.function)
+    def _callback(self) -> CFunc:
+        callback = CFunc(self.function, TASK_SIGNATURE, locals={}, options=dict(COMPILE_OPTIONS))
+        callback._cache = KernelCache(self.function)
+        callback.compile()
+        return callback
 
     @cached_property
     def address(self) -> int:
         """Address of the machine code; compiles it, or takes it from the cache on disk."""
-        return self._compiled.address
+        return self._callback.address
+
+    def prepare(self) -> int:
+        """Compile or load the kernel; returns its address."""
+        return self.address
 
     def assembly(self) -> str:
-        return "\n".join(self._compiled._library.get_asm_str().splitlines())
+        """The machine code as text; only of a kernel that was compiled in this process."""
+        return self._callback._library.get_asm_str()

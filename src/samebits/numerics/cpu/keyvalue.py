@@ -16,7 +16,6 @@ from samebits.numerics.cpu.lanes import (
     load_float,
     load_int64,
     load_masked,
-    splat,
     store,
     store_byte,
     store_float,

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from samebits.errors import NumericsError
-from samebits.numerics.batch import RaggedBatch
+from samebits.numerics.batch import RaggedBatch, SampleResult, SamplingBatch
 from samebits.numerics.contract import CONTRACT
-from samebits.numerics.cpu import attention, elementwise, gemm, keyvalue, norm
-from samebits.numerics.cpu.attention_plan import plan_attention
+from samebits.numerics.cpu import attention, elementwise, gemm, keyvalue, norm, sampling, top
+from samebits.numerics.cpu.attention_plan import plan_attention, prepare_plan
 from samebits.numerics.cpu.environment import machine, require_fma
-from samebits.numerics.cpu.pool import Pool
-from samebits.numerics.operators import HeadLayout, KvLayer
+from samebits.numerics.cpu.pool import Pool, prepare_launcher
+from samebits.numerics.operators import HeadLayout, KvLayer, PackedLinear
+from samebits.numerics.probes import probe_digests
 
 # A task smaller than this (in elements touched) does not pay for another thread.
 ELEMENTS_OF_A_TASK = 16384
@@ -82,13 +83,13 @@ class CpuOperators:
 
     def compile(self, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Compile every kernel now, or take it from the cache on disk; calls progress(name, number, total)."""
-        kernels = all_kernels()
-        for number, (name, kernel) in enumerate(kernels.items()):
+        steps = compilation_steps()
+        for number, (name, step) in enumerate(steps.items()):
             if progress is not None:
-                progress(name, number, len(kernels))
-            _ = kernel.address
+                progress(name, number, len(steps))
+            step()
         if progress is not None:
-            progress("done", len(kernels), len(kernels))
+            progress("done", len(steps), len(steps))
 
     def close(self) -> None:
         """End the worker threads; operators then run in the calling thread."""
@@ -144,7 +145,8 @@ class CpuOperators:
         self._run_rows(kernel.address, arguments, rows, width)
         return y
 
-    def linear(self, x: Tensor, weight: gemm.CpuLinear) -> Tensor:
+    def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        assert isinstance(weight, gemm.CpuLinear), "the weight was packed by other operators"
         rows, depth = check_matrix("linear input", x, weight.in_features)
         columns = weight.out_features
         y = torch.empty((rows, columns))
@@ -168,7 +170,7 @@ class CpuOperators:
         self._pool.run(gemm.KERNELS[weight.storage].address, arguments, share.tasks)
         return y
 
-    def logits(self, x: Tensor, weight: gemm.CpuLinear) -> Tensor:
+    def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
         return self.linear(x, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -315,11 +317,18 @@ class CpuOperators:
             self._pool.run(elementwise.LOG_SUM_EXP.address, arguments, rows, shared)
         return y
 
+    def token_logprobs(self, logits: Tensor, lse: Tensor, rows: Tensor, token_ids: Tensor) -> Tensor:
+        return top.token_logprobs(self._pool, logits, lse, rows, token_ids)
+
+    def top_tokens(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return top.top_tokens(self._pool, logits, count)
+
+    def sample(self, logits: Tensor, batch: SamplingBatch, want_processed: bool = False) -> SampleResult:
+        return sampling.sample(self._pool, logits, batch, want_processed)
+
     # Self-test
 
     def probe_digests(self, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
-        from samebits.numerics.probes import probe_digests
-
         return probe_digests(self, dtypes)
 
 
@@ -347,8 +356,8 @@ def widened(weight: Tensor) -> Tensor:
     return weight.to(torch.float32).contiguous()
 
 
-def all_kernels() -> dict[str, object]:
-    """Every kernel by name, in the order in which it is worth compiling them."""
+def compilation_steps() -> dict[str, Callable[[], object]]:
+    """What `compile` does, by name: each step compiles one kernel or loads it from the cache on disk."""
     kernels = {f"gemm {storage}": kernel for storage, kernel in gemm.KERNELS.items()}
     kernels["attention"] = attention.ATTENTION
     kernels["attention fold"] = attention.ATTENTION_FOLD
@@ -357,4 +366,5 @@ def all_kernels() -> dict[str, object]:
     kernels["gated activation"] = elementwise.SILU_MUL
     kernels["log-sum-exp"] = elementwise.LOG_SUM_EXP
     kernels.update({f"embedding {storage}": kernel for storage, kernel in elementwise.EMBED.items()})
-    return kernels
+    steps: dict[str, Callable[[], object]] = {name: kernel.prepare for name, kernel in kernels.items()}
+    return {"launcher": prepare_launcher, "attention plan": prepare_plan, **steps}

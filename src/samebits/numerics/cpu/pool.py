@@ -15,12 +15,12 @@ import weakref
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import types
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
 from samebits.numerics.cpu.environment import declare, default_control, machine, read_control, write_control
+from samebits.numerics.cpu.kernel import compiled, inlined
 from samebits.numerics.cpu.lanes import I32, I64
 
 # Places in the control block, in int64; each contended one has its own pair of cache lines.
@@ -102,7 +102,7 @@ def pause(typingctx):
     return signature(types.void), codegen
 
 
-@njit(inline="never", nogil=True, cache=True, error_model="numpy")
+@inlined
 def take_task(control):
     """Run one task if any is left; returns whether one was run."""
     ticket = atomic_load(control, TICKET)
@@ -117,7 +117,7 @@ def take_task(control):
     return 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def work(control):
     """A worker's compiled loop: returns 1 after a long idle spell (and is counted as a sleeper), 0 at the end."""
     write_control(default_control())
@@ -134,7 +134,7 @@ def work(control):
     return 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def launch(control, task, arguments, tasks, shared):
     """Run all tasks of a kernel; returns 1 when they are done, 0 when the caller should yield and `finish`."""
     saved = read_control()
@@ -157,7 +157,7 @@ def launch(control, task, arguments, tasks, shared):
     return done
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def finish(control, tasks):
     """Wait a while for the tasks that workers hold; returns whether all are done."""
     for _ in range(WAIT_SPINS):
@@ -171,12 +171,11 @@ def _worker(control: np.ndarray, wake: threading.Lock) -> None:
     address = control.ctypes.data
     while work(address):
         wake.acquire()
-        with_sleepers = -1
-        _add_sleepers(address, with_sleepers)
+        add_sleepers(address, -1)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _add_sleepers(control, count):
+@compiled
+def add_sleepers(control, count):
     return atomic_add(control, SLEEPERS, count)
 
 
@@ -236,6 +235,12 @@ class Pool:
                 for wake in self._wakes:
                     if wake.locked():
                         wake.release()
-            if not launch(self._address, task, self._argument_address, tasks, shared):
+            if not launch(self._address, task, self._argument_address, tasks, int(shared)):
                 while not finish(self._address, tasks):
                     time.sleep(0)
+
+
+def prepare_launcher() -> None:
+    """Compile or load what every launch needs."""
+    for function, arguments in ((launch, 5), (finish, 2), (work, 1), (add_sleepers, 2)):
+        function.compile((types.int64,) * arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,11 +51,14 @@ class TorchOperators:
 
     def description(self) -> dict[str, str]:
         return {
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "device": str(self.device),
             "activations": str(self.activation_dtype).removeprefix("torch."),
             "threads": str(torch.get_num_threads()),
         }
+
+    def compile(self, progress: Callable[[str, int, int], None]) -> None:
+        """torch comes compiled."""
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> TorchLinear:
         kind = self.activation_dtype
@@ -66,11 +69,11 @@ class TorchOperators:
         self, layers: int, pages: int, page_tokens: int, heads: HeadLayout
     ) -> tuple[KvLayer, ...]:
         shape = (pages, page_tokens, heads.kv_heads, heads.head_dim)
-        place = {"dtype": self.activation_dtype, "device": self.device}
-        return tuple(
-            KvLayer(torch.zeros(shape, **place), torch.zeros(shape, **place), page_tokens)
-            for _ in range(layers)
-        )
+
+        def zeros() -> Tensor:
+            return torch.zeros(shape, dtype=self.activation_dtype, device=self.device)
+
+        return tuple(KvLayer(zeros(), zeros(), page_tokens) for _ in range(layers))
 
     def kv_bytes_per_token(self, layers: int, heads: HeadLayout) -> int:
         return 2 * layers * heads.kv_width * self.activation_dtype.itemsize

@@ -1,0 +1,64 @@
+"""Inputs on which every wrong order shows: made by integer arithmetic alone, the same on every machine and version.
+
+Random normal data hides an order: two halves of K summed apart give the same rounded result surprisingly often.
+Here the terms cancel in pairs, exponents are spread wide, and some values are subnormal, so that each rounding
+depends on what was added before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23}
+
+
+def hashed_words(seed: int, count: int) -> np.ndarray:
+    """uint64 [count]: the SplitMix64 stream of a seed."""
+    start = np.uint64((seed * 0x632BE59BD9B4E019) & 0xFFFFFFFFFFFFFFFF)
+    index = np.arange(1, count + 1, dtype=np.uint64) + start
+    word = index * np.uint64(0x9E3779B97F4A7C15)
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return word ^ (word >> np.uint64(31))
+
+
+def hashed_floats(
+    seed: int, shape: Sequence[int], exponents: tuple[int, int], mantissa_bits: int = 23
+) -> np.ndarray:
+    """float32 of either sign, binary exponents from `exponents` (both ends included), full mantissas."""
+    words = hashed_words(seed, prod(shape))
+    low, high = exponents
+    sign = (words >> np.uint64(63)) << np.uint64(31)
+    exponent = (words >> np.uint64(32)) % np.uint64(high - low + 1) + np.uint64(127 + low)
+    mantissa = (words & np.uint64(0x7FFFFF)) >> np.uint64(23 - mantissa_bits) << np.uint64(23 - mantissa_bits)
+    bits = (sign | (exponent << np.uint64(23)) | mantissa).astype(np.uint32)
+    return bits.view(np.float32).reshape(shape)
+
+
+def cancelling_product(
+    seed: int, rows: int, columns: int, depth: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """(x float32 [rows, depth], weight dtype [columns, depth]) whose products nearly cancel in pairs of k.
+
+    Neighbours k, k + 1 have weights of opposite sign and equal size, and inputs that differ in their low bits;
+    pairs lie up to 2**10 apart. One pair in 61 holds subnormal inputs.
+    """
+    pairs = (depth + 1) // 2
+    half = hashed_floats(seed, (rows, pairs), (-5, 5))
+    near = (half.view(np.uint32) ^ (hashed_words(seed + 1, rows * pairs) & np.uint64(0xFFF)).astype(np.uint32)
+            .reshape(rows, pairs)).view(np.float32)  # fmt: skip
+    x = np.stack([half, near], axis=2).reshape(rows, 2 * pairs)[:, :depth].copy()
+    x[:, 60::122] = hashed_floats(seed + 2, x[:, 60::122].shape, (-126, -120)) * np.float32(2.0**-8)
+    weight = hashed_floats(seed + 3, (columns, pairs), (-5, 5), MANTISSA_BITS[dtype])
+    weight = np.stack([weight, -weight], axis=2).reshape(columns, 2 * pairs)[:, :depth].copy()
+    return torch.from_numpy(x), torch.from_numpy(weight).to(dtype)
+
+
+def wide_rows(seed: int, rows: int, width: int, spread: int = 8) -> Tensor:
+    """float32 [rows, width] of either sign with binary exponents from -spread to spread."""
+    return torch.from_numpy(hashed_floats(seed, (rows, width), (-spread, spread)).copy())

@@ -1,0 +1,86 @@
+"""Compiled kernels on disk. The key is a digest of all kernel sources, so that no stale helper survives in one.
+
+Numba's own key looks at the file of the cached function alone; a kernel is built from helpers of many files.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import llvmlite
+import numba
+from numba.core import config
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.misc.appdirs import AppDirs
+
+KERNEL_SOURCES = Path(__file__).parent
+CONTRACT_SOURCE = KERNEL_SOURCES.parent / "contract.py"
+
+
+@functools.cache
+def source_digest() -> str:
+    """Digest of every file that a kernel may be built from, and of the compiler's versions."""
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
+    for path in [*sorted(KERNEL_SOURCES.glob("*.py")), CONTRACT_SOURCE]:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
+@functools.cache
+def cache_folder(configured: str) -> Path:
+    """NUMBA_CACHE_DIR where it is set, else beside the sources, else the user's cache directory."""
+    name = f"samebits-kernels-{source_digest()}"
+    if configured:
+        return Path(configured) / name
+    beside = KERNEL_SOURCES / "__pycache__" / name
+    if _is_writable(beside):
+        return beside
+    return Path(AppDirs(appname="samebits", appauthor=False).user_cache_dir) / name
+
+
+class _SourceLocator(_CacheLocator):
+    """Tells numba where a kernel's files are; the folder's name holds the digest of the sources."""
+
+    def __init__(self, line: int) -> None:
+        self._line = line
+
+    def get_cache_path(self) -> str:
+        return os.fspath(cache_folder(config.CACHE_DIR))
+
+    def get_source_stamp(self) -> str:
+        return source_digest()
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, function, file) -> _SourceLocator:
+        return cls(function.__code__.co_firstlineno)
+
+
+class _KernelCacheImpl(CompileResultCacheImpl):
+    _locator_classes = [_SourceLocator]  # noqa: RUF012 (numba reads it from the class)
+
+
+class KernelCache(FunctionCache):
+    """Numba's cache of one function, with the key and place of this module."""
+
+    _impl_class = _KernelCacheImpl
+
+    def _index_key(self, signature, codegen) -> tuple:
+        """Signature, triple, CPU name and features. A closure's values follow from the function's name."""
+        return signature, codegen.magic_tuple()

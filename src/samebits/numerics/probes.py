@@ -1,0 +1,105 @@
+"""Probes: what the clauses give on this device for fixed inputs. Their digests enter the plan's fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from samebits.numerics.adversarial import cancelling_product, hashed_words, wide_rows
+from samebits.numerics.batch import RaggedBatch
+from samebits.numerics.operators import HeadLayout, Operators
+from samebits.numerics.rope import rope_table
+
+HEADS = HeadLayout(query_heads=4, kv_heads=2, head_dim=64)
+EPS = 1e-6
+# Two splits and a little of a third: a fold, a rescale and a ragged end.
+CONTEXT = 530
+PAGE_TOKENS = 64
+
+
+def digest_of(*tensors: Tensor) -> str:
+    """sha256 of the bytes of tensors, in their own dtypes."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        flat = tensor.contiguous().cpu().view(torch.uint8)
+        digest.update(flat.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def probe_digests(operators: Operators, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
+    """Digest of every forward clause's output, by clause name; `dtypes` are the weights' dtypes to probe."""
+    digests = {}
+    for dtype in dtypes:
+        name = str(dtype).removeprefix("torch.")
+        digests[f"gemm {name}"] = _probe_gemm(operators, dtype)
+        digests[f"embed {name}"] = _probe_embed(operators, dtype)
+    digests["norm"] = _probe_norm(operators)
+    digests["rope"] = digest_of(rope_table(4096, 1e6, 64), rope_table(1024, 5e5, 128, "llama3", LLAMA3))
+    digests["attention"] = _probe_attention(operators)
+    digests["gated activation"] = digest_of(operators.silu_mul(_act(operators, wide_rows(31, 8, 512, 5))))
+    digests["log-sum-exp"] = digest_of(operators.log_sum_exp(wide_rows(32, 4, 3000, 5).to(operators.device)))
+    return digests
+
+
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192.0,
+}
+
+
+def _act(operators: Operators, x: Tensor) -> Tensor:
+    return x.to(device=operators.device, dtype=operators.activation_dtype)
+
+
+def _probe_gemm(operators: Operators, dtype: torch.dtype) -> str:
+    x, weight = cancelling_product(11, 9, 80, 1152, dtype)
+    bias = wide_rows(14, 1, 80)[0]
+    packed = operators.pack_linear(weight.to(operators.device), bias.to(operators.device))
+    rows = _act(operators, x)
+    return digest_of(operators.linear(rows, packed), operators.logits(rows[:1].contiguous(), packed))
+
+
+def _probe_embed(operators: Operators, dtype: torch.dtype) -> str:
+    table = wide_rows(15, 32, 64).to(operators.device, dtype)
+    return digest_of(operators.embed(torch.tensor([31, 0, 7, 7], device=operators.device), table))
+
+
+def _probe_norm(operators: Operators) -> str:
+    x, residual = _act(operators, wide_rows(21, 4, 400)), _act(operators, wide_rows(22, 4, 400))
+    weight = _act(operators, wide_rows(23, 1, 400, 2))[0]
+    normed = operators.rms_norm(x, weight, EPS)
+    return digest_of(normed, *operators.add_rms_norm(x, residual, weight, EPS))
+
+
+def _probe_attention(operators: Operators) -> str:
+    """Norm, rotation, store and attention of two requests: one from the start, one with a cached context."""
+    device = operators.device
+    pages = -(-CONTEXT // PAGE_TOKENS)
+    order = torch.from_numpy(hashed_words(41, pages).argsort(kind="stable").astype("int32"))
+    kv = operators.allocate_kv(1, pages, PAGE_TOKENS, HEADS)[0]
+    table = rope_table(CONTEXT, 1e6, HEADS.head_dim).to(device)
+    norms = _act(operators, wide_rows(42, 2, HEADS.head_dim, 1))
+    outputs = []
+    for start, end in ((0, CONTEXT - 3), (CONTEXT - 3, CONTEXT)):
+        positions = torch.arange(start, end)
+        slots = order[positions // PAGE_TOKENS].to(torch.int64) * PAGE_TOKENS + positions % PAGE_TOKENS
+        batch = RaggedBatch(
+            token_ids=torch.zeros(end - start, dtype=torch.int64, device=device),
+            positions=positions.to(device),
+            slots=slots.to(device),
+            query_start=torch.tensor([0, end - start], dtype=torch.int32, device=device),
+            page_table=order[None].to(device),
+            page_tokens=PAGE_TOKENS,
+            row_faults=torch.zeros(end - start, dtype=torch.uint8, device=device),
+        )
+        qkv = wide_rows(43, CONTEXT, HEADS.query_width + 2 * HEADS.kv_width, 2)[start:end]
+        queries = operators.norm_rope_store(
+            _act(operators, qkv.contiguous()), HEADS, norms[0], norms[1], EPS, table, batch, kv
+        )
+        outputs.append(operators.attention(queries, HEADS, HEADS.head_dim**-0.5, batch, kv))
+    return digest_of(*outputs)
