@@ -37,7 +37,10 @@ def samebits(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[st
 
 
 def test_starting_loads_nothing_heavy() -> None:
-    code = f"import sys; from samebits.cli import build_parser; build_parser(); print(sorted(set(sys.modules) & set({HEAVY})))"
+    code = (
+        "import sys; from samebits.cli import build_parser; build_parser(); "
+        f"print(sorted(set(sys.modules) & set({HEAVY})))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -125,7 +126,7 @@ class TorchOperators:
     ) -> Tensor:
         output = torch.empty_like(queries)
         starts = batch.query_start.tolist()
-        for request, (first, last) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        for request, (first, last) in enumerate(itertools.pairwise(starts)):
             if first == last:
                 continue
             positions = batch.positions[first:last]
