@@ -10,7 +10,7 @@ import asyncio
 import operator
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -24,7 +24,7 @@ from samebits.engine.build import build_engine
 from samebits.engine.messages import EngineFacts, EngineStatus, LogprobOptions, TokenLogprobs
 from samebits.engine.service import BuildEngine
 from samebits.engine.transport import ThreadTransport
-from samebits.errors import ConfigError, RequestError
+from samebits.errors import ConfigError, EngineError, RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import (
     Collector,
@@ -32,6 +32,7 @@ from samebits.generation.samples import (
     GenerationRequest,
     Sample,
     SampleResult,
+    SampleUpdate,
 )
 from samebits.generation.text_parts import load_text_parts
 from samebits.sampling_params import ResolvedSampling, SamplingParams
@@ -172,6 +173,31 @@ class LLM:
         ]
         return self._run(requests, progress)
 
+    def stream_chat(
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
+    ) -> Iterator[str]:
+        """The answer to one conversation, piece by piece as it comes. Leaving early aborts it."""
+        prompt = self.chat_prompt(messages)
+        request = GenerationRequest(prompt, sampling_params or SamplingParams(), add_special_tokens=False)
+        [sample, *others] = self._generator.prepare([request])
+        if others:
+            raise RequestError("a stream is of one sample: n must be 1", "n")
+        updates = self._generator.stream(sample)
+
+        async def following() -> SampleUpdate | None:
+            return await anext(updates, None)
+
+        async def leave() -> None:
+            await updates.aclose()
+
+        try:
+            while (update := self._wait(following())) is not None:
+                if update.finish is not None and update.finish.type == "error":
+                    raise EngineError(update.finish.message)
+                yield update.text
+        finally:
+            self._wait(leave())
+
     def chat_prompt(
         self,
         messages: Any,
@@ -274,6 +300,8 @@ def _list_prompts(prompts: Prompts) -> list[str | list[int]]:
     one = _token_ids(prompts)
     if one:
         return [one]
+    if not isinstance(prompts, Iterable):
+        raise RequestError(f"prompts are texts or lists of token ids, got {prompts!r}", "prompts")
     found: list[str | list[int]] = []
     for entry in prompts:
         ids = entry if isinstance(entry, str) else _token_ids(entry)

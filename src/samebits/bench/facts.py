@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
+from samebits import __version__
 from samebits.errors import ConfigError
 
-LIBRARIES = ("samebits", "torch", "numpy", "numba", "llvmlite", "transformers", "tokenizers")
+LIBRARIES = ("torch", "numpy", "numba", "llvmlite", "transformers", "tokenizers")
 COPY_BYTES = 256 << 20
 MATRIX = 1536
 
@@ -32,7 +33,8 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
+        "versions": {"samebits": __version__}
+        | {name: version for name in LIBRARIES if (version := _version(name))},
         "commit": commit(),
         "command": shlex.join(["samebits", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,6 +8,7 @@ import platform
 from importlib import metadata
 from typing import Any
 
+from samebits import __version__
 from samebits.commands.flags import add_model_argument, add_settings, command, open_llm
 from samebits.config import EngineConfig, ModelConfig
 
@@ -65,7 +66,7 @@ def describe(facts: Any) -> dict[str, dict[str, str]]:
 
 def versions() -> dict[str, str]:
     """Python, machine and the libraries that are installed."""
-    found = {"samebits": metadata.version("samebits"), "python": platform.python_version()}
+    found = {"samebits": __version__, "python": platform.python_version()}
     for name in LIBRARIES:
         try:
             found[name] = metadata.version(name)

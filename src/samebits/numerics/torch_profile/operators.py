@@ -51,7 +51,7 @@ class TorchOperators:
 
     def description(self) -> dict[str, str]:
         return {
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "device": str(self.device),
             "activations": str(self.activation_dtype).removeprefix("torch."),
             "threads": str(torch.get_num_threads()),
