@@ -42,7 +42,9 @@ def answer_bits(answer: dict[str, Any]) -> tuple[Any, ...]:
     """Output ids, and ids and logprob bits of prompt and output."""
     meta = answer["meta_info"]
     sides = (meta["input_token_logprobs"], meta["output_token_logprobs"])
-    return tuple(answer["output_ids"]), *([(token, bits(value)) for value, token, _ in side] for side in sides)
+    return tuple(answer["output_ids"]), *(
+        [(token, bits(value)) for value, token, _ in side] for side in sides
+    )
 
 
 def ask(server: LiveServer, ids: Any, params: Any, **more: Any) -> Any:
@@ -98,6 +100,17 @@ def test_another_request_gives_other_bits(real: LiveServer, alone: list[tuple[An
     reseeded = answer_bits(ask(real, PROMPTS[1], PARAMS[1] | {"sampling_seed": 8}))
     assert reseeded[0] != alone[1][0]
     assert reseeded[1] == alone[1][1]
+
+
+def test_plain_torch_gives_other_bits_in_a_batch() -> None:
+    """The inverse: the same code over operators whose order follows the batch."""
+    params = SamplingParams(temperature=0.0, max_new_tokens=8, ignore_eos=True)
+    with LLM("tiny", **SETTINGS, numerics="torch") as llm:
+        single = [llm.generate([ids], params, return_logprob=True, logprob_start_len=0)[0] for ids in PROMPTS]
+        batch = llm.generate(PROMPTS * 8, params, return_logprob=True, logprob_start_len=0)
+    alone = [[at.logprob for at in one.prompt_logprobs or ()] for one in single]
+    together = [[at.logprob for at in one.prompt_logprobs or ()] for one in batch]
+    assert any(together[i] != alone[i % len(PROMPTS)] for i in range(len(together)))
 
 
 def test_offline_gives_the_same_bits(real: LiveServer, alone: list[tuple[Any, ...]]) -> None:
