@@ -300,6 +300,8 @@ def _list_prompts(prompts: Prompts) -> list[str | list[int]]:
     one = _token_ids(prompts)
     if one:
         return [one]
+    if not isinstance(prompts, Iterable):
+        raise RequestError(f"prompts are texts or lists of token ids, got {prompts!r}", "prompts")
     found: list[str | list[int]] = []
     for entry in prompts:
         ids = entry if isinstance(entry, str) else _token_ids(entry)

@@ -167,7 +167,8 @@ class FakeEngine:
         if position == 0:
             return TokenLogprobs(tokens[0], None)
         prefix = tuple(tokens[:position])
-        top = sorted((-float32_logprob(prefix, i), i) for i in range(self.facts.vocabulary))
+        ids = range(self.facts.vocabulary if spec.logprobs.top else 0)
+        top = sorted((-float32_logprob(prefix, i), i) for i in ids)
         return TokenLogprobs(
             tokens[position],
             float32_logprob(prefix, tokens[position]),
@@ -218,11 +219,11 @@ if __name__ == "__main__":
     from samebits.config import ServerConfig
     from samebits.server.lifecycle import serve
 
-    _, folder_name, server_settings = sys.argv
+    _, folder_name, engine_settings, server_settings = sys.argv
     sys.exit(
         serve(
             ModelConfig(model=folder_name),
-            EngineConfig(),
+            EngineConfig(**json.loads(engine_settings)),
             ServerConfig(**json.loads(server_settings)),
             build="fake_engine:build_fake_engine",
         )

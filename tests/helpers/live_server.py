@@ -26,7 +26,8 @@ class LiveServer:
     """A running server."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
+    log_file: Path
 
     def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
         return requests.post(self.url + path, json=body, timeout=30, **options)
@@ -55,6 +56,10 @@ class LiveServer:
     def wait_until_idle(self) -> None:
         wait_for(lambda: self.engine()["running"] == 0)
 
+    def log(self) -> str:
+        """What it wrote to standard error."""
+        return self.log_file.read_text()
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=20)
@@ -74,17 +79,25 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(folder: Path, *, wait: bool = True, **server: Any) -> LiveServer:
-    """Start a server for the checkpoint `folder`; `server` are settings of `ServerConfig`."""
+def start(
+    folder: Path, *, wait: bool = True, engine: dict[str, Any] | None = None, **server: Any
+) -> LiveServer:
+    """Start a server for the checkpoint `folder` with settings of `EngineConfig` and `ServerConfig`."""
     port = server.setdefault("port", free_port())
     paths = [str(SOURCE), str(HELPERS), os.environ.get("PYTHONPATH", "")]
+    log_file = folder / f"server-{port}.log"
     process = subprocess.Popen(
-        [sys.executable, str(HELPERS / "fake_engine.py"), str(folder), json.dumps(server)],
+        [
+            sys.executable,
+            str(HELPERS / "fake_engine.py"),
+            str(folder),
+            json.dumps(engine or {}),
+            json.dumps(server),
+        ],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        stderr=subprocess.PIPE,
-        text=True,
+        stderr=log_file.open("w"),
     )
-    live = LiveServer(f"http://127.0.0.1:{port}", process)
+    live = LiveServer(f"http://127.0.0.1:{port}", process, log_file)
     if wait:
         wait_for(lambda: process.poll() is not None or _is_ready(live))
     return live
@@ -106,4 +119,4 @@ def running(folder: Path, **server: Any) -> Iterator[LiveServer]:
     finally:
         if live.process.poll() is None:
             live.process.kill()
-        live.process.communicate()
+        live.process.wait()

@@ -14,6 +14,7 @@ from samebits.models.decoder import forward, logits
 from samebits.models.load import LoadedModel, load_model
 from samebits.numerics.batch import RaggedBatch
 from samebits.numerics.operators import Operators
+from samebits.numerics.profiles import make_operators
 
 PAGE_TOKENS = 64
 BASE = dict(
@@ -29,6 +30,11 @@ BASE = dict(
     eos_token_id=2,
     pad_token_id=None,
 )
+
+
+def plain_operators() -> Operators:
+    """The torch profile in float32 on CPU: quick, and no promise of bits."""
+    return make_operators("torch", "cpu")
 
 
 def make_reference(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:

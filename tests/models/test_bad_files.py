@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from samebits.errors import ConfigError, ModelFileError, UnsupportedModelError
+from samebits.numerics.cpu.operators import CpuOperators
 
-from .checkpoints import load, make_reference, save
-from .plain_operators import PlainOperators
+from .checkpoints import load, make_reference, plain_operators, save
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -50,7 +50,7 @@ def edit_json(folder: Path, file: str, change: Callable[[dict[str, Any]], None])
 def refused(folder: Path, *fragments: str, kind: type[Exception] = ModelFileError, **settings: Any) -> None:
     """Loading fails with `kind`, and the message holds all the fragments."""
     with pytest.raises(kind) as caught:
-        load(folder, PlainOperators(), **settings)
+        load(folder, plain_operators(), **settings)
     for fragment in fragments:
         assert fragment in str(caught.value)
 
@@ -66,8 +66,8 @@ def shards(sharded: Path, tmp_path: Path) -> Path:
 
 
 def test_the_untouched_copies_load(folder: Path, sharded: Path) -> None:
-    load(folder, PlainOperators())
-    load(sharded, PlainOperators())
+    load(folder, plain_operators())
+    load(sharded, plain_operators())
 
 
 def test_missing_tensor(folder: Path) -> None:
@@ -106,13 +106,13 @@ def test_unreadable_dtype(folder: Path, dtype: torch.dtype, stored: str) -> None
 def test_dtype_other_than_the_config_says(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.update({QUERY: tensors[QUERY].bfloat16()}))
     refused(folder, QUERY, "BF16", "float32", "--dtype float32")
-    load(folder, PlainOperators(), dtype="float32")
+    load(folder, plain_operators(), dtype="float32")
 
 
 def test_value_too_large_for_the_dtype_asked_for(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors[QUERY].view(-1)[3].fill_(1e6))
     refused(folder, QUERY, "float16", dtype="float16")
-    load(folder, PlainOperators(), dtype="bfloat16")
+    load(folder, plain_operators(), dtype="bfloat16")
 
 
 def test_truncated_file(folder: Path) -> None:
@@ -143,7 +143,7 @@ def test_pickle(folder: Path, name: str) -> None:
 
 def test_several_files_without_index(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "a.safetensors")
-    load(folder, PlainOperators())
+    load(folder, plain_operators())
     shutil.copy(folder / "a.safetensors", folder / "b.safetensors")
     refused(folder, "2 safetensors files", INDEX)
 
@@ -233,14 +233,14 @@ def test_ignorable_tensors(folder: Path) -> None:
 
     edit_tensors(folder, change)
     edit_json(folder, "config.json", lambda config: config.update(tie_word_embeddings=True))
-    load(folder, PlainOperators())
+    load(folder, plain_operators())
     edit_tensors(folder, lambda tensors: tensors["lm_head.weight"].view(-1)[5].add_(1.0))
     refused(folder, "lm_head.weight", "differs", "tie_word_embeddings")
 
 
 def test_weights_in_use_survive_the_file(folder: Path) -> None:
     """What is read through the map is copied: overwriting the file in place changes no weight in use."""
-    model = load(folder, PlainOperators())
+    model = load(folder, plain_operators())
     before = model.weights.embedding.clone()
     size = (folder / WEIGHTS).stat().st_size
     with (folder / WEIGHTS).open("r+b") as file:
@@ -252,4 +252,11 @@ def test_no_such_model(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "no such folder", kind=ConfigError)
     with pytest.raises(ConfigError, match="name the folder"):
         (tmp_path / "file").write_text("")
-        load(tmp_path / "file", PlainOperators())
+        load(tmp_path / "file", plain_operators())
+
+
+def test_shape_that_the_profile_does_not_run(tmp_path: Path) -> None:
+    folder = save(make_reference("llama", hidden_size=120, head_dim=24), tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"'exact' cannot run this model.*multiple of 16"):
+        load(folder, CpuOperators(threads=1))
+    load(folder, plain_operators())

@@ -19,8 +19,7 @@ from samebits.models.locate import shape_names
 from samebits.models.spec import ModelSpec
 from samebits.models.weights import expected_shapes
 
-from .checkpoints import PAGE_TOKENS, ragged_batch
-from .plain_operators import PlainOperators
+from .checkpoints import PAGE_TOKENS, plain_operators, ragged_batch
 
 NAMES = WeightNames()
 TINY_DIGEST = "79be9eb40b33cce4fd83410386acfc23ebe356676614e69c01247e374512c9ca"
@@ -137,7 +136,7 @@ def test_every_name_has_the_recipe_of_its_part() -> None:
 
 
 def greedy(model: LoadedModel, prompt: list[int], count: int) -> list[int]:
-    operators = PlainOperators()
+    operators = plain_operators()
     pages = (len(prompt) + count) // PAGE_TOKENS + 1
     kv = operators.allocate_kv(model.spec.layers, pages, PAGE_TOKENS, model.spec.heads)
     fed, position, output = prompt, 0, []
@@ -151,7 +150,7 @@ def greedy(model: LoadedModel, prompt: list[int], count: int) -> list[int]:
 
 
 def test_greedy_text_does_not_loop_and_depends_on_the_whole_prompt() -> None:
-    model = load_model(tiny(), PlainOperators())
+    model = load_model(tiny(), plain_operators())
     prompt = list(range(100, 140))
     text = greedy(model, prompt, 60)
     assert len(set(text)) > 40
@@ -173,6 +172,6 @@ def test_shapes_of_the_package() -> None:
 
 def test_dtype_of_dummy_weights() -> None:
     for dtype in ("bfloat16", "float16", "float32"):
-        model = load_model(replace(tiny(), dtype=dtype), PlainOperators())
+        model = load_model(replace(tiny(), dtype=dtype), plain_operators())
         assert model.weights.embedding.dtype == getattr(torch, dtype)
         assert model.spec.dtype == dtype

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from samebits.numerics.cpu.operators import CpuOperators
 from samebits.numerics.operators import Operators
 
-from .checkpoints import load, make_reference, run, save
-from .plain_operators import PlainOperators
+from .checkpoints import load, make_reference, plain_operators, run, save
 
 LARGEST_ERROR = 2e-5
 """Of the row's largest |logit|."""
@@ -59,10 +58,10 @@ def prompts(vocabulary: int, lengths: Sequence[int] = PROMPT_LENGTHS) -> list[li
     return [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
 
 
-@pytest.fixture(scope="module", params=["plain", "exact"])
+@pytest.fixture(scope="module", params=["torch", "exact"])
 def operators(request: pytest.FixtureRequest) -> Iterator[Operators]:
-    if request.param == "plain":
-        yield PlainOperators()
+    if request.param == "torch":
+        yield plain_operators()
     else:
         exact = CpuOperators(threads=2)
         yield exact
@@ -141,7 +140,7 @@ def test_exact_rows_have_one_value_and_plain_rows_have_not(tmp_path: Path) -> No
     plain operators show that the comparison can fail."""
     folder = save(make_reference("llama", rope_parameters=LLAMA3_ROPE), tmp_path)
     assert bits_that_differ(folder, CpuOperators(threads=2)) == 0
-    assert bits_that_differ(folder, PlainOperators()) > 0
+    assert bits_that_differ(folder, plain_operators()) > 0
 
 
 def bits_that_differ(folder: Path, operators: Operators) -> int:

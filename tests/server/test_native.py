@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -203,7 +204,7 @@ def test_cumulative_stream(server: LiveServer) -> None:
     }
     whole = server.generate(**body)
     frames = server.frames(**body)
-    for earlier, later in zip(frames, frames[1:], strict=False):
+    for earlier, later in pairwise(frames):
         assert later["text"].startswith(earlier["text"])
         assert later["output_ids"][: len(earlier["output_ids"])] == earlier["output_ids"]
         assert earlier["meta_info"]["finish_reason"] is None
@@ -222,10 +223,10 @@ def test_incremental_stream(server: LiveServer) -> None:
     frames = server.frames(**body, incremental=True)
     assert len(frames) > 1
     assert "".join(frame["text"] for frame in frames) == whole["text"]
-    assert sum((frame["output_ids"] for frame in frames), []) == whole["output_ids"]
+    assert [token for frame in frames for token in frame["output_ids"]] == whole["output_ids"]
     for side in ("input", "output"):
         name = f"{side}_token_logprobs"
-        joined = sum((frame["meta_info"][name] for frame in frames), [])
+        joined = [entry for frame in frames for entry in frame["meta_info"][name]]
         assert joined == whole["meta_info"][name]
     assert frames[-1]["meta_info"]["completion_tokens"] == 6
     assert frames[-1]["meta_info"]["finish_reason"] == {"type": "length", "length": 6}

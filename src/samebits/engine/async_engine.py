@@ -83,8 +83,11 @@ class AsyncEngine:
             for waiter in waiters:
                 waiter.cancel()
         if self.failure is not None:
-            kind = ConfigError if self.failure.user_error else EngineError
-            raise kind(self.failure.message)
+            if self.failure.user_error:
+                raise ConfigError(self.failure.message)
+            error = EngineError(self.failure.message)
+            error.add_note(self.failure.traceback)
+            raise error
         return self.facts
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[RequestEvent, None]:

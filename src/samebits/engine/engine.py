@@ -201,27 +201,31 @@ class Engine:
 
     def _lose(self, steps: Sequence[PreparedStep], cause: BaseException) -> list[RequestEvent]:
         """Drop steps of which nothing was taken. Returns the last event of a request that failed alone."""
-        chunks = [
-            chunk for step in steps for chunk in step.chunks if chunk.request.phase is not Phase.FINISHED
-        ]
-        for chunk in chunks:
+        for chunk in (chunk for step in steps for chunk in step.chunks):
             chunk.request.unread -= chunk.samples
+        lost = [(chunk, chunk.end) for step in steps for chunk in step.chunks]
         for held in (held for step in steps for held in step.late):
-            held.chunk.request.held = False
             held.chunk.request.unread -= 1
-        if not chunks and not self.scheduler.running:
-            raise cause
-        involved = {chunk.request for chunk in chunks}
-        if self._suspects and involved <= {self._suspects[0].request}:
+            held.chunk.request.held = False
+            lost.append((held.chunk, held.chunk.end + 1))
+        # Neither a request that ended nor a chunk that its request gave up meanwhile is what ran alone.
+        involved = {
+            chunk.request
+            for chunk, _ in lost
+            if chunk.request.phase is not Phase.FINISHED and chunk.preemptions == chunk.request.preemptions
+        }
+        if self._suspects and (not lost or involved == {self._suspects[0].request}):
             request = self._suspects.popleft().request
             log.error("request %s fails alone", request.rid, exc_info=cause)
             return [self._fail(request, f"computing this request raised {type(cause).__name__}: {cause}")]
+        running = list(self.scheduler.running)
+        if not lost and not running:
+            raise cause
         log.warning("a step of %d requests is lost; they are run one by one", len(involved), exc_info=cause)
-        if chunks:
-            self._suspects.extend(Suspect(chunk.request, chunk.end) for chunk in chunks)
-        else:  # choosing the step raised: nobody in particular is to blame
-            self._suspects.extend(Suspect(item, item.settled + 1) for item in self.scheduler.running)
-        for request in reversed(list(self.scheduler.running)):
+        self._suspects.extend(Suspect(chunk.request, end) for chunk, end in lost)
+        if not lost:  # choosing a step raised, and nobody in particular is to blame
+            self._suspects.extend(Suspect(request, request.settled + 1) for request in running)
+        for request in reversed(running):
             self.scheduler.preempt(request)
         return []
 
@@ -326,12 +330,13 @@ class Engine:
         request.announced = True
         self.counters.cached_tokens += request.cached_tokens if first else 0
         assert request.finish is None or request.phase is Phase.FINISHED
+        # How many prompt logprobs a prefill has that was cut short follows from the chunks: none are sent.
+        cut_short = request.finish is not None and request.finish.reason in ("abort", "error")
         return RequestEvent(
             rid=request.rid,
             token_ids=token_ids,
             logprobs=logprobs,
-            # Those of a prefill that was cut short are not sent: how many there are follows from the chunks.
-            prompt_logprobs=request.prompt_logprobs if first and not request.scores_missing else None,
+            prompt_logprobs=request.prompt_logprobs if first and not cut_short else None,
             cached_tokens=request.cached_tokens,
             finish=request.finish,
         )

@@ -48,6 +48,7 @@ class ProcessTransport:
         self._settings = (model, engine, build, log_level)
         self._process: SpawnProcess | None = None
         self._folder = ""
+        self._ready = False
         self._failed = False
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -91,8 +92,8 @@ class ProcessTransport:
             return
         self._stopping = True
         self.send(Shutdown())
-        try:
-            await asyncio.wait_for(self._dead.wait(), STOP_SECONDS)
+        try:  # a child that is still loading hears no commands
+            await asyncio.wait_for(self._dead.wait(), STOP_SECONDS if self._ready else 0)
         except TimeoutError:
             process.kill()
             await self._dead.wait()
@@ -126,6 +127,7 @@ class ProcessTransport:
         decoder = msgspec.msgpack.Decoder(list[Message])
         while True:
             messages = decoder.decode(await self._events.recv())
+            self._ready = self._ready or any(isinstance(m, EngineReady) for m in messages)
             self._failed = self._failed or any(isinstance(m, EngineFailed) for m in messages)
             deliver(messages)
 

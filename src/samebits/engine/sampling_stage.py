@@ -212,7 +212,7 @@ def score_rows(runner: Runner, hidden: Tensor, rows: Sequence[ScoredRow]) -> lis
         some = rows[first : first + SCORED_ROWS_AT_ONCE]
         logits = runner.logits(hidden[torch.tensor([row.row for row in some])])
         lse = runner.operators.log_sum_exp(logits)
-        finite = torch.isfinite(lse).tolist()
+        finite = np.isfinite(lse.cpu().numpy()).tolist()
         options = [row.options for row in some]
         values = _row_logprobs(runner, logits, lse, [row.target for row in some], options)
         results.extend(value if ok else None for value, ok in zip(values, finite, strict=True))

@@ -37,6 +37,9 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "vision_config": (None,),
     "is_encoder_decoder": (None, False),
     "use_mrope": (None, False),
+    "use_qk_norm": (None, False),
+    "qk_layernorm": (None, False),
+    "rope_interleaved": (None, False),
     "dual_chunk_attention_config": (None,),
 }
 """Fields that change what the model computes, with the values that leave it a dense decoder."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from samebits.config import ModelConfig
-from samebits.errors import ModelFileError
+from samebits.errors import ModelFileError, NumericsError, UnsupportedModelError
 from samebits.models.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint, read_json
-from samebits.models.decoder import DecoderWeights
+from samebits.models.decoder import DecoderWeights, forward, logits
 from samebits.models.digests import text_digests, user_cache_folder, weight_digests
 from samebits.models.dummy import DummySource
 from samebits.models.family import Family
@@ -24,7 +24,8 @@ from samebits.models.progress import Progress, silent
 from samebits.models.registry import family_of
 from samebits.models.spec import ModelSpec
 from samebits.models.weights import CheckpointSource, TensorSource, build_weights, check_tensors
-from samebits.numerics.contract import constants
+from samebits.numerics.batch import RaggedBatch
+from samebits.numerics.contract import CONTRACT, constants
 from samebits.numerics.operators import Operators
 from samebits.numerics.rope import rope_table
 from samebits.plan import Plan
@@ -110,12 +111,19 @@ def load_model(
         digests = weight_digests(checkpoint.shards, cache or user_cache_folder(), progress)
     weights = build_weights(spec, files.family.names, source, operators, progress)
     rope = spec.rope
-    table = rope_table(files.context_length, rope.theta, rope.rotary_dim, rope.kind, dict(rope.scaling))
+    try:
+        table = rope_table(files.context_length, rope.theta, rope.rotary_dim, rope.kind, dict(rope.scaling))
+        table = table.to(operators.device)
+        _run_one_token(spec, weights, operators, table)
+    except NumericsError as error:
+        raise UnsupportedModelError(
+            f"{files.folder}: the numerics profile '{operators.profile}' cannot run this model: {error}"
+        ) from error
     return LoadedModel(
         files=files,
         spec=spec,
         weights=weights,
-        rope=table.to(operators.device),
+        rope=table,
         weight_digests=digests,
         text_digests=text_digests(files.folder),
     )
@@ -136,6 +144,23 @@ def make_plan(model: LoadedModel, operators: Operators) -> Plan:
         sampling_defaults=msgspec.to_builtins(model.files.sampling_defaults),
         tokenizer=model.text_digests,
     )
+
+
+def _run_one_token(spec: ModelSpec, weights: DecoderWeights, operators: Operators, rope: Tensor) -> None:
+    """One token through the whole decoder: a shape that these operators do not run fails here, not in a request."""
+    page_tokens, device = CONTRACT.key_block_tokens, operators.device
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    batch = RaggedBatch(
+        token_ids=zero,
+        positions=zero,
+        slots=zero,
+        query_start=torch.tensor([0, 1], dtype=torch.int32, device=device),
+        page_table=torch.zeros((1, 1), dtype=torch.int32, device=device),
+        page_tokens=page_tokens,
+        row_faults=torch.zeros(1, dtype=torch.uint8, device=device),
+    )
+    kv = operators.allocate_kv(spec.layers, 1, page_tokens, spec.heads)
+    logits(spec, weights, operators, forward(spec, weights, operators, batch, kv, rope))
 
 
 def _with_dtype(spec: ModelSpec, asked: str, otherwise: str) -> ModelSpec:

@@ -138,7 +138,12 @@ class Scheduler:
             self._waiting = [entry for entry in self._waiting if entry[1] is not request]
             heapq.heapify(self._waiting)
             self._admit(request, path)
-        return [self._chunk(request, min(request.uncomputed, self.limits.step_tokens))]
+        count = min(request.uncomputed, self.limits.step_tokens)
+        wanted = self._pages_for(request.computed + count)
+        while wanted - len(request.pages) > self._sharing.available_pages([]):
+            self.preempt(next(other for other in reversed(self.running) if other is not request))
+        self._extend_pages(request, wanted)
+        return [self._chunk(request, count)]
 
     def launch(self, chunk: Chunk) -> None:
         """Note that a step with this chunk is on its way."""

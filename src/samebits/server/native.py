@@ -274,7 +274,9 @@ def to_params(given: NativeSampling) -> SamplingParams:
     if given.logit_bias is not None:
         values["logit_bias"] = {_integer(key, "logit_bias"): bias for key, bias in given.logit_bias.items()}
     if given.sampling_seed is not None:
-        values["seed"] = _integer(given.sampling_seed, "sampling_seed")
+        seed = values["seed"] = _integer(given.sampling_seed, "sampling_seed")
+        if not -(1 << 63) <= seed < 1 << 64:
+            raise RequestError(f"sampling_seed must fit in 64 bits, got {seed}", "sampling_seed")
     return SamplingParams(**values)
 
 
