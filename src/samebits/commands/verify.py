@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from samebits.commands.flags import add_settings, command, open_llm, settings_of
+from samebits.commands.flags import add_settings, command, open_llm, quieten, settings_of
 from samebits.config import EngineConfig, ModelConfig
 from samebits.errors import ConfigError
 
@@ -44,7 +44,9 @@ def add(commands: Any) -> None:
         run,
         "verify [MODE ...]",
     )
-    parser.add_argument("modes", nargs="*", metavar="MODE", help=f"{', '.join(MODES)} (default: all)")
+    parser.add_argument(
+        "modes", nargs="*", type=mode, metavar="MODE", help=f"{', '.join(MODES)} (default: all)"
+    )
     parser.add_argument(
         "--test-mode",
         action="append",
@@ -96,6 +98,13 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def mode(text: str) -> str:
+    """The name of a mode, for argparse."""
+    if text not in MODES:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(MODES)}")
+    return text
 
 
 def run(options: argparse.Namespace) -> int:
@@ -152,4 +161,5 @@ def open_target(options: argparse.Namespace) -> Any:
     settings_of(options, ModelConfig)
     from samebits.verify.local import LocalTarget
 
+    quieten()
     return LocalTarget(open_llm(options))
