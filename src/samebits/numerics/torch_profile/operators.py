@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -126,7 +126,7 @@ class TorchOperators:
     ) -> Tensor:
         output = torch.empty_like(queries)
         starts = batch.query_start.tolist()
-        for request, (first, last) in enumerate(itertools.pairwise(starts)):
+        for request, (first, last) in enumerate(pairwise(starts)):
             if first == last:
                 continue
             positions = batch.positions[first:last]
