@@ -30,7 +30,9 @@ def setting(default: Any, help_text: str, choices: tuple[str, ...] = (), flag: s
 class ModelConfig:
     """Which weights, and what decides their bits."""
 
-    model: str = setting("bundled", "checkpoint folder or hub id; 'bundled' (or 'bundled-draft') ships inside")
+    model: str = setting(
+        "bundled", "checkpoint folder or hub id; 'bundled' (or 'bundled-draft') ships inside"
+    )
     load_format: str = setting("safetensors", "dummy: seeded random weights", ("safetensors", "dummy"))
     dummy_seed: int = setting(0, "seed of the dummy weights")
     numerics: str = setting("exact", "numerics profile", NUMERICS_PROFILES)
@@ -50,9 +52,14 @@ class EngineConfig:
     page_tokens: int = setting(64, "tokens in a KV page, a multiple of 64")
     kv_pages: int = setting(0, "number of KV pages; 0: from kv_memory")
     kv_memory_mib: int = setting(1024, "memory for KV pages in MiB")
-    step_tokens: int = setting(512, "most tokens in one step; long prompts are cut into chunks of at most this")
+    step_tokens: int = setting(
+        512, "most tokens in one step; long prompts are cut into chunks of at most this"
+    )
     max_running: int = setting(64, "most requests in one step")
     max_waiting: int = setting(4096, "most requests in the queue")
+    loop: str = setting(
+        "overlapped", "prepare the next step while one runs, or one after another", ("overlapped", "simple")
+    )
     threads: int = setting(0, "threads of the CPU numerics; 0: one a core")
 
 

@@ -100,9 +100,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=_either(self.repetition_penalty, defaults.repetition_penalty),
             logit_bias=self.logit_bias,
-            max_new_tokens=(
-                defaults.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
-            ),
+            max_new_tokens=(defaults.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens),
             min_new_tokens=self.min_new_tokens,
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
@@ -134,9 +132,7 @@ class ResolvedSampling(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def needs_history(self) -> bool:
         """Whether a penalty reads the tokens so far."""
-        return (
-            self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
-        )
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
 
 def _either(value: float | None, default: float) -> float:

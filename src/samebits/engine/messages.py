@@ -2,74 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
-from samebits.sampling_params import ResolvedSampling, SamplingDefaults
+from samebits.sampling_params import SamplingDefaults
+from samebits.schedule.messages import (
+    EngineRequest,
+    Finish,
+    LogprobOptions,
+    RequestEvent,
+    TokenLogprobs,
+)
 
-
-class LogprobOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Which logprobs a request wants. Raw logprobs are of the model's own distribution."""
-
-    output: bool = False
-    """logprob of every output token"""
-    prompt_start: int = -1
-    """first prompt position whose token gets a logprob; -1: none. Position 0 has none (reported as null)."""
-    top: int = 0
-    """this many most likely tokens at every position that has a logprob"""
-    token_ids: list[int] = []
-    """logprobs of these ids at every position that has a logprob"""
-    processed: bool = False
-    """of the distribution after penalties, temperature and filters instead (output tokens only)"""
-
-
-class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
-    """One sample to generate. `n` samples are `n` of these."""
-
-    rid: str
-    prompt_ids: list[int]
-    sampling: ResolvedSampling
-    logprobs: LogprobOptions = LogprobOptions()
-    priority: int = 0
-    """higher goes first"""
-    use_prefix_cache: bool = True
-
-
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Logprobs at one position. Each float is a float32 value exactly."""
-
-    token_id: int
-    logprob: float | None
-    """None for the first token of a prompt"""
-    top: list[tuple[float, int]] = []
-    """(logprob, token id), most likely first"""
-    selected: list[tuple[float, int]] = []
-    """for the ids that the request named, in its order"""
-
-
-class Finish(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a request ended."""
-
-    reason: Literal["stop", "length", "abort", "error"]
-    matched_token: int | None = None
-    """the stop or end-of-sequence token that ended it"""
-    message: str = ""
-    """for `abort` and `error`"""
-
-
-class RequestEvent(msgspec.Struct, frozen=True, kw_only=True, tag="event"):
-    """News of one request. Token ids are sent once each, in order; `finish` is set in its last event."""
-
-    rid: str
-    token_ids: list[int] = []
-    logprobs: list[TokenLogprobs] = []
-    """beside `token_ids`, when asked for"""
-    prompt_logprobs: list[TokenLogprobs] | None = None
-    """once, in the first event, when asked for: positions `prompt_start` .. end of the prompt"""
-    cached_tokens: int = 0
-    warnings: list[str] = []
-    finish: Finish | None = None
+__all__ = [
+    "AbortRequest",
+    "Command",
+    "EngineFacts",
+    "EngineFailed",
+    "EngineProgress",
+    "EngineReady",
+    "EngineRequest",
+    "EngineStatus",
+    "Finish",
+    "FlushCache",
+    "FlushReply",
+    "GetStatus",
+    "LogprobOptions",
+    "Message",
+    "RequestEvent",
+    "Shutdown",
+    "TokenLogprobs",
+]
 
 
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
@@ -99,6 +61,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a front end needs to know of the engine that it talks to; constant while the engine lives."""
 
     model: str
+    folder: str = ""
+    """the checkpoint's local folder, where the front end finds tokenizer and chat template"""
     family: str
     vocabulary: int
     context_length: int

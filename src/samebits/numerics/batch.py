@@ -6,8 +6,10 @@ request's identity, a clock or the batch's history, so no operator can depend on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -55,6 +57,15 @@ class TokenLists:
     values: Tensor | None = None
     """float32 [start[-1]]"""
 
+    def select(self, rows: Tensor) -> TokenLists:
+        """The lists of some rows, in the order given."""
+        lengths = (self.start[1:] - self.start[:-1])[rows]
+        start = torch.zeros(rows.shape[0] + 1, dtype=torch.int64)
+        torch.cumsum(lengths, 0, out=start[1:])
+        shift = torch.repeat_interleave(self.start[:-1][rows] - start[:-1], lengths)
+        places = torch.arange(int(start[-1])) + shift
+        return TokenLists(start, self.ids[places], None if self.values is None else self.values[places])
+
 
 @dataclass(frozen=True)
 class SamplingBatch:
@@ -94,6 +105,15 @@ class SamplingBatch:
     @property
     def rows(self) -> int:
         return self.temperature.shape[0]
+
+    def select(self, rows: Tensor) -> SamplingBatch:
+        """What some rows (int64) ask, in the order given."""
+        chosen: dict[str, Any] = {}
+        for entry in fields(self):
+            part = getattr(self, entry.name)
+            if part is not None:
+                chosen[entry.name] = part.select(rows) if isinstance(part, TokenLists) else part[rows]
+        return SamplingBatch(**chosen)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ on another row, on the number of rows, or on where the row stands.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,6 +78,9 @@ class Operators(Protocol):
 
     # Set-up
 
+    def compile(self, progress: Callable[[str, int, int], None]) -> None:
+        """Make every kernel ready, so that no request waits for a compiler. Calls progress(name, done, total)."""
+
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
         """Take a weight [out, in] (bf16, fp16 or fp32) and a bias [out]. Values are kept exactly."""
 
@@ -102,9 +105,7 @@ class Operators(Protocol):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Norm clause. x act [rows, hidden], weight [hidden] -> act [rows, hidden]."""
 
-    def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """(rms_norm(x + residual), x + residual), the sum rounded to act first. Inputs are not written."""
 
     def norm_rope_store(
@@ -142,9 +143,7 @@ class Operators(Protocol):
     def top_tokens(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """(ids int64, logits float32) [rows, count] in total order: value descending (-0 = +0), id ascending."""
 
-    def sample(
-        self, logits: Tensor, batch: SamplingBatch, want_processed: bool = False
-    ) -> SampleResult:
+    def sample(self, logits: Tensor, batch: SamplingBatch, want_processed: bool = False) -> SampleResult:
         """Sampling clause: filters in the contract's order, then Gumbel-argmax, ties to the lower id.
         `logits` is not written."""
 

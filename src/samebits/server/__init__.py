@@ -1,1 +1,1 @@
-"""The HTTP server process."""
+"""The HTTP server. `samebits.server.lifecycle.serve` runs one."""

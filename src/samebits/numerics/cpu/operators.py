@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from samebits.errors import NumericsError
-from samebits.numerics.batch import RaggedBatch
+from samebits.numerics.batch import RaggedBatch, SampleResult, SamplingBatch
 from samebits.numerics.contract import CONTRACT
-from samebits.numerics.cpu import attention, elementwise, gemm, keyvalue, norm
+from samebits.numerics.cpu import attention, elementwise, gemm, keyvalue, norm, sampling, top
 from samebits.numerics.cpu.attention_plan import plan_attention, prepare_plan
 from samebits.numerics.cpu.environment import machine, require_fma
 from samebits.numerics.cpu.pool import Pool, prepare_launcher
-from samebits.numerics.operators import HeadLayout, KvLayer
+from samebits.numerics.operators import HeadLayout, KvLayer, PackedLinear
 from samebits.numerics.probes import probe_digests
 
 # A task smaller than this (in elements touched) does not pay for another thread.
@@ -145,7 +145,8 @@ class CpuOperators:
         self._run_rows(kernel.address, arguments, rows, width)
         return y
 
-    def linear(self, x: Tensor, weight: gemm.CpuLinear) -> Tensor:
+    def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        assert isinstance(weight, gemm.CpuLinear), "the weight was packed by other operators"
         rows, depth = check_matrix("linear input", x, weight.in_features)
         columns = weight.out_features
         y = torch.empty((rows, columns))
@@ -169,7 +170,7 @@ class CpuOperators:
         self._pool.run(gemm.KERNELS[weight.storage].address, arguments, share.tasks)
         return y
 
-    def logits(self, x: Tensor, weight: gemm.CpuLinear) -> Tensor:
+    def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
         return self.linear(x, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -316,6 +317,15 @@ class CpuOperators:
             self._pool.run(elementwise.LOG_SUM_EXP.address, arguments, rows, shared)
         return y
 
+    def token_logprobs(self, logits: Tensor, lse: Tensor, rows: Tensor, token_ids: Tensor) -> Tensor:
+        return top.token_logprobs(self._pool, logits, lse, rows, token_ids)
+
+    def top_tokens(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return top.top_tokens(self._pool, logits, count)
+
+    def sample(self, logits: Tensor, batch: SamplingBatch, want_processed: bool = False) -> SampleResult:
+        return sampling.sample(self._pool, logits, batch, want_processed)
+
     # Self-test
 
     def probe_digests(self, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
@@ -355,6 +365,9 @@ def compilation_steps() -> dict[str, Callable[[], object]]:
     kernels["rope and store"] = keyvalue.NORM_ROPE_STORE
     kernels["gated activation"] = elementwise.SILU_MUL
     kernels["log-sum-exp"] = elementwise.LOG_SUM_EXP
+    kernels["sampling"] = sampling.SAMPLE
+    kernels["top tokens"] = top.TOP_TOKENS
+    kernels["token logprobs"] = top.TOKEN_LOGPROBS
     kernels.update({f"embedding {storage}": kernel for storage, kernel in elementwise.EMBED.items()})
     steps: dict[str, Callable[[], object]] = {name: kernel.prepare for name, kernel in kernels.items()}
     return {"launcher": prepare_launcher, "attention plan": prepare_plan, **steps}

@@ -1,0 +1,68 @@
+# Everything here makes .venv first, once, and needs nothing but Python >= 3.11 and make.
+#
+#   make demo      start the server on the bundled model, ask it, and check what is promised
+#   make serve     serve the bundled model on port 30000 (ARGS="--port 8000 ..." for more)
+#   make test      the test suite (ARGS="tests/verify -k prefix" for a part of it)
+#   make check     formatter, linter, type checker
+#   make format    rewrite the sources as the formatter wants them
+#   make clean     remove .venv and every cache
+#
+# Variables: PYTHON=python3.12  TORCH='torch==2.13.0'  TORCH_INDEX=https://...  (one more index, for torch alone)
+#            VENV=.venv-other   ARGS=...
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+RUNTIME := $(VENV)/.runtime-installed
+DEVELOPMENT := $(VENV)/.development-installed
+
+.PHONY: demo serve test check format clean venv
+.DEFAULT_GOAL := demo
+
+demo: $(RUNTIME)
+	$(BIN)/samebits demo $(ARGS)
+
+serve: $(RUNTIME)
+	$(BIN)/samebits serve $(ARGS)
+
+test: $(DEVELOPMENT)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEVELOPMENT)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(DEVELOPMENT)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+venv: $(DEVELOPMENT)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch is asked for first and by its exact version: where pip knows a CPU build of it, that one is taken, and
+# the package, whose range it satisfies, then brings no other.
+$(RUNTIME): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Samebits needs Python 3.11 or newer: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "Making $(VENV): a minute or two, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --upgrade 'pip>=25.1'
+	@echo "Installing $(TORCH)"
+	@$(PIP) install --quiet $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') '$(TORCH)'
+	@echo "Installing samebits and what it needs"
+	@$(PIP) install --quiet --editable .
+	@touch $@
+
+$(DEVELOPMENT): $(RUNTIME)
+	@echo "Installing the development tools"
+	@$(PIP) install --quiet --group dev
+	@touch $@

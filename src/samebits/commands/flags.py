@@ -1,0 +1,159 @@
+"""Flags made from the settings classes, and settings made from flags, environment and file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar, get_type_hints
+
+from samebits.config import (
+    EngineConfig,
+    ModelConfig,
+    ServerConfig,
+    check_known,
+    flag_name,
+    read_toml,
+    resolve,
+)
+from samebits.errors import ConfigError
+from samebits.sampling_params import SamplingParams
+
+Settings = TypeVar("Settings")
+TITLES = {ModelConfig: "model", EngineConfig: "engine (nothing here changes a bit)", ServerConfig: "server"}
+SAMPLING_HELP = {
+    "temperature": "0: the most likely token each time",
+    "top_k": "sample among this many most likely tokens; 0: off",
+    "top_p": "sample among the most likely tokens that make up this probability",
+    "min_p": "leave out tokens less likely than this times the most likely one",
+    "presence_penalty": "subtracted from the logit of every token that has occurred",
+    "frequency_penalty": "the same, times how often it occurred",
+    "repetition_penalty": "divides the positive logits of tokens that have occurred",
+    "max_new_tokens": "longest answer in tokens",
+    "min_new_tokens": "shortest answer in tokens",
+    "n": "samples of each prompt",
+    "seed": "a 64-bit number; the default is in --default-seed",
+    "sample_index": "which sample of that seed comes first",
+}
+
+
+def command(
+    commands: Any,
+    name: str,
+    help_text: str,
+    examples: str,
+    run: Callable[[argparse.Namespace], int],
+    usage: str,
+) -> argparse.ArgumentParser:
+    """A subcommand whose help ends with examples. `usage` is what its usage line shows, without the flags."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        usage=f"samebits {usage} [FLAGS]",
+        help=help_text,
+        description=help_text[0].upper() + help_text[1:] + ".",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser, *classes: type) -> None:
+    """One group of flags for each settings class, and `--config`. A flag that is not given stays None."""
+    for cls in classes:
+        group = parser.add_argument_group(TITLES[cls])
+        hints = get_type_hints(cls)
+        for entry in dataclasses.fields(cls):
+            names = list(
+                dict.fromkeys([flag_name(entry.name), entry.metadata["flag"] or flag_name(entry.name)])
+            )
+            default = entry.default if entry.default != "" else "empty"
+            options: dict[str, Any] = {
+                "dest": entry.name,
+                "default": None,
+                "help": f"{entry.metadata['help']} (default: {default})".replace("%", "%%"),
+            }
+            if hints[entry.name] is bool:
+                options["action"] = argparse.BooleanOptionalAction
+            else:
+                options["type"] = hints[entry.name]
+                options["choices"] = entry.metadata["choices"] or None
+                options["metavar"] = None if entry.metadata["choices"] else hints[entry.name].__name__.upper()
+            group.add_argument(*names, **options)
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings by name")
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """The model as a plain argument, for those who do not write `--model`."""
+    parser.add_argument(
+        "positional_model", nargs="?", metavar="MODEL", help="checkpoint folder or hub id (default: bundled)"
+    )
+
+
+def settings_of(options: argparse.Namespace, cls: type[Settings]) -> Settings:
+    """`cls` from the command line, the environment, the file of `--config`, and its defaults."""
+    given = dict(vars(options))
+    positional = given.get("positional_model")
+    if positional is not None:
+        if given.get("model") not in (None, positional):
+            raise ConfigError(f"two models named: {positional} and --model {given['model']}")
+        given["model"] = positional
+    file_values: dict[str, Any] = {}
+    if options.config:
+        file_values = read_toml(options.config)
+        check_known(file_values, options.config)
+    return resolve(cls, given, file_values=file_values)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """The numbers of `SamplingParams` as flags, `--stop` and `--ignore-eos`."""
+    group = parser.add_argument_group(
+        "sampling (what is left out comes from the model's generation_config.json)"
+    )
+    for name, help_text in SAMPLING_HELP.items():
+        kind = float if name in ("temperature", "top_p", "min_p") or name.endswith("penalty") else int
+        group.add_argument(
+            flag_name(name), dest=f"sampling_{name}", type=kind, metavar=kind.__name__.upper(), help=help_text
+        )
+    group.add_argument(
+        "--stop", dest="sampling_stop", action="append", metavar="TEXT", help="end before this text"
+    )
+    group.add_argument(
+        "--ignore-eos",
+        dest="sampling_ignore_eos",
+        action="store_true",
+        default=None,
+        help="go on after the end-of-sequence token",
+    )
+
+
+def given_sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """The sampling parameters that the command line names, by name."""
+    prefix = "sampling_"
+    return {
+        name.removeprefix(prefix): value
+        for name, value in vars(options).items()
+        if name.startswith(prefix) and name != "sampling_defaults" and value is not None
+    }
+
+
+def sampling_of(options: argparse.Namespace) -> SamplingParams:
+    """The sampling parameters of the command line. Raises `RequestError` naming a bad one."""
+    params = SamplingParams(**given_sampling(options))
+    params.validate()
+    return params
+
+
+def open_llm(options: argparse.Namespace, **changes: Any) -> Any:
+    """An `LLM` with the settings of the command line; `changes` go before them."""
+    from samebits.llm import LLM
+
+    model, engine = settings_of(options, ModelConfig), settings_of(options, EngineConfig)
+    settings: dict[str, Any] = dataclasses.asdict(model) | dataclasses.asdict(engine) | changes
+    return LLM(settings.pop("model"), **settings)
+
+
+def quieten() -> None:
+    """No warnings of what a check does on purpose: equal requests in one batch, a profile that promises nothing."""
+    logging.getLogger("samebits").setLevel(logging.ERROR)

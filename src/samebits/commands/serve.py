@@ -1,0 +1,31 @@
+"""`samebits serve`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from samebits.commands.flags import add_model_argument, add_settings, command, settings_of
+from samebits.config import EngineConfig, ModelConfig, ServerConfig
+
+EXAMPLES = """\
+  samebits serve
+  samebits serve path/to/checkpoint --port 8000
+  samebits serve Qwen/Qwen3-0.6B --host 0.0.0.0 --kv-memory-mib 4096
+  curl http://127.0.0.1:30000/generate -d '{"text": "2 + 2 =", "sampling_params": {"max_new_tokens": 8}}'
+"""
+
+
+def add(commands: Any) -> None:
+    parser = command(commands, "serve", "serve a model over HTTP", EXAMPLES, run, "serve [MODEL]")
+    add_model_argument(parser)
+    add_settings(parser, ServerConfig, ModelConfig, EngineConfig)
+
+
+def run(options: argparse.Namespace) -> int:
+    model = settings_of(options, ModelConfig)
+    engine = settings_of(options, EngineConfig)
+    server = settings_of(options, ServerConfig)
+    from samebits.server.lifecycle import serve
+
+    return serve(model, engine, server)

@@ -1,0 +1,133 @@
+"""From settings to a running engine: operators, model, plan, KV pages, scheduler."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from samebits.cache.pages import PagePool
+from samebits.config import EngineConfig, ModelConfig
+from samebits.engine.decoder_runner import DecoderRunner
+from samebits.engine.engine import Engine
+from samebits.engine.loops import LOOPS
+from samebits.engine.messages import EngineFacts
+from samebits.errors import ConfigError, NumericsError
+from samebits.models.load import LoadedModel, load_model, make_plan
+from samebits.numerics.contract import CONTRACT
+from samebits.numerics.operators import Operators
+from samebits.numerics.profiles import make_operators
+from samebits.plan import Plan
+from samebits.schedule.scheduler import Scheduler, SchedulerLimits
+
+Progress = Callable[[str, int, int], None]
+MEBIBYTE = 1 << 20
+
+log = logging.getLogger(__name__)
+
+
+def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -> Engine:
+    """Load the model and make the engine. Raises `ConfigError` and `ModelFileError` that say what to change."""
+    default_seed = parse_default_seed(model.default_seed)
+    _check_sizes(engine)
+    try:
+        operators = make_operators(model.numerics, model.device, engine.threads)
+    except NumericsError as error:
+        raise ConfigError(str(error)) from error
+    if not operators.promises_bits:
+        log.warning(
+            "numerics profile '%s' promises nothing: bits may change with the batch", operators.profile
+        )
+    operators.compile(lambda name, done, total: progress(f"compiling kernels: {name}", done, total))
+    loaded = load_model(model, operators, progress)
+    plan = make_plan(loaded, operators)
+    pages = _page_count(engine, loaded, operators)
+    runner = DecoderRunner(
+        spec=loaded.spec,
+        weights=loaded.weights,
+        operators=operators,
+        rope=loaded.rope,
+        kv=operators.allocate_kv(loaded.spec.layers, pages, engine.page_tokens, loaded.spec.heads),
+    )
+    facts = _facts(model, engine, loaded, operators, plan, pages, default_seed)
+    limits = SchedulerLimits(
+        step_tokens=engine.step_tokens,
+        max_running=engine.max_running,
+        page_tokens=engine.page_tokens,
+        pages_per_request=-(-min(facts.context_length, facts.kv_tokens) // engine.page_tokens),
+    )
+    _log_decisions(facts, engine, operators, pages)
+    scheduler = Scheduler(limits, PagePool(pages))
+    return Engine(facts, runner, scheduler, LOOPS[engine.loop](runner), engine.max_waiting)
+
+
+def parse_default_seed(text: str) -> int | None:
+    """`--default-seed`: a number in 64 bits, or None for `random`."""
+    if text == "random":
+        return None
+    try:
+        seed = int(text)
+    except ValueError as error:
+        raise ConfigError(f"--default-seed must be a whole number or 'random', got {text!r}") from error
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise ConfigError(f"--default-seed must fit in 64 bits, got {seed}")
+    return seed
+
+
+def _check_sizes(engine: EngineConfig) -> None:
+    if engine.page_tokens <= 0 or engine.page_tokens % CONTRACT.key_block_tokens:
+        raise ConfigError(
+            f"--page-tokens must be a multiple of {CONTRACT.key_block_tokens}, got {engine.page_tokens}"
+        )
+    for name in ("step_tokens", "max_running", "max_waiting"):
+        if getattr(engine, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(engine, name)}")
+
+
+def _page_count(engine: EngineConfig, loaded: LoadedModel, operators: Operators) -> int:
+    if engine.kv_pages:
+        pages = engine.kv_pages
+    else:
+        per_page = operators.kv_bytes_per_token(loaded.spec.layers, loaded.spec.heads) * engine.page_tokens
+        pages = engine.kv_memory_mib * MEBIBYTE // per_page
+    if pages < 1:
+        raise ConfigError("--kv-memory-mib is too small for one KV page of this model; give it more")
+    return pages
+
+
+def _facts(
+    model: ModelConfig,
+    engine: EngineConfig,
+    loaded: LoadedModel,
+    operators: Operators,
+    plan: Plan,
+    pages: int,
+    default_seed: int | None,
+) -> EngineFacts:
+    return EngineFacts(
+        model=model.model,
+        folder=str(loaded.files.folder),
+        family=loaded.spec.family,
+        vocabulary=loaded.spec.vocabulary,
+        context_length=loaded.files.context_length,
+        kv_tokens=pages * engine.page_tokens,
+        eos_token_ids=list(loaded.files.end_tokens),
+        sampling_defaults=loaded.files.sampling_defaults,
+        default_seed=default_seed,
+        profile=operators.profile,
+        promises_bits=operators.promises_bits,
+        fingerprint=plan.fingerprint,
+        plan={**plan.parts(), **operators.description()},
+    )
+
+
+def _log_decisions(facts: EngineFacts, engine: EngineConfig, operators: Operators, pages: int) -> None:
+    described = ", ".join(f"{name} {value}" for name, value in operators.description().items())
+    log.info("model %s (%s), context %d tokens", facts.model, facts.family, facts.context_length)
+    log.info("numerics %s on %s: %s", facts.profile, operators.device, described)
+    log.info("KV: %d pages of %d tokens", pages, engine.page_tokens)
+    log.info(
+        "a step: at most %d tokens of %d requests; fingerprint %s",
+        engine.step_tokens,
+        engine.max_running,
+        facts.fingerprint,
+    )

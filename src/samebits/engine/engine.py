@@ -1,0 +1,342 @@
+"""The engine's loop: requests in, events out, one step at a time. Token ids only; single-threaded."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import dataclass, field
+
+from samebits.engine.loops import Loop, StepFailure
+from samebits.engine.masks import MaskSource, RequestMasks
+from samebits.engine.messages import (
+    AbortRequest,
+    EngineFacts,
+    EngineRequest,
+    EngineStatus,
+    Finish,
+    RequestEvent,
+    TokenLogprobs,
+)
+from samebits.engine.runner import Runner
+from samebits.engine.sampling_stage import MASK_FAILED, SamplerTable
+from samebits.engine.step import ChunkResult, HeldRow, PreparedStep, prepare_step
+from samebits.engine.validate import QueueFullError, validate_request
+from samebits.errors import RequestError
+from samebits.schedule.request import Phase, Request, judge_token, new_request
+from samebits.schedule.scheduler import Chunk, Scheduler
+
+log = logging.getLogger(__name__)
+
+FAULT_MESSAGES = {
+    1: "the model's logits are not finite for this request",
+    2: "no token is left to sample from after the masks of this request",
+    MASK_FAILED: "the grammar of this request failed",
+}
+MASK_WAIT_SECONDS = 0.02
+"""How long a turn with nothing else to do waits for a mask, before it looks for new requests again."""
+
+
+@dataclass
+class Counters:
+    """Totals since the engine started."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A request of a step that raised. It runs alone until it is past what that step held of it."""
+
+    request: Request
+    end: int
+    """tokens that must have been computed for that"""
+
+    @property
+    def is_cleared(self) -> bool:
+        return self.request.phase is Phase.FINISHED or self.request.settled >= self.end
+
+
+@dataclass
+class Engine:
+    """A model with its scheduler. Built by `engine.build.build_engine`."""
+
+    facts: EngineFacts
+    runner: Runner
+    scheduler: Scheduler
+    loop: Loop
+    max_waiting: int
+    mask_source: MaskSource | None = None
+    counters: Counters = field(default_factory=Counters)
+    _arrivals: int = 0
+    _events: list[RequestEvent] = field(default_factory=list)
+    """news that did not come out of a step: aborts"""
+    _suspects: deque[Suspect] = field(default_factory=deque)
+    """after a step that raised: whom to run alone, the first one now"""
+
+    def __post_init__(self) -> None:
+        self._eos = frozenset(self.facts.eos_token_ids)
+        self._sampler_table = SamplerTable(self.scheduler.limits.max_running)
+        self._masks: dict[Request, RequestMasks] = {}
+        self._held: list[HeldRow] = []
+        self._slot_owner: list[Request | None] = [None] * self.scheduler.limits.max_running
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a request. Raises `RequestError` (`QueueFullError` when it may be sent again later)."""
+        validate_request(request, self.facts)
+        if request.rid in self.scheduler:
+            raise RequestError(f"a request with rid {request.rid!r} is running already", "rid")
+        if self.scheduler.waiting_count >= self.max_waiting:
+            raise QueueFullError(f"the queue is full ({self.max_waiting} requests are waiting)")
+        masks = self._make_masks(request)
+        added = new_request(request, self._arrivals, self._eos, self.facts.context_length)
+        self.scheduler.add(added)
+        self._arrivals += 1
+        if masks is not None:
+            self._masks[added] = masks
+
+    def abort(self, command: AbortRequest) -> None:
+        """Stop the named requests at once; their last events come out of the next `step`."""
+        if command.prefix or not command.rid:
+            named = [item for item in self.scheduler.requests() if item.rid.startswith(command.rid)]
+        else:
+            found = self.scheduler.get(command.rid)
+            named = [] if found is None else [found]
+        for request in named:
+            self._events.append(self._finish(request, Finish(reason="abort", message="aborted")))
+
+    def has_work(self) -> bool:
+        return bool(self._events or self.scheduler.running or self.scheduler.waiting_count)
+
+    @property
+    def isolating(self) -> bool:
+        """Whether the requests of a step that raised are being run one by one."""
+        return any(not suspect.is_cleared for suspect in self._suspects)
+
+    def step(self) -> list[RequestEvent]:
+        """Take one turn of the loop and return the news. May return nothing while a step is on its way.
+
+        An exception costs the steps on their way and nothing else: everybody is recomputed, the requests of those
+        steps one at a time, and only one that raises alone again is failed.
+        """
+        events, self._events = self._events, []
+        try:
+            results = self.loop.turn(self._prepare)
+        except StepFailure as failure:
+            return events + self._lose(failure.steps, failure.cause)
+        if not results and not events and not self.loop.busy:
+            self._wait_for_mask()
+        for result in results:
+            event = self._take(result)
+            if event is not None:
+                events.append(event)
+        return events
+
+    def status(self, call: int) -> EngineStatus:
+        """Counters of this moment; `call` is echoed."""
+        pool = self.scheduler.pool
+        return EngineStatus(
+            call=call,
+            running=len(self.scheduler.running),
+            waiting=self.scheduler.waiting_count,
+            steps=self.counters.steps,
+            kv_pages_total=pool.total,
+            kv_pages_used=pool.used,
+            prompt_tokens=self.counters.prompt_tokens,
+            generated_tokens=self.counters.generated_tokens,
+            cached_tokens=self.counters.cached_tokens,
+            preemptions=self.scheduler.preemptions,
+            cached_pages=self.scheduler.cache.pages,
+        )
+
+    def flush_cache(self) -> int:
+        """Empty the prefix cache; returns the number of its pages. Running requests keep what they use."""
+        return self.scheduler.cache.flush()
+
+    def close(self) -> None:
+        """Let go of threads; the engine cannot be used afterwards."""
+        self.loop.close()
+
+    def _make_masks(self, request: EngineRequest) -> RequestMasks | None:
+        if not request.grammar:
+            return None
+        if self.mask_source is None:
+            raise RequestError("this engine has no grammar support", "grammar")
+        return RequestMasks(self.mask_source.matcher(request.grammar))
+
+    def _prepare(self) -> PreparedStep | None:
+        """The next step, noted as launched; None when there is nothing to compute."""
+        late = self._ready_held()
+        try:
+            chunks = self._schedule()
+        except Exception as error:
+            raise StepFailure([self._step_of([], late)], error) from error
+        if not chunks and not late:
+            return None
+        step = self._step_of(chunks, late)
+        for chunk in chunks:
+            self.scheduler.launch(chunk)
+        self.counters.steps += 1
+        return step
+
+    def _step_of(self, chunks: list[Chunk], late: list[HeldRow]) -> PreparedStep:
+        for chunk in chunks:
+            self._load_sampler(chunk.request)
+        limits, table = self.scheduler.limits, self.scheduler.page_table
+        return prepare_step(chunks, table, limits.page_tokens, self._sampler_table, self._masks, late)
+
+    def _schedule(self) -> list[Chunk]:
+        while self._suspects and self._suspects[0].is_cleared:
+            self._suspects.popleft()
+        if not self._suspects:
+            return self.scheduler.schedule()
+        suspect = self._suspects[0]
+        if suspect.request.unread or suspect.request.computed >= suspect.end:
+            return []  # on its way
+        return self.scheduler.schedule_alone(suspect.request)
+
+    def _lose(self, steps: Sequence[PreparedStep], cause: BaseException) -> list[RequestEvent]:
+        """Drop steps of which nothing was taken. Returns the last event of a request that failed alone."""
+        for chunk in (chunk for step in steps for chunk in step.chunks):
+            chunk.request.unread -= chunk.samples
+        lost = [(chunk, chunk.end) for step in steps for chunk in step.chunks]
+        for held in (held for step in steps for held in step.late):
+            held.chunk.request.unread -= 1
+            held.chunk.request.held = False
+            lost.append((held.chunk, held.chunk.end + 1))
+        # Neither a request that ended nor a chunk that its request gave up meanwhile is what ran alone.
+        involved = {
+            chunk.request
+            for chunk, _ in lost
+            if chunk.request.phase is not Phase.FINISHED and chunk.preemptions == chunk.request.preemptions
+        }
+        if self._suspects and (not lost or involved == {self._suspects[0].request}):
+            request = self._suspects.popleft().request
+            log.error("request %s fails alone", request.rid, exc_info=cause)
+            return [self._fail(request, f"computing this request raised {type(cause).__name__}: {cause}")]
+        running = list(self.scheduler.running)
+        if not lost and not running:
+            raise cause
+        log.warning("a step of %d requests is lost; they are run one by one", len(involved), exc_info=cause)
+        self._suspects.extend(Suspect(chunk.request, end) for chunk, end in lost)
+        if not lost:  # choosing a step raised, and nobody in particular is to blame
+            self._suspects.extend(Suspect(request, request.settled + 1) for request in running)
+        for request in reversed(running):
+            self.scheduler.preempt(request)
+        return []
+
+    def _ready_held(self) -> list[HeldRow]:
+        """Take the held rows whose mask has come. Those whose request lost its pages meanwhile are dropped:
+        the request computes them again."""
+        ready = []
+        waiting = []
+        for held in self._held:
+            request = held.chunk.request
+            if request.phase is Phase.FINISHED:
+                continue
+            if request.preemptions != held.chunk.preemptions:
+                request.held = False
+                request.unread -= 1
+            elif held.row.is_ready:
+                ready.append(held)
+            else:
+                waiting.append(held)
+        self._held = waiting
+        return ready
+
+    def _wait_for_mask(self) -> None:
+        """With nothing to do but to wait for grammars, wait a little."""
+        masks = [held.row.mask for held in self._held if held.row.mask is not None]
+        if masks:
+            wait(masks, timeout=MASK_WAIT_SECONDS, return_when=FIRST_COMPLETED)
+
+    def _load_sampler(self, request: Request) -> None:
+        if self._slot_owner[request.slot] is not request:
+            self._slot_owner[request.slot] = request
+            self._sampler_table.load(request)
+
+    def _take(self, result: ChunkResult) -> RequestEvent | None:
+        """Apply a chunk's result to its request; the event to send, if there is news."""
+        chunk, request = result.chunk, result.chunk.request
+        if request.phase is Phase.FINISHED:
+            return None  # it ended after this step was launched: nothing of the step is kept
+        if result.void:
+            self.scheduler.undo(chunk)
+            return None
+        if result.held is not None:
+            self._held.append(result.held)
+            request.held = True
+        else:
+            request.unread -= chunk.samples
+        if result.late:
+            request.held = False
+        else:
+            failure = self._settle(result)
+            if failure:
+                return self._fail(request, failure)
+        if result.held is not None:
+            return None
+        if result.sampled is None:
+            ended = chunk.end == request.length_limit and not request.samples
+            return self._finish(request, Finish(reason="length")) if ended else None
+        if result.sampled.fault:
+            return self._fail(request, FAULT_MESSAGES[result.sampled.fault])
+        return self._append(request, result.sampled.token_id, result.sampled.logprobs)
+
+    def _settle(self, result: ChunkResult) -> str:
+        """Take what a chunk stored and scored; returns why its request must fail, or nothing."""
+        chunk, request = result.chunk, result.chunk.request
+        if result.faulty:
+            return "a key or value of this request is not finite"
+        self.scheduler.settle(chunk)
+        self.counters.prompt_tokens += max(0, min(chunk.end, request.prompt_length) - chunk.start)
+        for position, score in result.scored:
+            if score is None:
+                return FAULT_MESSAGES[1]
+            # A chunk may be computed twice, when its request was preempted while it was on its way.
+            if position == request.scored_until:
+                assert request.prompt_logprobs is not None
+                request.prompt_logprobs.append(score)
+        return ""
+
+    def _append(self, request: Request, token_id: int, logprobs: TokenLogprobs | None) -> RequestEvent:
+        request.tokens.append(token_id)
+        if request in self._masks:
+            self._masks[request].accept(token_id)
+        self.counters.generated_tokens += 1
+        finish = judge_token(request, token_id)
+        if finish is not None:
+            self._release(request, finish)
+        return self._event(request, [token_id], [] if logprobs is None else [logprobs])
+
+    def _fail(self, request: Request, message: str) -> RequestEvent:
+        return self._finish(request, Finish(reason="error", message=message))
+
+    def _finish(self, request: Request, finish: Finish) -> RequestEvent:
+        self._release(request, finish)
+        return self._event(request, [], [])
+
+    def _release(self, request: Request, finish: Finish) -> None:
+        request.finish = finish
+        self._masks.pop(request, None)
+        self.scheduler.finish(request)
+
+    def _event(self, request: Request, token_ids: list[int], logprobs: list[TokenLogprobs]) -> RequestEvent:
+        first = not request.announced
+        request.announced = True
+        self.counters.cached_tokens += request.cached_tokens if first else 0
+        assert request.finish is None or request.phase is Phase.FINISHED
+        # How many prompt logprobs a prefill has that was cut short follows from the chunks: none are sent.
+        cut_short = request.finish is not None and request.finish.reason in ("abort", "error")
+        return RequestEvent(
+            rid=request.rid,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            prompt_logprobs=request.prompt_logprobs if first and not cut_short else None,
+            cached_tokens=request.cached_tokens,
+            finish=request.finish,
+        )

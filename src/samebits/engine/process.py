@@ -1,0 +1,215 @@
+"""The engine in a process of its own, with ZeroMQ and msgpack between.
+
+The parent owns both addresses. The child ignores SIGINT and SIGTERM, because a terminal or a supervisor sends
+them to the whole group and only the parent may decide when running requests end; it leaves when told to, and
+when its parent is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from multiprocessing.context import SpawnProcess
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from samebits.config import EngineConfig, ModelConfig
+from samebits.engine.logs import configure_logging
+from samebits.engine.messages import Command, EngineFailed, EngineReady, Message, Shutdown
+from samebits.engine.service import BuildEngine, progress_sender, run_service
+from samebits.engine.transport import Deliver, describe_failure
+
+BUILD_ENGINE = "samebits.engine.build:build_engine"
+PARENT_CHECK_MILLISECONDS = 1000
+STOP_SECONDS = 5.0
+LAST_WORDS_SECONDS = 0.2
+"""how long a dead child's last messages may take to arrive"""
+
+
+class ProcessTransport:
+    """An engine in a spawned process. `build` names its `BuildEngine` as `module:function`; it goes by name so
+    that this process need not import what only an engine needs."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        engine: EngineConfig,
+        build: str = BUILD_ENGINE,
+        log_level: str = "warning",
+    ) -> None:
+        self._settings = (model, engine, build, log_level)
+        self._process: SpawnProcess | None = None
+        self._folder = ""
+        self._ready = False
+        self._failed = False
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def process_id(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    def start(self, deliver: Deliver) -> None:
+        self._context = zmq.asyncio.Context()
+        self._events = self._context.socket(zmq.PULL)
+        self._commands: zmq.Socket[bytes] = zmq.Context.shadow(self._context.underlying).socket(zmq.PUSH)
+        for socket in (self._events, self._commands):
+            socket.set_hwm(0)  # the engine never waits for a slow reader, nor the reader for the engine
+            socket.setsockopt(zmq.LINGER, 0)
+        addresses = self._bind()
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=engine_process,
+            args=(*self._settings, *addresses, os.getpid()),
+            name="samebits-engine",
+            daemon=True,
+        )
+        self._process.start()
+        self._encoder = msgspec.msgpack.Encoder()
+        loop = asyncio.get_running_loop()
+        self._dead = asyncio.Event()
+        loop.add_reader(self._process.sentinel, self._notice_death)
+        self._tasks = [
+            loop.create_task(self._receive(deliver)),
+            loop.create_task(self._report_death(deliver)),
+        ]
+
+    def send(self, command: Command) -> None:
+        # A dead child has no queue to fill; `_report_death` tells those who wait.
+        with contextlib.suppress(zmq.Again):
+            self._commands.send(self._encoder.encode(command), zmq.NOBLOCK)
+
+    async def stop(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        self._stopping = True
+        self.send(Shutdown())
+        try:  # a child that is still loading hears no commands
+            await asyncio.wait_for(self._dead.wait(), STOP_SECONDS if self._ready else 0)
+        except TimeoutError:
+            process.kill()
+            await self._dead.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        process.join()
+        self._commands.close()
+        self._events.close()
+        self._context.term()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._process = None
+
+    def _bind(self) -> tuple[str, str]:
+        """Bind both sockets; returns (commands, events) addresses."""
+        if zmq.has("ipc"):
+            self._folder = tempfile.mkdtemp(prefix="samebits-")  # mode 0700: ours alone
+            addresses = (f"ipc://{self._folder}/commands", f"ipc://{self._folder}/events")
+            self._commands.bind(addresses[0])
+            self._events.bind(addresses[1])
+            return addresses
+        ports = [socket.bind_to_random_port("tcp://127.0.0.1") for socket in (self._commands, self._events)]
+        return f"tcp://127.0.0.1:{ports[0]}", f"tcp://127.0.0.1:{ports[1]}"
+
+    def _notice_death(self) -> None:
+        assert self._process is not None
+        asyncio.get_running_loop().remove_reader(self._process.sentinel)
+        self._dead.set()
+
+    async def _receive(self, deliver: Deliver) -> None:
+        decoder = msgspec.msgpack.Decoder(list[Message])
+        while True:
+            messages = decoder.decode(await self._events.recv())
+            self._ready = self._ready or any(isinstance(m, EngineReady) for m in messages)
+            self._failed = self._failed or any(isinstance(m, EngineFailed) for m in messages)
+            deliver(messages)
+
+    async def _report_death(self, deliver: Deliver) -> None:
+        await self._dead.wait()
+        await asyncio.sleep(LAST_WORDS_SECONDS)
+        if not self._failed and not self._stopping:
+            assert self._process is not None
+            self._process.join()
+            deliver([EngineFailed(message=_describe_exit(self._process.exitcode))])
+
+
+def _describe_exit(code: int | None) -> str:
+    if code is not None and code < 0:
+        reason = f"killed by {signal.Signals(-code).name}"
+        hint = "; the system may have been out of memory" if code == -signal.SIGKILL else ""
+        return f"the engine process was {reason}{hint}"
+    return f"the engine process ended unexpectedly with exit status {code}"
+
+
+class _SocketInbox:
+    """Commands from the parent's socket."""
+
+    def __init__(self, socket: zmq.Socket[bytes], parent: int) -> None:
+        self._socket = socket
+        self._parent = parent
+        self._decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+
+    def take(self, wait: bool) -> list[Command]:
+        timeout = PARENT_CHECK_MILLISECONDS if wait else 0
+        while not self._socket.poll(timeout):
+            if os.getppid() != self._parent:
+                return [Shutdown()]
+            if not wait:
+                return []
+        commands = []
+        while True:
+            try:
+                commands.append(self._decoder.decode(self._socket.recv(zmq.NOBLOCK)))
+            except zmq.Again:
+                return commands
+
+
+def engine_process(
+    model: ModelConfig,
+    engine: EngineConfig,
+    build: str,
+    log_level: str,
+    commands_address: str,
+    events_address: str,
+    parent: int,
+) -> None:
+    """Main function of the child. Its last message is an `EngineFailed` unless it was told to leave."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    configure_logging(log_level)
+    context = zmq.Context()
+    commands, events = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    for socket in (commands, events):
+        socket.set_hwm(0)
+    events.setsockopt(zmq.LINGER, int(STOP_SECONDS * 1000))
+    commands.connect(commands_address)
+    events.connect(events_address)
+    encoder = msgspec.msgpack.Encoder()
+
+    def send(messages: list[Message]) -> None:
+        events.send(encoder.encode(messages))
+
+    status = 0
+    try:
+        module, _, function = build.partition(":")
+        build_engine: BuildEngine = getattr(importlib.import_module(module), function)
+        built = build_engine(model, engine, progress_sender(send))
+        send([EngineReady(facts=built.facts)])
+        run_service(built, _SocketInbox(commands, parent), send)
+    except BaseException as error:  # the parent must learn of whatever ends this process
+        send([describe_failure(error)])
+        status = 1
+    commands.close(linger=0)
+    events.close()
+    context.term()
+    sys.stderr.flush()
+    # Nothing is left to save, and taking down a process full of compiled kernels takes seconds.
+    os._exit(status)

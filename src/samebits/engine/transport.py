@@ -1,0 +1,86 @@
+"""How the asynchronous front reaches an engine: a small protocol, and the transport to a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Protocol
+
+from samebits.config import EngineConfig, ModelConfig
+from samebits.engine.messages import Command, EngineFailed, EngineReady, Message, Shutdown
+from samebits.engine.service import BuildEngine, progress_sender, run_service
+from samebits.errors import SamebitsError
+
+Deliver = Callable[[list[Message]], None]
+
+
+class Transport(Protocol):
+    """Two-way traffic with one engine. All methods belong to the event loop that called `start`."""
+
+    def start(self, deliver: Deliver) -> None:
+        """Start the engine. `deliver` is called in the loop with every batch of messages: progress, then
+        `EngineReady`, then news; an `EngineFailed` is the last one, and comes however the engine dies."""
+
+    def send(self, command: Command) -> None:
+        """Queue a command. Never blocks; commands to a dead engine are dropped."""
+
+    async def stop(self) -> None:
+        """Shut the engine down and wait until it is gone."""
+
+
+def describe_failure(error: BaseException) -> EngineFailed:
+    """What an exception in an engine says to those outside."""
+    if isinstance(error, SamebitsError):
+        return EngineFailed(message=str(error), user_error=True)
+    text = "".join(traceback.format_exception(error))
+    return EngineFailed(message=f"{type(error).__name__}: {error}", traceback=text)
+
+
+class ThreadTransport:
+    """An engine in a thread of this process: for the offline API and for tests."""
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig, build: BuildEngine) -> None:
+        self._model = model
+        self._engine = engine
+        self._build = build
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self, deliver: Deliver) -> None:
+        loop = asyncio.get_running_loop()
+
+        def send(messages: list[Message]) -> None:
+            # The loop may be closed while a last step runs; nobody listens then.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(deliver, messages)
+
+        self._thread = threading.Thread(target=self._run, args=(send,), name="samebits-engine", daemon=True)
+        self._thread.start()
+
+    def send(self, command: Command) -> None:
+        self._commands.put(command)
+
+    async def stop(self) -> None:
+        self._commands.put(Shutdown())
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def take(self, wait: bool) -> list[Command]:
+        """The thread's side: every command that has come."""
+        commands = [self._commands.get()] if wait else []
+        while True:
+            try:
+                commands.append(self._commands.get_nowait())
+            except queue.Empty:
+                return commands
+
+    def _run(self, send: Deliver) -> None:
+        try:
+            engine = self._build(self._model, self._engine, progress_sender(send))
+            send([EngineReady(facts=engine.facts)])
+            run_service(engine, self, send)
+        except BaseException as error:  # whatever ends the thread must reach those who wait for it
+            send([describe_failure(error)])

@@ -1,0 +1,119 @@
+"""A generation request, the samples that it unfolds into, and what comes of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from samebits.engine.messages import EngineRequest, LogprobOptions, TokenLogprobs
+from samebits.sampling_params import SamplingParams
+from samebits.text.output import TextOptions
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt as a front end takes it; `params.n` samples come of it."""
+
+    prompt: str | Sequence[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    logprobs: LogprobOptions = field(default_factory=LogprobOptions)
+    rid: str = ""
+    """the caller's id; empty: a random one"""
+    priority: int = 0
+    use_prefix_cache: bool = True
+    add_special_tokens: bool = True
+    """for a text prompt: put what the checkpoint wants around it (a rendered chat has it already)"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, ready for the engine."""
+
+    rid: str
+    group: str
+    """id of the request that it came from; an abort may name either"""
+    prompt_index: int
+    """which prompt of the batch"""
+    request: EngineRequest
+    text: TextOptions
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FinishReason:
+    """Why a sample ended."""
+
+    type: Literal["stop", "length", "abort", "error"]
+    matched: int | str | None = None
+    """for `stop`: the token id or the string"""
+    message: str = ""
+    """for `abort` and `error`"""
+
+
+@dataclass(frozen=True)
+class SampleUpdate:
+    """News of a sample: what came since the last update."""
+
+    text: str = ""
+    """characters that are certain now; they may come later than their tokens"""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    """set once, in the first update, when asked for"""
+    cached_tokens: int = 0
+    warnings: tuple[str, ...] = ()
+    finish: FinishReason | None = None
+    """set in the last update"""
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """A sample so far: every update put together."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    cached_tokens: int = 0
+    warnings: tuple[str, ...] = ()
+    finish: FinishReason | None = None
+
+
+class Collector:
+    """Puts the updates of one sample together."""
+
+    def __init__(self, sample: Sample) -> None:
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+        self._cached_tokens = 0
+        self._warnings = list(sample.warnings)
+        self._finish: FinishReason | None = None
+
+    def add(self, update: SampleUpdate) -> None:
+        self._text.append(update.text)
+        self._token_ids.extend(update.token_ids)
+        self._logprobs.extend(update.logprobs)
+        if update.prompt_logprobs is not None:
+            self._prompt_logprobs = update.prompt_logprobs
+        self._cached_tokens = max(self._cached_tokens, update.cached_tokens)
+        self._warnings.extend(update.warnings)
+        self._finish = update.finish
+
+    def clear(self) -> None:
+        """Forget what has been read; what follows is a delta. The number of cached tokens stays."""
+        self._text, self._token_ids, self._logprobs, self._warnings = [], [], [], []
+        self._prompt_logprobs = None
+
+    def result(self) -> SampleResult:
+        return SampleResult(
+            text="".join(self._text),
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs),
+            prompt_logprobs=self._prompt_logprobs,
+            cached_tokens=self._cached_tokens,
+            warnings=tuple(self._warnings),
+            finish=self._finish,
+        )

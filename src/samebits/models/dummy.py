@@ -1,0 +1,162 @@
+"""Dummy weights: seeded random weights for any config, made so that an error shows in the output.
+
+Weight number i of a tensor is a function of the seed, the tensor's name and i, in integer arithmetic and exact
+float conversions only: the same on every machine, in every process, with every version of the libraries, and
+however the tensors are cut or fused. A 64-bit mix (splitmix64) of a counter gives two weights, each the sum of two
+16-bit integers around zero (a triangular distribution), times a float32 scale.
+
+Scales are chosen so that scores of the attention are spread (one wrong key, value or position changes the
+output), some channels are outliers as in trained models, every layer adds as much to the residual as the
+others, and the logits are spread enough for greedy text to depend on its whole context.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samebits.models.family import WeightNames
+from samebits.models.spec import ModelSpec
+from samebits.models.weights import expected_shapes
+
+GENERATOR_VERSION = 1
+"""A change of any number below is a change of this version."""
+UNIT_DEVIATION = 65536.0 / math.sqrt(6.0)
+"""Standard deviation of the sum of two uniform 16-bit integers."""
+SCORE_GAIN = 2.0
+"""Queries and keys have this deviation, so scores have its square."""
+LOGIT_DEVIATION = 3.0
+BIAS_DEVIATION = 0.5
+NORM_DEVIATION = 0.1
+"""Of norm weights, around their mean."""
+OUTLIER_GAIN = 6.0
+OUTLIER_EVERY = 64
+"""One in this many channels, on average, is an outlier."""
+DOWN_GAIN = 1.5
+"""The product of silu(gate) and up has a deviation of about a half; this makes up for a part of it."""
+CHUNK_WEIGHTS = 1 << 14
+"""Weights made at a time, few enough to stay in a core's cache, and for torch to copy in the calling thread.
+It changes no weight."""
+
+GOLDEN = 0x9E3779B97F4A7C15
+MASK64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the values of one tensor are spread: mean + deviation * unit, outliers times `outlier_gain`."""
+
+    deviation: float
+    mean: float = 0.0
+    outlier_gain: float = 1.0
+    """factor of the outlier channels, which are rows of a matrix or entries of a vector"""
+
+
+@dataclass(frozen=True)
+class DummySource:
+    """Seeded random tensors for every name that a spec expects."""
+
+    spec: ModelSpec
+    names: WeightNames
+    seed: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def tensor(self, name: str) -> Tensor:
+        """The named tensor in the storage dtype of the spec."""
+        recipe = recipe_for(self.spec, self.names, name)
+        return _tensor(name, self.shapes[name], recipe, self.seed, getattr(torch, self.spec.dtype))
+
+    def description(self) -> dict[str, str]:
+        """What stands for the digests of weight files in the plan."""
+        return {"dummy": f"generator {GENERATOR_VERSION}, seed {self.seed}"}
+
+
+def dummy_source(spec: ModelSpec, names: WeightNames, seed: int) -> DummySource:
+    """The source for a spec."""
+    return DummySource(spec, names, seed, expected_shapes(spec, names))
+
+
+def recipe_for(spec: ModelSpec, names: WeightNames, name: str) -> Recipe:
+    """The spread of a tensor's values, by the part that it plays."""
+    fan_in = 1.0 / math.sqrt(spec.hidden)
+
+    def plays(pattern: str) -> bool:
+        start, _, end = pattern.partition("{layer}")
+        return name.startswith(start) and name.removesuffix(".weight").endswith(end.removesuffix(".weight"))
+
+    if name.endswith(".bias"):
+        return Recipe(BIAS_DEVIATION)
+    if name == names.final_norm:
+        return Recipe(NORM_DEVIATION, mean=1.0)
+    if plays(names.query_norm) or plays(names.key_norm):
+        return Recipe(NORM_DEVIATION, mean=SCORE_GAIN)
+    if plays(names.attention_norm) or plays(names.mlp_norm):
+        return Recipe(NORM_DEVIATION, mean=1.0, outlier_gain=OUTLIER_GAIN)
+    if name in (names.embedding, names.output + ".weight"):
+        return Recipe(LOGIT_DEVIATION * fan_in)
+    if plays(names.query) or plays(names.key):
+        return Recipe(SCORE_GAIN * fan_in)
+    if plays(names.attention_output):
+        return Recipe(1.0 / math.sqrt(spec.heads.query_width))
+    if plays(names.down):
+        return Recipe(DOWN_GAIN / math.sqrt(spec.intermediate), outlier_gain=OUTLIER_GAIN)
+    return Recipe(fan_in)
+
+
+def _tensor(
+    name: str, shape: tuple[int, ...], recipe: Recipe, seed: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Made a few rows at a time, so that the float32 values stay in cache until they are rounded to `dtype`."""
+    rows = shape[0]
+    width = math.prod(shape[1:])
+    key = _key(seed, name)
+    scale, mean, gain = (
+        np.float32(value) for value in (recipe.deviation / UNIT_DEVIATION, recipe.mean, recipe.outlier_gain)
+    )
+    draws = _mix(_key(seed, name + "/outliers"), np.arange(rows, dtype=np.uint64))
+    outliers = draws % np.uint64(OUTLIER_EVERY) == 0
+    tensor = torch.empty((rows, width), dtype=dtype)
+    step = max(1, CHUNK_WEIGHTS // width)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        values = _units(key, first * width, last * width).reshape(last - first, width)
+        values *= scale
+        if mean:
+            values += mean
+        if gain != 1.0:
+            values[outliers[first:last]] *= gain
+        tensor[first:last] = torch.from_numpy(values)
+    return tensor.reshape(shape)
+
+
+def _key(seed: int, name: str) -> int:
+    digest = hashlib.blake2b(f"samebits dummy {seed} {name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _units(key: int, start: int, stop: int) -> np.ndarray:
+    """float32 integers in [-65535, 65535] for the weights start .. stop - 1; weight i takes the low (even i) or
+    high (odd i) half of the mix of i // 2."""
+    mixed = _mix(key, np.arange(start // 2, (stop + 1) // 2, dtype=np.uint64))
+    quarters = mixed.astype("<u8", copy=False).view("<u2").reshape(-1, 2)
+    sums = np.add(quarters[:, 0], quarters[:, 1], dtype=np.float32)
+    sums -= np.float32(65535.0)
+    return sums[start % 2 : start % 2 + stop - start]
+
+
+def _mix(key: int, counters: np.ndarray) -> np.ndarray:
+    """splitmix64's output function at key + (counter + 1) * golden, all modulo 2^64."""
+    z = counters * np.uint64(GOLDEN)
+    z += np.uint64((key + GOLDEN) & MASK64)
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z

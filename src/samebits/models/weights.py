@@ -1,0 +1,192 @@
+"""From named tensors to `DecoderWeights`: what a spec expects, the checks, and the fusing of q/k/v and gate/up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from samebits.errors import ModelFileError
+from samebits.layers import AttentionWeights, LayerWeights, MlpWeights
+from samebits.models.checkpoint import Checkpoint
+from samebits.models.decoder import DecoderWeights
+from samebits.models.family import WeightNames
+from samebits.models.progress import Progress
+from samebits.models.spec import ModelSpec
+from samebits.numerics.operators import Operators, PackedLinear
+
+STAGE = "loading weights"
+
+
+class TensorSource(Protocol):
+    """Where the loader takes a weight from, by its name in a checkpoint."""
+
+    def tensor(self, name: str) -> Tensor:
+        """The whole tensor, in the storage dtype of the spec, on the host."""
+
+
+def expected_shapes(spec: ModelSpec, names: WeightNames) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a checkpoint of this spec must hold, by name."""
+    heads, hidden = spec.heads, spec.hidden
+    shapes: dict[str, tuple[int, ...]] = {names.embedding: (spec.vocabulary, hidden)}
+
+    def linear(name: str, out_features: int, in_features: int, bias: bool) -> None:
+        shapes[name + ".weight"] = (out_features, in_features)
+        if bias:
+            shapes[name + ".bias"] = (out_features,)
+
+    for index in range(spec.layers):
+        at = partial(_at_layer, layer=index)
+        shapes[at(names.attention_norm)] = (hidden,)
+        linear(at(names.query), heads.query_width, hidden, spec.qkv_bias)
+        linear(at(names.key), heads.kv_width, hidden, spec.qkv_bias)
+        linear(at(names.value), heads.kv_width, hidden, spec.qkv_bias)
+        linear(at(names.attention_output), hidden, heads.query_width, spec.output_bias)
+        if spec.qk_norm:
+            shapes[at(names.query_norm)] = (heads.head_dim,)
+            shapes[at(names.key_norm)] = (heads.head_dim,)
+        shapes[at(names.mlp_norm)] = (hidden,)
+        linear(at(names.gate), spec.intermediate, hidden, spec.mlp_bias)
+        linear(at(names.up), spec.intermediate, hidden, spec.mlp_bias)
+        linear(at(names.down), hidden, spec.intermediate, spec.mlp_bias)
+    shapes[names.final_norm] = (hidden,)
+    if not spec.tied_embeddings:
+        linear(names.output, spec.vocabulary, hidden, False)
+    return shapes
+
+
+def check_tensors(checkpoint: Checkpoint, spec: ModelSpec, names: WeightNames, convert: bool) -> None:
+    """Refuse missing, extra and mis-shaped tensors, and types other than the spec's unless `convert`."""
+    expected = expected_shapes(spec, names)
+    output = names.output + ".weight"
+    for name, stored in sorted(checkpoint.tensors.items()):
+        if name.endswith(names.ignored):
+            continue
+        if name == output and spec.tied_embeddings:
+            _check_tied_output(checkpoint, names)
+            continue
+        if name not in expected:
+            raise ModelFileError(
+                f"{stored.shard}: tensor {name!r} is no part of a {spec.family} model like this"
+            )
+        if stored.shape != expected[name]:
+            raise ModelFileError(
+                f"{stored.shard}: tensor {name!r} has shape {list(stored.shape)}, but config.json asks for "
+                f"{list(expected[name])}"
+            )
+        if stored.dtype is None:
+            raise ModelFileError(
+                f"{stored.shard}: tensor {name!r} is stored as {stored.stored_type}; supported are BF16, F16, F32"
+            )
+        if not convert and stored.dtype != getattr(torch, spec.dtype):
+            raise ModelFileError(
+                f"{stored.shard}: tensor {name!r} is stored as {stored.stored_type}, but the model is {spec.dtype}; "
+                f"--dtype {spec.dtype} converts it"
+            )
+    missing = sorted(set(expected) - set(checkpoint.tensors))
+    if missing:
+        hint = " (config.json says that embeddings are not tied)" if missing[0] == output else ""
+        raise ModelFileError(
+            f"{checkpoint.folder}: tensor {missing[0]!r} is missing{hint}, {len(missing)} tensors in all"
+        )
+
+
+def _check_tied_output(checkpoint: Checkpoint, names: WeightNames) -> None:
+    """A tied model may store its head as well, but only as the same matrix."""
+    output = names.output + ".weight"
+    if names.embedding in checkpoint.tensors and not torch.equal(
+        checkpoint.read(output), checkpoint.read(names.embedding)
+    ):
+        raise ModelFileError(
+            f"{checkpoint.tensors[output].shard}: tensor {output!r} differs from {names.embedding!r}, but "
+            "config.json ties the two (tie_word_embeddings)"
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """Tensors of a checked checkpoint, converted to the storage dtype where it differs."""
+
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+
+    def tensor(self, name: str) -> Tensor:
+        stored = self.checkpoint.read(name)
+        if stored.dtype == self.dtype:
+            return stored
+        converted = stored.to(self.dtype)
+        if not torch.equal(torch.isfinite(converted), torch.isfinite(stored)):
+            raise ModelFileError(
+                f"{self.checkpoint.tensors[name].shard}: tensor {name!r} has values too large for --dtype "
+                f"{str(self.dtype).removeprefix('torch.')}"
+            )
+        return converted
+
+
+def build_weights(
+    spec: ModelSpec, names: WeightNames, source: TensorSource, operators: Operators, progress: Progress
+) -> DecoderWeights:
+    """Read, fuse and pack all weights for the operators."""
+    total = spec.layers + 2
+    progress(STAGE, 0, total)
+    embedding = source.tensor(names.embedding).to(operators.device)
+    progress(STAGE, 1, total)
+    layers = []
+    for index in range(spec.layers):
+        layers.append(_layer(spec, names, source, operators, index))
+        progress(STAGE, index + 2, total)
+    final_norm = _vector(source, names.final_norm, operators)
+    if spec.tied_embeddings:
+        output = operators.pack_linear(embedding)
+    else:
+        output = operators.pack_linear(source.tensor(names.output + ".weight").to(operators.device))
+    progress(STAGE, total, total)
+    return DecoderWeights(embedding, tuple(layers), final_norm, output)
+
+
+def _layer(
+    spec: ModelSpec, names: WeightNames, source: TensorSource, operators: Operators, index: int
+) -> LayerWeights:
+    at = partial(_at_layer, layer=index)
+
+    def vector(name: str) -> Tensor:
+        return _vector(source, at(name), operators)
+
+    def linear(parts: tuple[str, ...], bias: bool) -> PackedLinear:
+        return operators.pack_linear(
+            _joined(source, [at(part) + ".weight" for part in parts]).to(operators.device),
+            _joined(source, [at(part) + ".bias" for part in parts]).to(operators.device) if bias else None,
+        )
+
+    attention = AttentionWeights(
+        input_norm=vector(names.attention_norm),
+        qkv=linear((names.query, names.key, names.value), spec.qkv_bias),
+        output=linear((names.attention_output,), spec.output_bias),
+        query_norm=vector(names.query_norm) if spec.qk_norm else None,
+        key_norm=vector(names.key_norm) if spec.qk_norm else None,
+    )
+    mlp = MlpWeights(
+        input_norm=vector(names.mlp_norm),
+        gate_up=linear((names.gate, names.up), spec.mlp_bias),
+        down=linear((names.down,), spec.mlp_bias),
+    )
+    return LayerWeights(attention, mlp)
+
+
+def _vector(source: TensorSource, name: str, operators: Operators) -> Tensor:
+    """A norm's weight, widened to the activation dtype now rather than at each use; no value changes."""
+    stored = source.tensor(name)
+    wider = torch.promote_types(stored.dtype, operators.activation_dtype)
+    return stored.to(operators.device, wider)
+
+
+def _joined(source: TensorSource, names: list[str]) -> Tensor:
+    parts = [source.tensor(name) for name in names]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _at_layer(pattern: str, layer: int) -> str:
+    return pattern.format(layer=layer)

@@ -1,0 +1,77 @@
+"""A request for one sample and the news of it: what the scheduler and the engine both speak of. Token ids only."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from samebits.sampling_params import ResolvedSampling
+
+
+class LogprobOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Which logprobs a request wants. Raw logprobs are of the model's own distribution."""
+
+    output: bool = False
+    """logprob of every output token"""
+    prompt_start: int = -1
+    """first prompt position whose token gets a logprob; -1: none. Position 0 has none (reported as null)."""
+    top: int = 0
+    """this many most likely tokens at every position that has a logprob"""
+    token_ids: list[int] = []
+    """logprobs of these ids at every position that has a logprob"""
+    processed: bool = False
+    """of the distribution after penalties, temperature and filters instead (output tokens only)"""
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
+    """One sample to generate. `n` samples are `n` of these."""
+
+    rid: str
+    prompt_ids: list[int]
+    sampling: ResolvedSampling
+    logprobs: LogprobOptions = LogprobOptions()
+    priority: int = 0
+    """higher goes first"""
+    use_prefix_cache: bool = True
+    grammar: str = ""
+    """what the output must match, in the language of the engine's mask source; empty: anything"""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Logprobs at one position. Each float is a float32 value exactly."""
+
+    token_id: int
+    logprob: float | None
+    """None for the first token of a prompt"""
+    top: list[tuple[float, int]] = []
+    """(logprob, token id), most likely first"""
+    selected: list[tuple[float, int]] = []
+    """for the ids that the request named, in its order"""
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request ended."""
+
+    reason: Literal["stop", "length", "abort", "error"]
+    matched_token: int | None = None
+    """the stop or end-of-sequence token that ended it"""
+    message: str = ""
+    """for `abort` and `error`"""
+    refusal: Literal["", "request", "queue_full"] = ""
+    """for `error`: the engine did not take the request; `field` names the parameter at fault, if one is"""
+    field: str | None = None
+
+
+class RequestEvent(msgspec.Struct, frozen=True, kw_only=True, tag="event"):
+    """News of one request. Token ids are sent once each, in order; `finish` is set in its last event."""
+
+    rid: str
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] = []
+    """beside `token_ids`, when asked for"""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """once, in the first event, when asked for: positions `prompt_start` .. end of the prompt"""
+    cached_tokens: int = 0
+    warnings: list[str] = []
+    finish: Finish | None = None

@@ -1,0 +1,282 @@
+"""Which tokens the next step holds.
+
+The rule, which is also the fairness rule: requests are served in one order, higher priority first and older
+first among equals. A step takes one decode token of every running request in that order, then prefill chunks
+in that order, then admits waiting requests in that order, until its token budget is spent. Nobody is admitted
+past an earlier request that does not fit yet, so a stream of long prompts delays a request by those before it
+in the order and by no other. When KV pages run out, the last request in the order gives its pages up and waits
+again; the first one is never preempted, so it always gets on.
+
+Nothing decided here can change a bit of any result.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from dataclasses import dataclass
+
+import numpy as np
+
+from samebits.cache.pages import PagePool
+from samebits.cache.radix import Node, PrefixCache
+from samebits.schedule.request import Phase, Request
+from samebits.schedule.sharing import PageSharing
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """Sizes of a step. None of them may change a bit."""
+
+    step_tokens: int
+    max_running: int
+    page_tokens: int
+    pages_per_request: int
+    """pages that the longest possible request needs"""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive tokens of one request in one step: positions `start` to `end`."""
+
+    request: Request
+    start: int
+    count: int
+    samples: bool
+    """whether the last of them is followed by sampling"""
+    unread: bool
+    """whether the last of them is a token that the step before is still sampling"""
+    preemptions: int
+    """the request's count when the chunk was made: a later one means that its pages are gone"""
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
+
+
+class Scheduler:
+    """Owns the requests, their pages and the page table."""
+
+    def __init__(self, limits: SchedulerLimits, pool: PagePool) -> None:
+        self.limits = limits
+        self.pool = pool
+        self.cache = PrefixCache(pool, limits.page_tokens)
+        self.running: list[Request] = []
+        """in service order"""
+        self.page_table = np.full((limits.max_running, limits.pages_per_request), -1, dtype=np.int32)
+        self.preemptions = 0
+        self._sharing = PageSharing(self.cache, pool, self.page_table)
+        self._waiting: list[tuple[tuple[int, int], Request]] = []
+        self._waiting_count = 0
+        self._by_rid: dict[str, Request] = {}
+        self._free_slots = list(range(limits.max_running - 1, -1, -1))
+
+    # Requests
+
+    @property
+    def waiting_count(self) -> int:
+        return self._waiting_count
+
+    def __contains__(self, rid: str) -> bool:
+        return rid in self._by_rid
+
+    def get(self, rid: str) -> Request | None:
+        return self._by_rid.get(rid)
+
+    def requests(self) -> list[Request]:
+        """Every unfinished request, in order of submission."""
+        return list(self._by_rid.values())
+
+    def add(self, request: Request) -> None:
+        """Queue a new request. Its rid must not be in use."""
+        assert request.rid not in self._by_rid, request.rid
+        self._by_rid[request.rid] = request
+        self._enqueue(request)
+
+    def finish(self, request: Request) -> None:
+        """Take a request out, wherever it is, and give its pages back."""
+        del self._by_rid[request.rid]
+        if request.phase is Phase.RUNNING:
+            self._leave_running(request)
+        else:
+            self._waiting_count -= 1  # its heap entry is dropped when it comes up
+        request.phase = Phase.FINISHED
+
+    # The step
+
+    def schedule(self) -> list[Chunk]:
+        """Choose the next step's chunks and give each the pages that it needs."""
+        chunks: dict[Request, Chunk] = {}
+        budget = self.limits.step_tokens
+        wanting = [request for request in self.running if request.wants_forward]
+        decoding = [request for request in wanting if request.uncomputed == 1]
+        prefilling = [request for request in wanting if request.uncomputed != 1]
+        for request in decoding + prefilling:
+            if budget <= 0:
+                break
+            # An earlier one may have preempted it in this very step, or be computing its next page.
+            if request.phase is not Phase.RUNNING or self._sharing.must_wait(request):
+                continue
+            count = min(request.uncomputed, budget)
+            budget += self._provide_pages(request, request.computed + count, chunks)
+            if request.phase is Phase.RUNNING:
+                chunks[request] = self._chunk(request, count)
+                budget -= count
+        while budget > 0 and (admitted := self._admit_next()) is not None:
+            if not self._sharing.must_wait(admitted):
+                count = min(admitted.uncomputed, budget)
+                chunks[admitted] = self._chunk(admitted, count)
+                budget -= count
+        return list(chunks.values())
+
+    def schedule_alone(self, request: Request) -> list[Chunk]:
+        """The next chunk of this request, whose tokens are all read, and nobody else's. What it lacks for that is
+        taken from the others, from the end of the order."""
+        if request.phase is Phase.WAITING:
+            while (path := self._entry(request)) is None:
+                self.preempt(self.running[-1])
+            self._waiting = [entry for entry in self._waiting if entry[1] is not request]
+            heapq.heapify(self._waiting)
+            self._admit(request, path)
+        count = min(request.uncomputed, self.limits.step_tokens)
+        wanted = self._pages_for(request.computed + count)
+        while wanted - len(request.pages) > self._sharing.available_pages([]):
+            self.preempt(next(other for other in reversed(self.running) if other is not request))
+        self._extend_pages(request, wanted)
+        return [self._chunk(request, count)]
+
+    def launch(self, chunk: Chunk) -> None:
+        """Note that a step with this chunk is on its way."""
+        chunk.request.computed = chunk.end
+        chunk.request.unread += chunk.samples
+
+    def undo(self, chunk: Chunk) -> None:
+        """Forget a launched chunk whose first token was not known after all; it will be scheduled again."""
+        request = chunk.request
+        request.unread -= chunk.samples
+        if request.phase is Phase.RUNNING and request.preemptions == chunk.preemptions:
+            request.computed = chunk.start
+
+    def settle(self, chunk: Chunk) -> None:
+        """Note that the chunk's step has run and that what it stored is sound and belongs to accepted tokens."""
+        request = chunk.request
+        if request.phase is Phase.RUNNING and request.preemptions == chunk.preemptions:
+            request.settled = chunk.end
+            self._sharing.publish(request)
+
+    def preempt(self, request: Request) -> None:
+        """Put a running request back in the queue; it will be recomputed from its tokens."""
+        self._leave_running(request)
+        request.computed = 0
+        request.settled = 0
+        request.preemptions += 1
+        self.preemptions += 1
+        self._enqueue(request)
+
+    def check(self) -> None:
+        """Raise AssertionError when queues, page table, prefix cache or page references disagree."""
+        self.pool.check([*(request.pages for request in self.running), self.cache.held_pages()])
+        self._sharing.check()
+        assert len(self.running) + self._waiting_count == len(self._by_rid), "a request is in no queue"
+        assert self.running == sorted(self.running, key=_order), "running requests are out of order"
+        slots = [request.slot for request in self.running]
+        assert sorted(slots + self._free_slots) == list(range(self.limits.max_running)), "slots leak"
+        for request in self.running:
+            held = len(request.pages)
+            assert held * self.limits.page_tokens >= request.computed, "tokens without pages"
+            assert self.page_table[request.slot, :held].tolist() == request.pages, "page table is stale"
+            assert request.settled <= request.computed <= request.length, "more is computed than there is"
+            busy = request.uncomputed > 0 or request.settled < request.computed
+            assert busy, "a running request has nothing to compute"
+
+    # Inside
+
+    def _chunk(self, request: Request, count: int) -> Chunk:
+        end = request.computed + count
+        return Chunk(
+            request=request,
+            start=request.computed,
+            count=count,
+            samples=end == request.length and request.samples,
+            unread=end > len(request.tokens),
+            preemptions=request.preemptions,
+        )
+
+    def _enqueue(self, request: Request) -> None:
+        request.phase = Phase.WAITING
+        heapq.heappush(self._waiting, (request.order, request))
+        self._waiting_count += 1
+
+    def _admit_next(self) -> Request | None:
+        """Move the first waiting request to the running ones if it fits."""
+        while self._waiting and self._waiting[0][1].phase is not Phase.WAITING:
+            heapq.heappop(self._waiting)
+        if not self._waiting:
+            return None
+        request = self._waiting[0][1]
+        if request.unread:
+            return None  # preempted in this very step: its last token is not known yet
+        path = self._entry(request)
+        if path is None:
+            return None
+        heapq.heappop(self._waiting)
+        self._admit(request, path)
+        return request
+
+    def _entry(self, request: Request) -> list[Node] | None:
+        """The cached prefix with which a waiting request can enter now; None: it does not fit."""
+        if not self._free_slots:
+            return None
+        # Room for the first sampled token too: admitting what must be preempted at once is waste.
+        wanted = self._pages_for(min(len(request.tokens) + 1, request.length_limit))
+        path = self._sharing.find(request)
+        return path if wanted - len(path) <= self._sharing.available_pages(path) else None
+
+    def _admit(self, request: Request, path: list[Node]) -> None:
+        """Let a request run that is in the queue no more, with pages for all its tokens."""
+        self._waiting_count -= 1
+        request.slot = self._free_slots.pop()
+        request.phase = Phase.RUNNING
+        insort(self.running, request, key=_order)
+        self._sharing.enter(request, path)
+        if not request.preemptions:
+            request.cached_tokens = request.computed
+        self._extend_pages(request, self._pages_for(len(request.tokens)))
+
+    def _provide_pages(self, request: Request, tokens: int, chunks: dict[Request, Chunk]) -> int:
+        """Give `request` pages for its first `tokens` tokens, preempting from the end of the order: perhaps the
+        request itself. Returns the tokens of this step's chunks that were given up."""
+        wanted = self._pages_for(tokens)
+        given_up = 0
+        while wanted - len(request.pages) > self._sharing.available_pages([]):
+            victim = self.running[-1]
+            if victim in chunks:
+                given_up += chunks.pop(victim).count
+            self.preempt(victim)
+            if victim is request:
+                return given_up
+        self._extend_pages(request, wanted)
+        return given_up
+
+    def _pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.limits.page_tokens)
+
+    def _extend_pages(self, request: Request, wanted: int) -> None:
+        held = len(request.pages)
+        if wanted > held:
+            self._sharing.evict_for(wanted - held)
+            request.pages.extend(self.pool.allocate(wanted - held))
+            self.page_table[request.slot, held:wanted] = request.pages[held:]
+
+    def _leave_running(self, request: Request) -> None:
+        self.running.remove(request)
+        self._sharing.leave(request)
+        self.page_table[request.slot, : len(request.pages)] = -1
+        self._free_slots.append(request.slot)
+        self.pool.release(request.pages)
+        request.pages = []
+        request.slot = -1
+
+
+def _order(request: Request) -> tuple[int, int]:
+    return request.order

@@ -1,0 +1,64 @@
+"""What every route of a server shares: its settings, the engine, and whether requests are taken."""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+
+from samebits.config import ServerConfig
+from samebits.engine.async_engine import AsyncEngine
+from samebits.generation.generator import Generator
+from samebits.generation.text_parts import load_text_parts
+from samebits.server.http import UnavailableError
+from samebits.text.chat import ChatTemplate
+
+
+class Phase(Enum):
+    """Where a server is in its life. Only READY takes requests."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Front:
+    """A server's shared state. Belongs to one event loop."""
+
+    def __init__(self, config: ServerConfig, engine: AsyncEngine) -> None:
+        self.config = config
+        self.engine = engine
+        self.phase = Phase.STARTING
+        self.started_at = time.time()
+        self.chat_template: ChatTemplate | None = None
+        self._generator: Generator | None = None
+
+    @property
+    def generator(self) -> Generator:
+        """The way to generate. Raises `UnavailableError` unless requests are taken."""
+        if self.phase is Phase.READY and self._generator is not None:
+            return self._generator
+        reasons = {
+            Phase.STARTING: "the model is being loaded",
+            Phase.DRAINING: "the server is shutting down",
+            Phase.FAILED: "the engine has failed",
+        }
+        raise UnavailableError(reasons.get(self.phase, "the server is not ready"))
+
+    @property
+    def body_limit(self) -> int:
+        """Largest body in bytes."""
+        return self.config.max_body_mib << 20
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model in responses."""
+        return self.config.served_model_name or self.engine.facts.model
+
+    async def start(self) -> None:
+        """Start the engine and take requests. Raises what the engine or the tokenizer's files raise."""
+        text = load_text_parts(await self.engine.start())
+        self.chat_template = text.chat_template
+        self._generator = Generator(self.engine, text.tokenizer)
+        if self.phase is Phase.STARTING:
+            self.phase = Phase.READY

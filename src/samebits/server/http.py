@@ -1,0 +1,154 @@
+"""What every route shares: reading a body, answering with exact JSON, errors in one shape, and noticing that
+the client is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from samebits.engine.validate import QueueFullError
+from samebits.errors import EngineError, RequestError
+
+Result = TypeVar("Result")
+RETRY_AFTER_SECONDS = "1"
+CLIENT_CLOSED_REQUEST = 499
+
+log = logging.getLogger(__name__)
+
+
+class UnavailableError(Exception):
+    """The server takes no requests now; the message says why."""
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """JSON in which every float is the shortest text that reads back as the same double."""
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """An error in OpenAI's shape."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_parts(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """(status, body, headers) of an error that a route raised."""
+    match error:
+        case QueueFullError():
+            body = error_body(str(error), "overloaded_error", code="queue_full")
+            return 503, body, {"Retry-After": RETRY_AFTER_SECONDS}
+        case UnavailableError():
+            body = error_body(str(error), "overloaded_error", code="unavailable")
+            return 503, body, {"Retry-After": RETRY_AFTER_SECONDS}
+        case RequestError():
+            return 400, error_body(str(error), "invalid_request_error", error.field), {}
+        case EngineError():
+            return 500, error_body(str(error), "engine_error"), {}
+        case HTTPException():
+            kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+            return error.status_code, error_body(error.detail, kind), dict(error.headers or {})
+        case _:
+            return 500, error_body("internal error; the server's log has it", "server_error"), {}
+
+
+async def error_response(request: Request, error: Exception) -> Response:
+    """Starlette's exception handler for everything."""
+    status, body, headers = error_parts(error)
+    if isinstance(error, HTTPException) and status in (404, 405):
+        reason = "no such path" if status == 404 else f"{request.method} is not allowed here"
+        body = error_body(f"{reason}: {request.url.path}", "invalid_request_error")
+    return json_response(body, status, headers)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The request's body. Raises a 413 as soon as it is known to be over `limit` bytes."""
+    too_large = HTTPException(413, f"the body is larger than {limit} bytes (--max-body-mib)")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise too_large
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def until_disconnect(receive: Receive, work: Awaitable[Result]) -> Result | None:
+    """Run `work`; cancel it and return None when the client leaves first. The body must have been read."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        log.info("the client left; its request is aborted")
+        return None
+    finally:
+        watcher.cancel()
+        if not task.done():
+            task.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream:
+    """A response of server-sent events, written as an ASGI application.
+
+    It waits for the first frame before it sends the status, so that a request refused by the engine gets a
+    proper error. When the client leaves, `frames` is closed at once, even if no frame was due.
+    """
+
+    def __init__(
+        self, frames: AsyncGenerator[bytes, None], error_frame: Callable[[Exception], bytes]
+    ) -> None:
+        self._frames = frames
+        self._error_frame = error_frame
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await until_disconnect(receive, self._send_all(scope, receive, send))
+
+    async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._frames) as frames:
+            try:
+                first = await anext(frames)
+            except Exception as error:  # the status line still can tell
+                await (await error_response(Request(scope), error))(scope, receive, send)
+                return
+            headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": first, "more_body": True})
+            try:
+                async for frame in frames:
+                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+            except Exception as error:  # too late for a status: the stream itself tells
+                frame = self._error_frame(error)
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def event_frame(value: Any) -> bytes:
+    """One `data:` frame."""
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+DONE_FRAME = b"data: [DONE]\n\n"
+
+
+def json_error_frame(error: Exception) -> bytes:
+    """An error in the middle of a stream."""
+    return event_frame(error_parts(error)[1])

@@ -1,0 +1,148 @@
+"""The tokenizer of a checkpoint, from its tokenizer.json: text to ids and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from samebits.errors import ModelFileError, RequestError
+from samebits.text.detokenize import (
+    ByteLevelDetokenizer,
+    Detokenizer,
+    WindowDetokenizer,
+    byte_level_alphabet,
+    byte_level_bytes,
+)
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Special tokens that tokenizer_config.json names and chat templates read."""
+
+
+class Tokenizer:
+    """Text to token ids and back. Immutable after loading and safe to share between threads."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, named_tokens: dict[str, str] | None = None) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.named_tokens = dict(named_tokens or {})
+        """`eos_token` and its like, by name"""
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = {token_id for token_id, token in added.items() if token.special}
+        self._special_by_text = {token.content: i for i, token in added.items() if token.special}
+        self._token_bytes = self._read_token_bytes()
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids, added tokens included."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of `text`; `add_special_tokens` puts what the checkpoint wants around a plain prompt (such as BOS).
+
+        Raises `RequestError` for text that is not valid Unicode.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError(f"text holds a lone surrogate at character {error.start}", "text") from error
+        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of `token_ids`; ids outside the vocabulary have none."""
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token by itself, special or not."""
+        return self.decode([token_id], skip_special_tokens=False)
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of a vocabulary entry."""
+        token_id = self._backend.token_to_id(token)
+        return None if token_id is None else int(token_id)
+
+    def special_id(self, text: str) -> int | None:
+        """Id of the special token whose text is `text`, if there is one."""
+        return self._special_by_text.get(text)
+
+    def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
+        """A fresh incremental decoder."""
+        if self._token_bytes is None:
+            return WindowDetokenizer(lambda ids: self.decode(ids, skip_special_tokens))
+        table = self._token_bytes
+        left_out = self._special_ids if skip_special_tokens else frozenset[int]()
+        return ByteLevelDetokenizer(lambda i: table.get(i, b"") if i not in left_out else b"")
+
+    def _read_token_bytes(self) -> dict[int, bytes] | None:
+        """Bytes by id when the decoder is plain byte-level, else None."""
+        decoder = json.loads(self._backend.to_str()).get("decoder")
+        if not decoder or decoder.get("type") != "ByteLevel":
+            return None
+        alphabet = byte_level_alphabet()
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return {token_id: byte_level_bytes(token, alphabet) for token, token_id in vocabulary.items()}
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer | None:
+    """The tokenizer of the checkpoint in `folder`; None when it has no tokenizer.json, as a bare shape for dummy
+    weights has none. Raises `ModelFileError` naming the file."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises nothing more specific
+        raise ModelFileError(f"{path} is not a tokenizer that can be read: {error}") from error
+    config = read_json_object(Path(folder) / "tokenizer_config.json")
+    named = _named_tokens(folder, config)
+    _add_missing_tokens(backend, config, named)
+    return Tokenizer(backend, named)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when there is no such file. Raises `ModelFileError` naming the file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path} must hold a JSON object")
+    return value
+
+
+def _content(value: object) -> str | None:
+    """Text of a token that is written as a string or as an object with `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _named_tokens(folder: str | Path, config: dict[str, Any]) -> dict[str, str]:
+    listed = read_json_object(Path(folder) / "special_tokens_map.json") | config
+    found = {name: _content(listed.get(name)) for name in NAMED_TOKENS}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def _add_missing_tokens(backend: tokenizers.Tokenizer, config: dict[str, Any], named: dict[str, str]) -> None:
+    """Add the tokens that tokenizer_config.json lists and tokenizer.json lacks, as transformers does."""
+    present = {token.content for token in backend.get_added_tokens_decoder().values()}
+    listed = config.get("added_tokens_decoder")
+    entries = sorted(listed.items(), key=lambda item: int(item[0])) if isinstance(listed, dict) else []
+    for _, entry in entries:
+        text = _content(entry)
+        if text is not None and text not in present:
+            options = {
+                name: bool(entry[name])
+                for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
+                if name in entry
+            }
+            backend.add_tokens([tokenizers.AddedToken(text, **options)])
+            present.add(text)
+    missing = [text for text in dict.fromkeys(named.values()) if text not in present]
+    backend.add_special_tokens([tokenizers.AddedToken(text, normalized=False) for text in missing])

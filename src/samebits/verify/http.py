@@ -1,0 +1,298 @@
+"""Targets behind a URL: servers that speak SGLang's `/generate`, or OpenAI's `/v1/completions` as vLLM does.
+
+Standard library only. A float32 that a server prints with nine digits or more comes back exactly; one that
+prints fewer loses bits, but equal bits stay equal.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from samebits.errors import ConfigError, EngineError
+from samebits.sampling_params import SamplingParams
+from samebits.verify.answers import Answer, TokenBits, float_bits
+from samebits.verify.target import Target, TargetFacts
+
+UNKNOWN_CONTEXT = 1 << 30
+APIS = ("auto", "generate", "completions")
+
+
+class Client:
+    """JSON over HTTP to one server."""
+
+    def __init__(self, url: str, api_key: str = "", timeout: float = 600.0) -> None:
+        parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"--url must be like http://127.0.0.1:30000, got {url!r}")
+        self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
+        self._parts = urllib.parse.urlsplit(self.url)
+        self._timeout = timeout
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+
+    def open(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        return kind(self._parts.hostname or "", self._parts.port, timeout=self._timeout)
+
+    def request(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+        """(status, body). Raises `EngineError` where nobody answers."""
+        connection = self.open()
+        try:
+            data = None if body is None else json.dumps(body).encode()
+            connection.request(method, self._parts.path + path, data, self._headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineError(f"{self.url}{path}: {error or type(error).__name__}") from error
+        finally:
+            connection.close()
+
+    def json(self, method: str, path: str, body: Any = None) -> Any:
+        """The JSON answer. Raises `EngineError` with the server's words for any status but 200."""
+        status, data = self.request(method, path, body)
+        if status != 200:
+            raise EngineError(f"{self.url}{path} answered {status}: {data[:500].decode(errors='replace')}")
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise EngineError(f"{self.url}{path} answered something that is not JSON") from error
+
+    def probe(self, path: str) -> Any:
+        """The JSON answer of a GET, None where the path does not exist or is no JSON."""
+        status, data = self.request("GET", path)
+        if status != 200:
+            return None
+        try:
+            return json.loads(data)
+        except ValueError:
+            return None
+
+    def stream(self, path: str, body: Any) -> Iterator[dict[str, Any]]:
+        """The JSON objects of a reply in server-sent events, up to `[DONE]`."""
+        connection = self.open()
+        try:
+            connection.request("POST", self._parts.path + path, json.dumps(body).encode(), self._headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                text = response.read(500).decode(errors="replace")
+                raise EngineError(f"{self.url}{path} answered {response.status}: {text}")
+            for line in response:
+                data = line.strip().removeprefix(b"data:").strip()
+                if data == b"[DONE]":
+                    return
+                if data and line.startswith(b"data:"):
+                    yield json.loads(data)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise EngineError(f"{self.url}{path}: {error or type(error).__name__}") from error
+        finally:
+            connection.close()
+
+
+def connect(url: str, api: str = "auto", api_key: str = "") -> Target:
+    """The target behind `url`, its way of speaking found out where `api` is `auto`."""
+    client = Client(url, api_key)
+    if api in ("auto", "generate"):
+        for path in ("/model_info", "/get_model_info"):
+            facts = client.probe(path)
+            if isinstance(facts, dict):
+                return GenerateTarget(client, facts)
+        if api == "generate":
+            return GenerateTarget(client, {})
+    listing = client.probe("/v1/models")
+    if isinstance(listing, dict) and listing.get("data"):
+        return CompletionsTarget(client, listing["data"][0])
+    raise ConfigError(
+        f"{client.url} answers neither /model_info (SGLang's way) nor /v1/models (OpenAI's way)"
+    )
+
+
+class GenerateTarget:
+    """A server that speaks SGLang's native `/generate`; a batch is one request."""
+
+    def __init__(self, client: Client, model_info: dict[str, Any]) -> None:
+        self._client = client
+        server = client.probe("/server_info") or client.probe("/get_server_info") or {}
+        told = {**server, **model_info}
+        context = told.get("context_length") or told.get("max_req_input_len") or UNKNOWN_CONTEXT
+        name = told.get("served_model_name") or told.get("model_path") or told.get("model") or "a model"
+        wanted = ("fingerprint", "numerics", "version", "attention_backend", "tp_size")
+        details = {key: str(told[key]) for key in wanted if told.get(key) is not None}
+        self._facts = TargetFacts(f"{name} at {client.url} (/generate)", int(context), details)
+
+    def facts(self) -> TargetFacts:
+        return self._facts
+
+    def encode(self, text: str) -> list[int]:
+        """By the server's own tokenizer: the ids that it reports when it scores the text."""
+        body = {"text": text, "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
+        scoring = {"return_logprob": True, "logprob_start_len": 0}
+        reply = self._client.json("POST", "/generate", body | scoring)
+        return [entry[1] for entry in reply["meta_info"]["input_token_logprobs"]]
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sequence[SamplingParams],
+        score_prompt: bool = False,
+    ) -> list[Answer]:
+        body = {
+            "input_ids": [list(ids) for ids in prompts],
+            "sampling_params": [native_sampling(parameters) for parameters in sampling],
+            "return_logprob": True,
+            "logprob_start_len": 0 if score_prompt else -1,
+        }
+        replies = self._client.json("POST", "/generate", body)
+        if not isinstance(replies, list) or len(replies) != len(prompts):
+            raise EngineError(
+                f"{self._client.url}/generate did not answer {len(prompts)} prompts with as many replies"
+            )
+        return [native_answer(reply, score_prompt) for reply in replies]
+
+    def flush(self) -> bool:
+        return self._client.request("POST", "/flush_cache")[0] == 200
+
+    def close(self) -> None:
+        pass
+
+
+def native_sampling(parameters: SamplingParams) -> dict[str, Any]:
+    """As SGLang names them. Neutral values are left out, so that a server that lacks a filter is not asked for it."""
+    values: dict[str, Any] = {
+        "temperature": parameters.temperature,
+        "max_new_tokens": parameters.max_new_tokens,
+        "sampling_seed": parameters.seed,
+        "ignore_eos": parameters.ignore_eos,
+    }
+    return values | filters(parameters)
+
+
+def filters(parameters: SamplingParams) -> dict[str, Any]:
+    """The filters that are not neutral, by the names that SGLang and vLLM share."""
+    neutral = {
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+    }
+    values = {name: getattr(parameters, name) for name in neutral}
+    return {name: value for name, value in values.items() if value is not None and value != neutral[name]}
+
+
+def native_answer(reply: dict[str, Any], score_prompt: bool) -> Answer:
+    """One reply of `/generate`. Its logprobs are triples of logprob, token id, text."""
+    meta = reply["meta_info"]
+    output = [token_bits(entry[1], entry[0]) for entry in meta["output_token_logprobs"]]
+    prompt = (
+        [token_bits(entry[1], entry[0]) for entry in meta["input_token_logprobs"]] if score_prompt else []
+    )
+    ids = reply.get("output_ids")
+    if ids is not None and list(ids) != [entry.token for entry in output]:
+        raise EngineError(
+            "a reply of /generate names other tokens in output_ids than in output_token_logprobs"
+        )
+    return Answer(tuple(output), tuple(prompt), meta.get("cached_tokens"))
+
+
+def token_bits(token: int | str, logprob: float | None) -> TokenBits:
+    return TokenBits(token, None if logprob is None else float_bits(logprob))
+
+
+class CompletionsTarget:
+    """A server that speaks `/v1/completions` with token ids as prompts, and vLLM's additions where it has them.
+    A batch is one request where all parameters are equal, else as many concurrent ones."""
+
+    def __init__(self, client: Client, model: dict[str, Any]) -> None:
+        self._client = client
+        self._model = model["id"]
+        context = int(model.get("max_model_len") or UNKNOWN_CONTEXT)
+        version = client.probe("/version") or {}
+        details = {key: str(value) for key, value in version.items()} if isinstance(version, dict) else {}
+        self._facts = TargetFacts(f"{self._model} at {client.url} (/v1/completions)", context, details)
+
+    def facts(self) -> TargetFacts:
+        return self._facts
+
+    def encode(self, text: str) -> list[int]:
+        reply = self._client.json("POST", "/tokenize", {"model": self._model, "prompt": text})
+        return list(reply["tokens"])
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sequence[SamplingParams],
+        score_prompt: bool = False,
+    ) -> list[Answer]:
+        if all(parameters == sampling[0] for parameters in sampling):
+            return self._ask([list(ids) for ids in prompts], sampling[0], score_prompt)
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            calls = [
+                pool.submit(self._ask, [list(ids)], parameters, score_prompt)
+                for ids, parameters in zip(prompts, sampling, strict=True)
+            ]
+            return [call.result()[0] for call in calls]
+
+    def _ask(self, prompts: list[list[int]], parameters: SamplingParams, score_prompt: bool) -> list[Answer]:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "prompt": prompts,
+            "temperature": parameters.temperature,
+            "max_tokens": parameters.max_new_tokens,
+            "seed": parameters.seed,
+            "logprobs": 1,
+            "ignore_eos": parameters.ignore_eos,
+            "return_token_ids": True,
+        }
+        if score_prompt:
+            body["prompt_logprobs"] = 0
+        reply = self._client.json("POST", "/v1/completions", body | filters(parameters))
+        choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+        if len(choices) != len(prompts):
+            raise EngineError(
+                f"{self._client.url}/v1/completions gave {len(choices)} choices for {len(prompts)} prompts"
+            )
+        cached = ((reply.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens")
+        return [
+            completion_answer(choice, ids, score_prompt, cached if len(prompts) == 1 else None)
+            for choice, ids in zip(choices, prompts, strict=True)
+        ]
+
+    def flush(self) -> bool:
+        """vLLM offers this in its development mode alone."""
+        paths = ("/flush_cache", "/reset_prefix_cache")
+        return any(self._client.request("POST", path)[0] == 200 for path in paths)
+
+    def close(self) -> None:
+        pass
+
+
+def completion_answer(
+    choice: dict[str, Any], prompt_ids: list[int], score_prompt: bool, cached: int | None
+) -> Answer:
+    """One choice of `/v1/completions`. Where the server tells no ids, the tokens' texts stand for them."""
+    logprobs = choice.get("logprobs")
+    if not logprobs or logprobs.get("token_logprobs") is None:
+        raise EngineError("/v1/completions returned no token_logprobs; samebits verify compares their bits")
+    tokens = choice.get("token_ids") or logprobs["tokens"]
+    output = [
+        token_bits(token, value) for token, value in zip(tokens, logprobs["token_logprobs"], strict=True)
+    ]
+    prompt = prompt_bits(choice.get("prompt_logprobs"), prompt_ids) if score_prompt else []
+    return Answer(tuple(output), tuple(prompt), cached)
+
+
+def prompt_bits(entries: list[dict[str, Any] | None] | None, prompt_ids: list[int]) -> list[TokenBits]:
+    """vLLM's `prompt_logprobs`: per position None, or the logprobs of a few ids, the prompt's own among them."""
+    if entries is None:
+        raise EngineError("/v1/completions returned no prompt_logprobs, which the mode p_vs_d compares")
+    return [
+        token_bits(token, None if entry is None else entry[str(token)]["logprob"])
+        for token, entry in zip(prompt_ids, entries, strict=True)
+    ]

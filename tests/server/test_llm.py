@@ -1,0 +1,181 @@
+"""The offline API: prompts of every form, order, logprobs, interrupts, notebooks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_engine import CRASH_TOKEN, build_fake_engine, write_checkpoint
+
+from samebits.errors import ConfigError, EngineError, RequestError
+from samebits.llm import LLM
+from samebits.sampling_params import SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0, max_new_tokens=4)
+MESSAGES = [{"role": "user", "content": "the same"}]
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), delay=0.001)
+    with LLM(str(folder), build=build_fake_engine) as loaded:
+        yield loaded
+
+
+def test_prompts_of_every_form(llm: LLM) -> None:
+    ids = llm.encode("the same")
+    [text] = llm.generate("the same", GREEDY)
+    assert text.prompt == "the same"
+    assert text.prompt_token_ids == tuple(ids)
+    assert text.text == llm.decode(text.token_ids)
+    for prompts in (["the same"], ids, [ids], [tuple(ids)], np.array(ids), np.array([ids])):
+        [other] = llm.generate(prompts, GREEDY)
+        assert other.token_ids == text.token_ids
+    assert llm.generate([], GREEDY) == []
+    for wrong in ([1.5], [None], [["a"]], 5):
+        with pytest.raises(RequestError):
+            llm.generate(wrong, GREEDY)  # type: ignore[arg-type]
+
+
+def test_order_and_parameters(llm: LLM) -> None:
+    params = [SamplingParams(temperature=0.0, max_new_tokens=n) for n in (30, 1, 8)]
+    found = llm.generate(["the", "same", "bits"], params, progress=False)
+    assert [len(one.token_ids) for one in found] == [30, 1, 8]
+    assert [one.prompt for one in found] == ["the", "same", "bits"]
+    with pytest.raises(RequestError, match="2 sampling_params for 1"):
+        llm.generate(["the"], params[:2])
+
+
+def test_n_and_replay(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.9, max_new_tokens=6, n=3, seed=11)
+    found = llm.generate(["the", "same"], params)
+    assert [(one.prompt_index, one.sample_index) for one in found] == [
+        (p, s) for p in (0, 1) for s in range(3)
+    ]
+    assert {one.seed for one in found} == {11}
+    again = SamplingParams(temperature=0.9, max_new_tokens=6, seed=11, sample_index=2)
+    assert llm.generate("same", again)[0].token_ids == found[5].token_ids
+    assert len({one.token_ids for one in found}) == 6
+
+
+def test_logprobs(llm: LLM) -> None:
+    [plain] = llm.generate("the same", GREEDY)
+    assert plain.logprobs is None
+    assert plain.prompt_logprobs is None
+    [scored] = llm.generate("the same", GREEDY, return_logprob=True, logprob_start_len=0, top_logprobs_num=2)
+    assert scored.logprobs is not None
+    assert scored.prompt_logprobs is not None
+    assert [at.token_id for at in scored.logprobs] == list(scored.token_ids)
+    assert [at.token_id for at in scored.prompt_logprobs] == list(scored.prompt_token_ids)
+    assert scored.prompt_logprobs[0].logprob is None
+    values = [at.logprob for at in scored.logprobs]
+    assert values == [float(np.float32(value)) for value in values]
+    assert all(len(at.top) == 2 for at in scored.logprobs)
+
+
+def test_facts_of_the_answer(llm: LLM) -> None:
+    [answer] = llm.generate("the", GREEDY)
+    assert answer.fingerprint == llm.facts.fingerprint
+    assert answer.finish_reason.type == "length"
+    assert answer.sampling.temperature == 0.0
+    assert llm.generate(["the"] * 2, SamplingParams(max_new_tokens=1))[0].warnings
+    assert llm.status().running == 0
+    assert llm.flush_cache() == 3
+
+
+def test_chat(llm: LLM) -> None:
+    [one] = llm.chat(MESSAGES, GREEDY)
+    assert one.prompt == "<|start|>user\nthe same<|end|>\n<|start|>assistant\n"
+    [again] = llm.generate(one.prompt, GREEDY)
+    assert again.token_ids == one.token_ids
+    two = llm.chat([MESSAGES, [*MESSAGES, {"role": "assistant", "content": "bits"}]], GREEDY)
+    assert two[0].token_ids == one.token_ids
+    assert len(two) == 2
+
+
+def test_streams(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_new_tokens=12)
+    [whole] = llm.generate("the same", params)
+    updates = list(llm.stream("the same", params))
+    assert len(updates) > 1
+    assert "".join(update.text for update in updates) == whole.text
+    assert tuple(token_id for update in updates for token_id in update.token_ids) == whole.token_ids
+    assert updates[-1].finish == whole.finish_reason
+    assert "".join(llm.stream_chat(MESSAGES, params)) == llm.chat(MESSAGES, params)[0].text
+    with pytest.raises(RequestError, match="n must be 1"):
+        next(llm.stream("the", SamplingParams(n=2)))
+
+
+def test_leaving_a_stream_ends_the_request(llm: LLM) -> None:
+    for update in llm.stream([5], SamplingParams(max_new_tokens=2000, ignore_eos=True)):
+        assert update.token_ids
+        break
+    while llm.status().running:
+        time.sleep(0.01)
+
+
+def test_inside_a_running_loop(llm: LLM) -> None:
+    async def notebook() -> tuple[int, ...]:
+        return llm.generate("the", GREEDY)[0].token_ids
+
+    assert asyncio.run(notebook()) == llm.generate("the", GREEDY)[0].token_ids
+
+
+def test_from_several_threads(llm: LLM) -> None:
+    expected = llm.generate("the", GREEDY)[0].token_ids
+    found: list[tuple[int, ...]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(llm.generate("the", GREEDY)[0].token_ids))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 4
+
+
+def test_interrupt_stops_cleanly(llm: LLM) -> None:
+    timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([[5], [6]], SamplingParams(max_new_tokens=2000, ignore_eos=True))
+    assert time.monotonic() - start < 2
+    while llm.status().running:
+        time.sleep(0.01)
+    assert len(llm.generate("the", GREEDY)[0].token_ids) == 4
+
+
+def test_closing(tmp_path: Path) -> None:
+    llm = LLM(str(write_checkpoint(tmp_path)), build=build_fake_engine)
+    llm.close()
+    llm.close()
+    with pytest.raises(ConfigError, match="closed"):
+        llm.generate("the")
+
+
+def test_a_crash_is_an_engine_error(tmp_path: Path) -> None:
+    with LLM(str(write_checkpoint(tmp_path)), build=build_fake_engine) as llm:
+        with pytest.raises(EngineError, match="went wrong"):
+            llm.generate([[CRASH_TOKEN]])
+        with pytest.raises(EngineError, match="went wrong"):
+            llm.generate("the")
+
+
+def test_settings_are_checked(tmp_path: Path) -> None:
+    folder = str(write_checkpoint(tmp_path))
+    with pytest.raises(ConfigError, match="temperature"):
+        LLM(folder, build=build_fake_engine, temperature=1)
+    with pytest.raises(ConfigError, match="numerics"):
+        LLM(folder, build=build_fake_engine, numerics="quick")
+    write_checkpoint(tmp_path, broken=True)
+    with pytest.raises(ConfigError, match="broken on purpose"):
+        LLM(folder, build=build_fake_engine)

@@ -1,0 +1,188 @@
+"""The HTTP targets, against small servers that speak SGLang's and vLLM's tongues out of the fake target."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from samebits.errors import ConfigError, EngineError
+from samebits.sampling_params import SamplingParams
+from samebits.verify.answers import bits_float
+from samebits.verify.http import CompletionsTarget, GenerateTarget, connect
+from samebits.verify.modes import MODES, Settings
+
+from .fake import FakeTarget
+
+Routes = Callable[[str, str, Any], Any]
+
+
+class Server:
+    """`routes(method, path, body)` over HTTP; a reply of None is a 404."""
+
+    def __init__(self, routes: Routes) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._reply("GET", None)
+
+            def do_POST(self) -> None:
+                size = int(self.headers.get("Content-Length") or 0)
+                self._reply("POST", json.loads(self.rfile.read(size)) if size else None)
+
+            def _reply(self, method: str, body: Any) -> None:
+                reply = routes(method, self.path, body)
+                data = json.dumps(reply).encode()
+                self.send_response(404 if reply is None else 200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Routes], str]]:
+    servers: list[Server] = []
+
+    def start(routes: Routes) -> str:
+        servers.append(Server(routes))
+        return servers[-1].url
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def triples(entries: Any) -> list[list[Any]]:
+    return [[None if entry.bits is None else bits_float(entry.bits), entry.token, None] for entry in entries]
+
+
+def sglang(target: FakeTarget) -> Routes:
+    def sampling(values: dict[str, Any]) -> SamplingParams:
+        renamed = {"seed" if name == "sampling_seed" else name: value for name, value in values.items()}
+        return SamplingParams(**renamed)
+
+    def routes(method: str, path: str, body: Any) -> Any:
+        if path == "/get_model_info":
+            return {"model_path": "fake"}
+        if path == "/get_server_info":
+            return {"context_length": 4096, "version": "9"}
+        if path == "/flush_cache":
+            return target.flush()
+        if path != "/generate":
+            return None
+        if "text" in body:
+            prompts, values = [target.encode(body["text"])], [body["sampling_params"]]
+        else:
+            prompts, values = body["input_ids"], body["sampling_params"]
+        score = body.get("logprob_start_len", -1) == 0
+        answers = target.generate(prompts, [sampling(value) for value in values], score)
+        replies = [
+            {
+                "output_ids": list(answer.output_ids),
+                "meta_info": {
+                    "input_token_logprobs": triples(answer.prompt),
+                    "output_token_logprobs": triples(answer.output),
+                    "cached_tokens": answer.cached_tokens,
+                },
+            }
+            for answer in answers
+        ]
+        return replies[0] if "text" in body else replies
+
+    return routes
+
+
+def vllm(target: FakeTarget, tells_ids: bool = True) -> Routes:
+    def routes(method: str, path: str, body: Any) -> Any:
+        if path == "/v1/models":
+            return {"data": [{"id": "fake", "max_model_len": 4096}]}
+        if path == "/tokenize":
+            return {"tokens": target.encode(body["prompt"])}
+        if path == "/reset_prefix_cache":
+            return target.flush()
+        if path != "/v1/completions":
+            return None
+        names = set(SamplingParams.__struct_fields__) & set(body)
+        parameters = SamplingParams(**{name: body[name] for name in names}, max_new_tokens=body["max_tokens"])
+        score = "prompt_logprobs" in body
+        answers = target.generate(body["prompt"], [parameters] * len(body["prompt"]), score)
+        choices = []
+        for index, answer in enumerate(answers):
+            values = [bits_float(entry.bits or 0) for entry in answer.output]
+            choice: dict[str, Any] = {
+                "index": index,
+                "logprobs": {"tokens": [f"t{id}" for id in answer.output_ids], "token_logprobs": values},
+            }
+            if tells_ids:
+                choice["token_ids"] = list(answer.output_ids)
+            if score:
+                choice["prompt_logprobs"] = [
+                    None if value is None else {str(token): {"logprob": value}}
+                    for value, token, _ in triples(answer.prompt)
+                ]
+            choices.append(choice)
+        return {"choices": choices[::-1]}
+
+    return routes
+
+
+QUICK = Settings(trials=6, max_new_tokens=8)
+
+
+@pytest.mark.parametrize("tongue", [sglang, vllm])
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_over_http(
+    serve: Callable[[Routes], str], tongue: Callable[[FakeTarget], Routes], mode: str
+) -> None:
+    honest = connect(serve(tongue(FakeTarget())))
+    broken = connect(serve(tongue(FakeTarget("prefill is not decode" if mode == "p_vs_d" else "cache"))))
+    assert isinstance(honest, GenerateTarget if tongue is sglang else CompletionsTarget)
+    assert honest.facts().context_length == 4096
+    assert MODES[mode](honest, QUICK, 0.0, lambda done, total: None).passed
+    assert not MODES[mode](broken, QUICK, 0.0, lambda done, total: None).passed
+
+
+def test_answers_keep_every_bit(serve: Callable[[Routes], str]) -> None:
+    target = FakeTarget()
+    prompts = [[1, 2, 3], [4], [5, 6]]
+    sampling = [SamplingParams(temperature=0.5, seed=seed, max_new_tokens=4) for seed in range(3)]
+    expected = target.generate(prompts, sampling, score_prompt=True)
+    for tongue in (sglang, vllm):
+        found = connect(serve(tongue(FakeTarget()))).generate(prompts, sampling, score_prompt=True)
+        assert [(answer.output, answer.prompt) for answer in found] == [
+            (answer.output, answer.prompt) for answer in expected
+        ]
+
+
+def test_a_server_that_tells_no_ids_is_compared_by_tokens_and_bits(serve: Callable[[Routes], str]) -> None:
+    target = connect(serve(vllm(FakeTarget(), tells_ids=False)))
+    answer = target.generate([[1, 2]], [SamplingParams(temperature=0.0, max_new_tokens=2)])[0]
+    assert all(isinstance(entry.token, str) and entry.bits is not None for entry in answer.output)
+
+
+def test_errors_say_who_answered_what(serve: Callable[[Routes], str]) -> None:
+    with pytest.raises(ConfigError, match="answers neither /model_info"):
+        connect(serve(lambda method, path, body: None))
+    with pytest.raises(ConfigError, match="--url must be like"):
+        connect("ftp://host")
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:9"):
+        connect("http://127.0.0.1:9")
+    target = connect(serve(lambda method, path, body: {} if path == "/model_info" else None))
+    with pytest.raises(EngineError, match="/generate answered 404"):
+        target.encode("text")

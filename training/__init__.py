@@ -1,0 +1,1 @@
+"""How the bundled model is made: corpus, problems, tokenizer, training, export, evaluation."""
