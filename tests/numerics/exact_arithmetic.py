@@ -6,6 +6,7 @@ blocks) as arguments, so that a test can also ask for a wrong choice and see tha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -48,7 +49,7 @@ def chain(x: np.ndarray, weight: np.ndarray, order: Iterable[int] | None = None,
 def leaf_sum(x: np.ndarray, weight: np.ndarray, leaves: int) -> np.ndarray:
     """The split mutant: `leaves` equal chains, added in ascending order."""
     edges = [round(x.shape[1] * leaf / leaves) for leaf in range(leaves + 1)]
-    parts = [chain(x, weight, range(*edge)) for edge in zip(edges, edges[1:], strict=False)]
+    parts = [chain(x, weight, range(*edge)) for edge in itertools.pairwise(edges)]
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -146,8 +147,7 @@ def attention_row(
         scores = fma32(scaled[None, :, d], keys[:, :, d], scores)
     edges = sorted({0, context, *range(first_split % split, context, split)})
     partials = [
-        _split(scores[start:end], values[start:end], block, lanes)
-        for start, end in zip(edges, edges[1:], strict=False)
+        _split(scores[start:end], values[start:end], block, lanes) for start, end in itertools.pairwise(edges)
     ]
     maximum = np.full(query.shape[0], -np.inf, F32)
     total = np.zeros(query.shape[0], F32)

@@ -47,7 +47,7 @@ def test_is_the_ascending_chain(operators, dtype, depth) -> None:
 def mutants(x: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
     depth = x.shape[1]
     ascending = list(range(depth))
-    swapped = ascending[:-2] + [depth - 1, depth - 2]
+    swapped = [*ascending[:-2], depth - 1, depth - 2]
     swapped_early = [1, 0, *ascending[2:]]
     return {
         "two-way split": leaf_sum(x, weight, 2),

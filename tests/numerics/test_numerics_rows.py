@@ -37,7 +37,9 @@ def row_operators(operators):
     weight = wide_rows(50, 1, 400, 2)[0]
     return {
         "norm": lambda x: operators.rms_norm(x, weight, EPS),
-        "add and norm": lambda x: torch.cat(operators.add_rms_norm(x, x.flip(1).contiguous(), weight, EPS), 1),
+        "add and norm": lambda x: torch.cat(
+            operators.add_rms_norm(x, x.flip(1).contiguous(), weight, EPS), 1
+        ),
         "gated activation": operators.silu_mul,
         "log-sum-exp": lambda x: operators.log_sum_exp(x)[:, None],
     }
@@ -105,7 +107,9 @@ def test_gated_activation_is_the_written_clause(operators) -> None:
     assert differing(got, library) > 0
     expected = reference.silu_mul(x)
     # Below -88.7 the exponential is infinite and the result zero, where 89 exp(-88.7) is 3e-37.
-    assert ((got - expected).abs() <= 6 * reference.ROUNDING * expected.abs() + 3e-37 * x[:, 210:].abs()).all()
+    assert (
+        (got - expected).abs() <= 6 * reference.ROUNDING * expected.abs() + 3e-37 * x[:, 210:].abs()
+    ).all()
 
 
 @pytest.mark.parametrize("vocabulary", [1, 16, 1000, 1024, 1025, 5000])
@@ -201,7 +205,9 @@ def test_lanes_and_scalars_agree() -> None:
         for i in range(0, x.size, 16):
             store(many.ctypes.data, i, kernel_exp32(load(x.ctypes.data, i)))
 
-    x = np.concatenate([hashed_floats(61, (4096,), (-12, 7)), F32([0, -0.0, 88.7, 89, -87.4, -103.9, -104, 1e30] * 2)])
+    x = np.concatenate(
+        [hashed_floats(61, (4096,), (-12, 7)), F32([0, -0.0, 88.7, 89, -87.4, -103.9, -104, 1e30] * 2)]
+    )
     one, many = np.empty_like(x), np.empty_like(x)
     both(x, one, many)
     assert same_bits(one, many)
