@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -223,3 +225,25 @@ def test_refusals(operators) -> None:
         operators.allocate_kv(1, 1, 64, HeadLayout(2, 2, 72))
     with pytest.raises(NumericsError, match="share"):
         operators.allocate_kv(1, 1, 64, HeadLayout(5, 2, 64))
+
+
+def test_batches_of_the_wrong_kind_are_refused(operators) -> None:
+    heads = SMALL
+    context = make_context(heads, 4)
+    kv = operators.allocate_kv(1, 1, 64, heads)[0]
+    good = make_batch([torch.tensor([0], dtype=torch.int32)], [(0, 4)], 64)
+    queries = torch.zeros(4, heads.query_heads, heads.head_dim)
+    for wrong in (
+        replace(good, positions=good.positions.int()),
+        replace(good, slots=good.slots[:3]),
+        replace(good, page_table=good.page_table.long()),
+        replace(good, page_tokens=128),
+    ):
+        with pytest.raises(NumericsError, match="batch"):
+            operators.attention(queries, heads, 0.125, wrong, kv)
+        with pytest.raises(NumericsError, match="batch"):
+            operators.norm_rope_store(context.qkv, heads, None, None, EPS, context.table, wrong, kv)
+    with pytest.raises(NumericsError, match="queries"):
+        operators.attention(queries[:, :2].contiguous(), heads, 0.125, good, kv)
+    with pytest.raises(NumericsError, match="RoPE"):
+        operators.norm_rope_store(context.qkv, heads, None, None, EPS, torch.zeros(4, 2, 64), good, kv)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -177,6 +178,7 @@ class GemmShare:
     tasks: int
 
 
+@functools.lru_cache(maxsize=1024)
 def share_out(rows: int, columns: int, depth: int, threads: int) -> GemmShare:
     """Cut a product into tasks that are large enough to pay for their launch."""
     panels = -(-columns // LANES)

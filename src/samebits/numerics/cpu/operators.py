@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable, Sequence
 
 import numba
@@ -15,6 +14,7 @@ from samebits.numerics.batch import RaggedBatch, SampleResult, SamplingBatch
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.cpu import attention, elementwise, gemm, keyvalue, norm, sampling, top
 from samebits.numerics.cpu.attention_plan import plan_attention, prepare_plan
+from samebits.numerics.cpu.checks import check_batch, check_heads, check_matrix, float_bits, widened
 from samebits.numerics.cpu.environment import machine, require_fma
 from samebits.numerics.cpu.pool import Pool, prepare_launcher
 from samebits.numerics.operators import HeadLayout, KvLayer, PackedLinear
@@ -23,23 +23,6 @@ from samebits.numerics.probes import probe_digests
 # A task smaller than this (in elements touched) does not pay for another thread.
 ELEMENTS_OF_A_TASK = 16384
 ATTENTION_WORTH = 50_000
-
-
-def float_bits(value: float) -> int:
-    """The bits of a number rounded to float32."""
-    return int(struct.unpack("<i", struct.pack("<f", value))[0])
-
-
-def check_matrix(name: str, x: Tensor, width: int | None = None) -> tuple[int, int]:
-    """(rows, width) of a contiguous float32 CPU matrix. Raises NumericsError."""
-    if x.dtype != torch.float32 or x.dim() != 2 or not x.is_contiguous() or x.device.type != "cpu":
-        raise NumericsError(
-            f"{name} must be a contiguous float32 matrix on CPU, not {x.dtype} {list(x.shape)} on {x.device}"
-        )
-    rows, found = x.shape
-    if width is not None and found != width:
-        raise NumericsError(f"{name} has {found} columns, expected {width}")
-    return rows, found
 
 
 class CpuOperators:
@@ -175,14 +158,14 @@ class CpuOperators:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         rows, width = check_matrix("norm input", x)
-        y = torch.empty_like(x)
+        y = torch.empty((rows, width))
         self._norm(x, 0, weight, y, 0, rows, width, eps)
         return y
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         rows, width = check_matrix("norm input", x)
         check_matrix("residual", residual, width)
-        y, total = torch.empty_like(x), torch.empty_like(x)
+        y, total = torch.empty((rows, width)), torch.empty((rows, width))
         self._norm(x, residual.data_ptr(), weight, y, total.data_ptr(), rows, width, eps)
         return y, total
 
@@ -232,6 +215,9 @@ class CpuOperators:
             raise NumericsError("query and key norm must be given together")
         query_scale = None if query_norm is None else widened(query_norm)
         key_scale = None if key_norm is None else widened(key_norm)
+        check_batch(batch, kv, rows)
+        if rope.dtype != torch.float32 or not rope.is_contiguous() or 2 * rope.shape[2] > heads.head_dim:
+            raise NumericsError(f"RoPE table does not fit head_dim {heads.head_dim}: {list(rope.shape)}")
         arguments = (
             qkv.data_ptr(),
             queries.data_ptr(),
@@ -258,9 +244,11 @@ class CpuOperators:
         self, queries: Tensor, heads: HeadLayout, scale: float, batch: RaggedBatch, kv: KvLayer
     ) -> Tensor:
         rows = queries.shape[0]
+        check_matrix("queries", queries.view(rows, -1), heads.query_width)
         output = torch.empty((rows, heads.query_width))
         if rows == 0:
             return output
+        check_batch(batch, kv, rows)
         group = heads.query_heads // heads.kv_heads
         plan = plan_attention(
             batch.query_start.data_ptr(),
@@ -337,23 +325,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def check_heads(heads: HeadLayout) -> None:
-    """Raises NumericsError for a head layout that the kernels do not run."""
-    if heads.head_dim % 16 or not 0 < heads.head_dim <= keyvalue.MAX_HEAD_DIM:
-        raise NumericsError(
-            f"head_dim must be a multiple of 16 up to {keyvalue.MAX_HEAD_DIM}, not {heads.head_dim}"
-        )
-    if heads.query_heads % heads.kv_heads:
-        raise NumericsError(f"{heads.query_heads} query heads cannot share {heads.kv_heads} key-value heads")
-    if heads.query_heads // heads.kv_heads > attention.MAX_PAIRS:
-        raise NumericsError(f"more than {attention.MAX_PAIRS} query heads share one key-value head")
-
-
-def widened(weight: Tensor) -> Tensor:
-    """A vector of weights as contiguous float32; exact."""
-    return weight.to(torch.float32).contiguous()
 
 
 def compilation_steps() -> dict[str, Callable[[], object]]:

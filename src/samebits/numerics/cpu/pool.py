@@ -9,6 +9,7 @@ sleep on a lock; a launch wakes them, and never waits for a worker that holds no
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
 import weakref
@@ -193,10 +194,8 @@ class Pool:
 
     def __init__(self, threads: int) -> None:
         self.threads = max(1, threads)
-        self._turn = threading.Lock()
-        self._owner = -1
-        self._control = np.zeros(CONTROL_WORDS + 16, np.int64)
         self._arguments = np.zeros(ARGUMENT_WORDS, np.int64)
+        self._argument_view = memoryview(self._arguments)
         self._start()
 
     def _start(self) -> None:
@@ -229,15 +228,26 @@ class Pool:
         if self._owner != os.getpid():
             self._start()
         with self._turn:
-            self._arguments[: len(arguments)] = arguments
+            struct.pack_into(f"{len(arguments)}q", self._argument_view, 0, *arguments)
             shared = share and tasks > 1 and self.threads > 1
             if shared and self._sleepers[0]:
                 for wake in self._wakes:
                     if wake.locked():
                         wake.release()
-            if not launch(self._address, task, self._argument_address, tasks, int(shared)):
-                while not finish(self._address, tasks):
-                    time.sleep(0)
+            self._launch(task, tasks, shared)
+
+    def _launch(self, task: int, tasks: int, shared: bool) -> None:
+        """Launch and wait. Even an interrupt does not return before the workers have let go of the buffers."""
+        launched = False
+        try:
+            launched = shared
+            done = launch(self._address, task, self._argument_address, tasks, int(shared))
+            while not done:
+                time.sleep(0)
+                done = finish(self._address, tasks)
+        finally:
+            while launched and not finish(self._address, tasks):
+                pass
 
 
 def prepare_launcher() -> None:
