@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -12,7 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_tokenizer import write_tokenizer
 
+import samebits
 from samebits import __version__
 from samebits.cli import build_parser, main
 from samebits.commands.flags import sampling_of, settings_of
@@ -26,7 +29,7 @@ def parse(*arguments: str) -> argparse.Namespace:
     return build_parser().parse_args(arguments)
 
 
-def samebits(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def shell(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "samebits", *arguments],
         input=stdin,
@@ -37,15 +40,15 @@ def samebits(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[st
 
 
 def test_starting_loads_nothing_heavy() -> None:
-    code = f"import sys; from samebits.cli import build_parser; build_parser(); print(sorted(set(sys.modules) & set({HEAVY})))"
+    code = "import sys; from samebits.cli import build_parser; build_parser(); print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    assert set(found.stdout.split()).isdisjoint(HEAVY)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["version"]) == 0
     assert capsys.readouterr().out == f"samebits {__version__}\n"
-    assert samebits("--version").stdout == f"samebits {__version__}\n"
+    assert shell("--version").stdout == f"samebits {__version__}\n"
 
 
 def test_flag_before_environment_before_file_before_default(
@@ -99,7 +102,6 @@ def test_sampling_flags() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["verify", "double"], "unknown mode 'double'"),
         (["serve", "a", "--model", "b"], "two models named"),
         (["generate", "x", "--top-p", "2"], "top_p must lie in"),
         (["serve", "--config", "missing.toml"], "missing.toml"),
@@ -120,8 +122,10 @@ def test_an_error_is_one_clear_line_and_status_2(
 
 
 def test_an_unknown_flag_is_status_2() -> None:
-    found = samebits("serve", "--prot", "8000")
+    found = shell("serve", "--prot", "8000")
     assert found.returncode == 2 and "--prot" in found.stderr
+    found = shell("verify", "double")
+    assert found.returncode == 2 and "'double' is none of all, single" in found.stderr
 
 
 def test_interrupt_is_status_130() -> None:
@@ -148,9 +152,65 @@ def test_interrupt_is_status_130() -> None:
 TINY = ("--model", "tiny", "--load-format", "dummy", "--kv-memory-mib", "64")
 
 
-def test_generate_from_arguments_and_standard_input(tmp_path: Path) -> None:
-    found = samebits("generate", "--json", *TINY, "--max-new-tokens", "3", "--n", "2", stdin="a prompt")
-    assert found.returncode == 2 and "tokenizer" in found.stderr
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny shape with a tokenizer and a chat template; its weights are dummies."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = Path(samebits.__file__).parent / "models" / "shapes" / "tiny" / "config.json"
+    (folder / "config.json").write_bytes(config.read_bytes())
+    return write_tokenizer(folder)
+
+
+def offline(checkpoint: Path) -> list[str]:
+    return [
+        "--model",
+        str(checkpoint),
+        "--load-format",
+        "dummy",
+        "--kv-memory-mib",
+        "64",
+        "--max-new-tokens",
+        "4",
+    ]
+
+
+def test_generate(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--json", "a page", "the bits", "--n", "2", *offline(checkpoint)]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["prompt_index"], one["sampling"]["sample_index"]) for one in told] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    ]
+    assert all(len(one["token_ids"]) == len(one["logprobs"]) <= 4 for one in told)
+
+
+def test_generate_from_standard_input(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "a page", *offline(checkpoint)]) == 0
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a page"))
+    assert main(["generate", *offline(checkpoint)]) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_chat_says_what_generate_says(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = ["--ignore-eos", "--max-new-tokens", "24"]
+    assert main(["generate", "--chat", "hello", *offline(checkpoint), *longer]) == 0
+    expected = capsys.readouterr().out
+    assert expected.strip()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    assert main(["chat", *offline(checkpoint), *longer]) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_a_model_without_a_tokenizer_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a page", *TINY]) == 2
+    assert "tokenizer" in capsys.readouterr().err
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:

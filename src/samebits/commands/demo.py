@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from samebits.commands.flags import add_settings, command, open_llm, settings_of
+from samebits.commands.flags import add_settings, command, open_llm, quieten, settings_of
 from samebits.config import EngineConfig, ModelConfig
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ WHAT = {
 def open_target(options: argparse.Namespace, profile: str) -> Target:
     from samebits.verify.local import LocalTarget
 
+    quieten()
     return LocalTarget(open_llm(options, numerics=profile))
 
 

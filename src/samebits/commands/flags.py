@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar, get_type_hints
 
@@ -151,3 +152,8 @@ def open_llm(options: argparse.Namespace, **changes: Any) -> Any:
     model, engine = settings_of(options, ModelConfig), settings_of(options, EngineConfig)
     settings: dict[str, Any] = dataclasses.asdict(model) | dataclasses.asdict(engine) | changes
     return LLM(settings.pop("model"), **settings)
+
+
+def quieten() -> None:
+    """No warnings of what a check does on purpose: equal requests in one batch, a profile that promises nothing."""
+    logging.getLogger("samebits").setLevel(logging.ERROR)
