@@ -14,7 +14,10 @@ from samebits.config import EngineConfig, ModelConfig
 if TYPE_CHECKING:
     from samebits.verify.target import Target
 
-PROBLEM = "Mia has 14 boxes with 6 pencils in each. She gives away 29 pencils. How many pencils are left?"
+PROBLEM = (
+    "Mia has 29 pencils. She gets 14 boxes with 6 pencils in each box. She gives 37 to Tom. "
+    "How many pencils does Mia have left?"
+)
 CONTRAST = "torch"
 TEMPERATURE = 0.8
 EXAMPLES = """\
