@@ -125,8 +125,8 @@ def bench_model(config: ModelConfig, options: Options, say: Callable[[str], None
     say(f"{config.model}: loading")
     rival = load_transformers(config)
     files = read_model_files(config)
-    copy, multiply = copy_rate(), multiply_rate()
-    rows = []
+    measured: dict[str, dict[str, list[float]]] = {}
+    copies, multiplies = [copy_rate()], [multiply_rate()]
     with open_samebits(config, options.threads) as llm:
         contenders: dict[str, Contender] = {
             "samebits": Samebits(llm),
@@ -136,10 +136,19 @@ def bench_model(config: ModelConfig, options: Options, say: Callable[[str], None
         for workload in workloads(options.decode_tokens):
             say(f"{config.model}: {workload.name}")
             chosen = {name: contenders[name] for name in ("samebits", *workload.rivals)}
-            seconds = race(chosen, workload, files.spec.vocabulary, options.repeats)
-            floor = floor_tokens_per_second(workload, files.spec, 2, copy, multiply)
-            rows.append(figures(workload, seconds, floor))
+            measured[workload.name] = race(chosen, workload, files.spec.vocabulary, options.repeats)
+            copies.append(copy_rate())
+            multiplies.append(multiply_rate())
         facts = llm.facts
+    copy, multiply = max(copies), max(multiplies)
+    rows = [
+        figures(
+            workload,
+            measured[workload.name],
+            floor_tokens_per_second(workload, files.spec, 2, copy, multiply),
+        )
+        for workload in workloads(options.decode_tokens)
+    ]
     return {
         "model": config.model,
         "load_format": config.load_format,

@@ -138,6 +138,7 @@ def run_golden(options: argparse.Namespace) -> int:
 
     if options.url or options.modes or options.test_mode:
         raise ConfigError("--golden and --write-golden are of an engine in this process, and take no mode")
+    quieten()
     with open_llm(options) as llm:
         if options.write_golden:
             golden.write(options.write_golden, llm)
