@@ -112,9 +112,9 @@ def doc_questions(page: dict[str, str], rng: random.Random) -> Iterator[list[dic
     text = page["text"]
     for match in re.finditer(r"(?m)^\.\. module:: (\S+)\n +:synopsis: (.+)$", text):
         module, synopsis = match.groups()
-        body = re.search(rf"(?m)^((?:The|This) [^\n]*(?:`{re.escape(module)}`|module)(?:.+\n)+)", text)
+        opening = re.search(rf"(?m)^((?:The|This) [^\n]*(?:`{re.escape(module)}`|module)(?:.+\n)+)", text)
         answer = f"`{module}`: {synopsis.strip().rstrip('.')}."
-        if body and (extra := first_sentences(body.group(1))):
+        if opening and (extra := first_sentences(opening.group(1))):
             answer += " " + extra
         for form in ("What does the module {} do?", "What is the `{}` module for?", "What is {} in Python?"):
             yield chat(form.format(module), answer)

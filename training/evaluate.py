@@ -65,10 +65,10 @@ class Subject:
         return answers
 
 
-def held_out_loss(subject: Subject, data: Path, limit: int) -> dict[str, Any]:
+def held_out_loss(subject: Subject, data: Path, limit: int, sources: list[str]) -> dict[str, Any]:
     """Mean loss a token of each source's held-out text, with windows of 1,024 and 8,192 tokens."""
     figures: dict[str, Any] = {}
-    for source in ("docs", "code", "problems", "doc_chat"):
+    for source in sources:
         arrays = np.load(data / f"{source}.test.npz")
         tokens = torch.from_numpy(arrays["tokens"][:limit].astype(np.int64))
         said = torch.from_numpy(arrays["weights"][:limit] > 1)
@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--recall", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=400_000, help="held-out tokens a source at most")
+    parser.add_argument("--sources", nargs="+", default=["docs", "code", "problems", "doc_chat"])
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -187,7 +188,7 @@ def main() -> None:
         begun = time.monotonic()
         figures, _ = accuracy(subject, args.problems, args.seed)
         report[name] = {
-            "held_out_loss": held_out_loss(subject, args.data, args.tokens),
+            "held_out_loss": held_out_loss(subject, args.data, args.tokens, args.sources),
             "unseen_problems": figures,
         }
         report[name]["recall_by_prompt_tokens"] = recall(subject, args.corpus, args.recall)

@@ -47,8 +47,8 @@ def export(state: Path, model: str, tokenizer: Path, out: Path) -> None:
         total = sum(tensor.nbytes for tensor in tensors.values())
         index_file = {"metadata": {"total_size": total}, "weight_map": places}
         write_json(out / "model.safetensors.index.json", index_file)
-    for file in out.glob("*.safetensors"):
-        file.chmod(0o644)
+    for shard in out.glob("*.safetensors"):
+        shard.chmod(0o644)
     settings(model, tokenizer, out)
 
 

@@ -31,7 +31,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.end = tokenizer.token_to_id(END_OF_TEXT)
+        self.end: int = tokenizer.encode(END_OF_TEXT).ids[0]
         self.heads = {role: tokenizer.encode(f"{IM_START}{role}\n").ids for role in ROLES}
         self.tail = tokenizer.encode(f"{IM_END}\n").ids
 

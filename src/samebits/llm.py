@@ -7,11 +7,12 @@ with LLM("path/to/model") as llm:
 from __future__ import annotations
 
 import asyncio
+import collections.abc
 import operator
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypeVar
@@ -176,27 +177,21 @@ class LLM:
     def stream_chat(
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
     ) -> Iterator[str]:
-        """The answer to one conversation, piece by piece as it comes. Leaving early aborts it."""
+        """Answer one conversation, piece by piece as it comes. Leaving the iteration early ends the request."""
         prompt = self.chat_prompt(messages)
         request = GenerationRequest(prompt, sampling_params or SamplingParams(), add_special_tokens=False)
-        [sample, *others] = self._generator.prepare([request])
-        if others:
-            raise RequestError("a stream is of one sample: n must be 1", "n")
-        updates = self._generator.stream(sample)
-
-        async def following() -> SampleUpdate | None:
-            return await anext(updates, None)
-
-        async def leave() -> None:
-            await updates.aclose()
-
-        try:
-            while (update := self._wait(following())) is not None:
+        with closing(self._stream(request)) as updates:
+            for update in updates:
                 if update.finish is not None and update.finish.type == "error":
                     raise EngineError(update.finish.message)
                 yield update.text
-        finally:
-            self._wait(leave())
+
+    def stream(
+        self, prompt: str | Sequence[int], sampling_params: SamplingParams | None = None
+    ) -> Iterator[SampleUpdate]:
+        """Complete one prompt, a text or token ids, yielding what is new as it comes; the last one has `finish`."""
+        [listed] = _list_prompts(prompt)
+        return self._stream(GenerationRequest(listed, sampling_params or SamplingParams()))
 
     def chat_prompt(
         self,
@@ -226,10 +221,12 @@ class LLM:
 
     def flush_cache(self) -> int:
         """Drop every unreferenced page of the prefix cache; returns their number."""
+        self._check_open()
         return self._wait(self._engine.flush_cache())
 
     def status(self) -> EngineStatus:
         """Counters of the engine."""
+        self._check_open()
         return self._wait(self._engine.status())
 
     def close(self) -> None:
@@ -259,6 +256,21 @@ class LLM:
             for sample, result in zip(samples, results, strict=True)
         ]
 
+    def _stream(self, request: GenerationRequest) -> collections.abc.Generator[SampleUpdate, None, None]:
+        self._check_open()
+        if request.params.n != 1:
+            raise RequestError("a stream has one sample: n must be 1", "n")
+        [sample] = self._generator.prepare([request])
+        updates = self._generator.stream(sample)
+        finished = False
+        try:
+            while not finished:
+                update = self._wait(anext(updates))
+                finished = update.finish is not None
+                yield update
+        finally:
+            self._wait(updates.aclose())
+
     async def _collect(self, samples: list[Sample], finished: Callable[[int], object]) -> list[SampleResult]:
         collectors = [Collector(sample) for sample in samples]
         async with aclosing(self._generator.stream_all(samples)) as turns:
@@ -269,21 +281,23 @@ class LLM:
                     finished(1)
         return [collector.result() for collector in collectors]
 
-    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+    def _wait(self, work: Awaitable[Result]) -> Result:
         """Run a coroutine in the front's thread. An interrupt of this one cancels it, and so aborts its requests."""
-        self._check_open(work)
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._check_open()
+        future = asyncio.run_coroutine_threadsafe(_await(work), self._loop)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
 
-    def _check_open(self, work: Coroutine[Any, Any, Any] | None = None) -> None:
+    def _check_open(self) -> None:
         if self._closed:
-            if work is not None:
-                work.close()
             raise ConfigError("this LLM is closed")
+
+
+async def _await(work: Awaitable[Result]) -> Result:
+    return await work
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:

@@ -53,6 +53,10 @@ class LiveServer:
         """Counters of the engine."""
         return dict(self.get("/server_info").json()["engine"])
 
+    def wait_until_ready(self, seconds: float = 30.0) -> None:
+        """Wait until it is ready, or has ended."""
+        wait_for(lambda: self.process.poll() is not None or _is_ready(self), seconds)
+
     def wait_until_idle(self) -> None:
         wait_for(lambda: self.engine()["running"] == 0)
 
@@ -82,25 +86,25 @@ def free_port() -> int:
 def start(
     folder: Path, *, wait: bool = True, engine: dict[str, Any] | None = None, **server: Any
 ) -> LiveServer:
-    """Start a server for the checkpoint `folder` with settings of `EngineConfig` and `ServerConfig`."""
+    """Start a fake server for the checkpoint `folder` with settings of `EngineConfig` and `ServerConfig`."""
     port = server.setdefault("port", free_port())
+    script = str(HELPERS / "fake_engine.py")
+    live = launch([script, str(folder), json.dumps(engine or {}), json.dumps(server)], port, folder)
+    if wait:
+        live.wait_until_ready()
+    return live
+
+
+def launch(arguments: list[str], port: int, log_folder: Path) -> LiveServer:
+    """Start a Python process that will listen on `port`."""
     paths = [str(SOURCE), str(HELPERS), os.environ.get("PYTHONPATH", "")]
-    log_file = folder / f"server-{port}.log"
+    log_file = log_folder / f"server-{port}.log"
     process = subprocess.Popen(
-        [
-            sys.executable,
-            str(HELPERS / "fake_engine.py"),
-            str(folder),
-            json.dumps(engine or {}),
-            json.dumps(server),
-        ],
+        [sys.executable, *arguments],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         stderr=log_file.open("w"),
     )
-    live = LiveServer(f"http://127.0.0.1:{port}", process, log_file)
-    if wait:
-        wait_for(lambda: process.poll() is not None or _is_ready(live))
-    return live
+    return LiveServer(f"http://127.0.0.1:{port}", process, log_file)
 
 
 def _is_ready(live: LiveServer) -> bool:
@@ -113,7 +117,13 @@ def _is_ready(live: LiveServer) -> bool:
 @contextmanager
 def running(folder: Path, **server: Any) -> Iterator[LiveServer]:
     """A server that is stopped in the end, whatever happens."""
-    live = start(folder, **server)
+    with ending(start(folder, **server)) as live:
+        yield live
+
+
+@contextmanager
+def ending(live: LiveServer) -> Iterator[LiveServer]:
+    """`live`, killed in the end if it still runs."""
     try:
         yield live
     finally:

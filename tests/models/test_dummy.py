@@ -12,7 +12,7 @@ import torch
 from samebits.config import ModelConfig
 from samebits.models import dummy
 from samebits.models.decoder import forward, logits
-from samebits.models.dummy import DummySource, Recipe
+from samebits.models.dummy import Recipe, dummy_source
 from samebits.models.family import WeightNames
 from samebits.models.load import LoadedModel, load_model, read_model_files
 from samebits.models.locate import shape_names
@@ -37,7 +37,7 @@ def tiny_spec() -> ModelSpec:
 def digest(spec: ModelSpec, seed: int) -> str:
     """Digest of every tensor's bytes, in order of name."""
     total = hashlib.sha256()
-    source = DummySource(spec, NAMES, seed)
+    source = dummy_source(spec, NAMES, seed)
     for name in sorted(expected_shapes(spec, NAMES)):
         total.update(source.tensor(name).contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
@@ -61,7 +61,7 @@ def test_generator_is_splitmix64() -> None:
 
 def test_seed_name_and_place_all_matter() -> None:
     spec = tiny_spec()
-    first, second = DummySource(spec, NAMES, 0), DummySource(spec, NAMES, 1)
+    first, second = dummy_source(spec, NAMES, 0), dummy_source(spec, NAMES, 1)
     assert not torch.equal(first.tensor(QUERY), second.tensor(QUERY))
     other = QUERY.replace("q_proj", "k_proj")
     assert not torch.equal(first.tensor(QUERY)[: first.tensor(other).shape[0]], first.tensor(other))
@@ -102,7 +102,7 @@ def test_distribution() -> None:
 
 def test_outlier_channels() -> None:
     spec = tiny_spec()
-    source = DummySource(spec, NAMES, 0)
+    source = dummy_source(spec, NAMES, 0)
     norms = torch.cat(
         [source.tensor(f"model.layers.{layer}.input_layernorm.weight").float() for layer in range(3)]
     )

@@ -56,6 +56,12 @@ def test_kernel_words_equal_the_scalar_reference(seed: int) -> None:
     assert listed.tolist() == expected
 
 
+def test_committed_vectors_of_forced_words() -> None:
+    words = np.array([int(vector["word"], 16) for vector in VECTORS["words"]], np.uint32)
+    assert words[0] == 0 and words[-1] == 0xFFFFFFFF
+    assert noise_bits(words).tolist() == [int(vector["noise"], 16) for vector in VECTORS["words"]]
+
+
 def test_every_part_of_the_counter_and_key_counts() -> None:
     base = dict(seed=7, position=100, sample_index=1, token_id=40, stream=0)
     words = {token_word(**base)}

@@ -88,6 +88,38 @@ def test_bits_equal_the_reference_that_uses_the_kernels_functions(seed: int, dis
     assert torch.equal(kept, expected_kept)
 
 
+LARGE = 3001
+LARGE_SETTINGS = [
+    Row(seed=1),
+    Row(seed=2, top_k=3),
+    Row(seed=3, top_k=11),
+    Row(seed=4, top_k=12),
+    Row(seed=5, top_k=700, top_p=0.9),
+    Row(seed=6, top_k=2999),
+    Row(seed=7, top_p=0.95, temperature=0.3),
+    Row(seed=8, min_p=0.3),
+    Row(seed=9, temperature=0.05),
+]
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+def test_a_vocabulary_of_many_blocks_and_chunks(distinct: bool) -> None:
+    """Searches by block, cuts inside ties and skipped chunks (every best id stands in the last one)."""
+    generator = np.random.default_rng(6)
+    values = generator.standard_normal((len(LARGE_SETTINGS), LARGE)).astype(np.float32) * 3
+    values[:, -40:] += 6.0
+    if distinct:
+        values = np.round(values / 4)
+    logits = torch.from_numpy(values)
+    result = sample(logits, make_batch(LARGE_SETTINGS, LARGE), True)
+    expected = reference_sample(logits, LARGE_SETTINGS, True, KERNEL_FUNCTIONS)
+    assert result.token_ids.tolist() == expected.token_ids.tolist()
+    assert sample(logits, make_batch(LARGE_SETTINGS, LARGE)).token_ids.tolist() == result.token_ids.tolist()
+    assert result.processed_logprobs is not None and expected.processed_logprobs is not None
+    kept, expected_kept = (r.processed_logprobs > -math.inf for r in (result, expected))
+    assert torch.equal(kept, expected_kept)
+
+
 @pytest.mark.parametrize("seed", range(4, 8))
 def test_agrees_with_float64(seed: int) -> None:
     """Processed logprobs within 2e-6 (float32 rounding of sums up to 20), and the same tokens: the noise that
@@ -294,7 +326,7 @@ def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
     tokens, faults = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.uint8)
     for row in (Row(temperature=0.0), Row(), Row(top_k=2)):
         settings = settings_tensors(make_batch([row] * rows, vocabulary), rows, vocabulary)
-        words = launch_words(torch.from_numpy(matrix), settings, tokens, faults, torch.empty(0, vocabulary))
+        words = launch_words(settings, torch.from_numpy(matrix), tokens, faults, torch.empty(0, vocabulary))
         arguments = np.array(words, np.int64)
         task(arguments.ctypes.data, last)
         assert tokens[last] == 151_000

@@ -100,6 +100,27 @@ def test_chat(llm: LLM) -> None:
     assert len(two) == 2
 
 
+def test_streams(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_new_tokens=12)
+    [whole] = llm.generate("the same", params)
+    updates = list(llm.stream("the same", params))
+    assert len(updates) > 1
+    assert "".join(update.text for update in updates) == whole.text
+    assert tuple(token_id for update in updates for token_id in update.token_ids) == whole.token_ids
+    assert updates[-1].finish == whole.finish_reason
+    assert "".join(llm.stream_chat(MESSAGES, params)) == llm.chat(MESSAGES, params)[0].text
+    with pytest.raises(RequestError, match="n must be 1"):
+        next(llm.stream("the", SamplingParams(n=2)))
+
+
+def test_leaving_a_stream_ends_the_request(llm: LLM) -> None:
+    for update in llm.stream([5], SamplingParams(max_new_tokens=2000, ignore_eos=True)):
+        assert update.token_ids
+        break
+    while llm.status().running:
+        time.sleep(0.01)
+
+
 def test_inside_a_running_loop(llm: LLM) -> None:
     async def notebook() -> tuple[int, ...]:
         return llm.generate("the", GREEDY)[0].token_ids

@@ -11,7 +11,7 @@ from torch import Tensor
 from samebits.config import ModelConfig
 from samebits.errors import ConfigError
 from samebits.llm import LLM
-from samebits.models.dummy import DummySource
+from samebits.models.dummy import dummy_source
 from samebits.models.load import DUMMY_DTYPE, ModelFiles, read_model_files
 from samebits.models.weights import expected_shapes
 from samebits.sampling_params import SamplingParams
@@ -109,7 +109,7 @@ def load_dummy_weights(model: Any, files: ModelFiles, config: ModelConfig) -> No
 
     dtype = DUMMY_DTYPE if config.dtype == "auto" else config.dtype
     spec = replace(files.spec, dtype=dtype)
-    source = DummySource(spec, files.family.names, config.dummy_seed)
+    source = dummy_source(spec, files.family.names, config.dummy_seed)
     state = {name: source.tensor(name).float() for name in expected_shapes(spec, files.family.names)}
     missing, unexpected = model.load_state_dict(state, strict=False)
     untied = [name for name in missing if not (spec.tied_embeddings and name == "lm_head.weight")]

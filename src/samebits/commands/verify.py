@@ -10,11 +10,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from samebits.commands import schedules
 from samebits.commands.flags import add_settings, command, open_llm, quieten, settings_of
 from samebits.config import EngineConfig, ModelConfig
 from samebits.errors import ConfigError
 
-MODES = ("all", "single", "mixed", "prefix", "p_vs_d", "radix_cache")
+MODES = ("all", "single", "mixed", "prefix", "p_vs_d", "radix_cache", schedules.MODE)
 APIS = ("auto", "generate", "completions")
 EXAMPLES = """\
   samebits verify                                         every mode, in this process, bundled model
@@ -22,6 +23,7 @@ EXAMPLES = """\
   samebits verify all --numerics torch                    the contrast: this one fails
   samebits verify all --url http://127.0.0.1:30000        a running server: ours, or SGLang
   samebits verify mixed --url http://127.0.0.1:8000 --api completions     vLLM, for one
+  samebits verify schedules --n-trials 2100               simulated schedules: arrivals, aborts, faults, ...
   samebits verify --golden tests/golden/bundled.json      whole generations against kept digests
 
 modes:
@@ -30,6 +32,8 @@ modes:
   prefix       prompts that share their first 1, 511, 2048 and 4097 tokens
   p_vs_d       a generated text, scored as a prompt, has the logprobs that it had
   radix_cache  cold against warm prefix cache
+  schedules    simulated engines, one schedule a trial: aborts, preemptions, flushes, restarts, faults, priorities,
+               both loops, any sizes; each request against its run alone. Not part of 'all'
 
 Token ids and the bits of every logprob are compared, of every member of every batch. Exit status 1: they differ.
 """
@@ -114,6 +118,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.golden or options.write_golden:
         return run_golden(options)
+    if schedules.is_asked_for([*options.modes, *options.test_mode]):
+        return schedules.run(options)
     names = mode_names([*options.modes, *options.test_mode] or ["all"])
     if any(temperature < 0 for temperature in options.temperature):
         raise ConfigError("--temperature must not be negative")

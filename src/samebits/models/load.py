@@ -15,7 +15,7 @@ from samebits.errors import ModelFileError, NumericsError, UnsupportedModelError
 from samebits.models.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint, read_json
 from samebits.models.decoder import DecoderWeights, forward, logits
 from samebits.models.digests import text_digests, user_cache_folder, weight_digests
-from samebits.models.dummy import DummySource
+from samebits.models.dummy import dummy_source
 from samebits.models.family import Family
 from samebits.models.generation import end_tokens, read_generation, sampling_defaults
 from samebits.models.hf_config import ConfigReader, context_limit
@@ -101,7 +101,7 @@ def load_model(
     source: TensorSource
     if config.load_format == "dummy":
         spec = _with_dtype(files.spec, config.dtype, DUMMY_DTYPE)
-        source = DummySource(spec, files.family.names, config.dummy_seed)
+        source = dummy_source(spec, files.family.names, config.dummy_seed)
         digests = source.description()
     else:
         checkpoint = open_checkpoint(files.folder)

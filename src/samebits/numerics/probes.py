@@ -11,6 +11,7 @@ from torch import Tensor
 from samebits.numerics.adversarial import cancelling_product, hashed_words, wide_rows
 from samebits.numerics.batch import RaggedBatch
 from samebits.numerics.operators import HeadLayout, Operators
+from samebits.numerics.probe_sampling import probe_sampling
 from samebits.numerics.rope import rope_table
 
 HEADS = HeadLayout(query_heads=4, kv_heads=2, head_dim=64)
@@ -30,7 +31,7 @@ def digest_of(*tensors: Tensor) -> str:
 
 
 def probe_digests(operators: Operators, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
-    """Digest of every forward clause's output, by clause name; `dtypes` are the weights' dtypes to probe."""
+    """Digest of every clause's output, by clause name; `dtypes` are the weights' dtypes to probe."""
     digests = {}
     for dtype in dtypes:
         name = str(dtype).removeprefix("torch.")
@@ -41,6 +42,7 @@ def probe_digests(operators: Operators, dtypes: Sequence[torch.dtype]) -> dict[s
     digests["attention"] = _probe_attention(operators)
     digests["gated activation"] = digest_of(operators.silu_mul(_act(operators, wide_rows(31, 8, 512, 5))))
     digests["log-sum-exp"] = digest_of(operators.log_sum_exp(wide_rows(32, 4, 3000, 5).to(operators.device)))
+    digests["sampling"] = digest_of(*probe_sampling(operators))
     return digests
 
 

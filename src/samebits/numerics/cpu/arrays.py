@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numba import carray
 from numba.core import types
+from numba.core.types.misc import CPointer
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
@@ -19,7 +20,7 @@ def _make_pointer(element: types.Type):
         def codegen(context, builder, sig, args):
             return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
 
-        return signature(types.CPointer(element), types.int64), codegen
+        return signature(CPointer(element), types.int64), codegen
 
     return pointer
 
@@ -38,4 +39,3 @@ def _make_array(element: types.Type):
 int32_array = _make_array(types.int32)
 int64_array = _make_array(types.int64)
 float32_array = _make_array(types.float32)
-uint8_array = _make_array(types.uint8)

@@ -15,9 +15,7 @@ from samebits.numerics.cpu.math import exp32
 from samebits.numerics.cpu.order import (
     EXCLUDED,
     INFINITE,
-    LAST_ALLOWED,
     MAGNITUDE,
-    best_ids,
     bits_of_order,
     order_of_bits,
     weighted_prefix,
@@ -26,6 +24,8 @@ from samebits.numerics.cpu.order import (
 ZERO = np.float32(0.0)
 WEIGHT_SCALE = np.float32(2.0**40)
 """Fixed-point weight of a token: floor(exp(scaled logit) * 2**40); 2**22 of them fit in an int64 sum."""
+WEIGHTLESS = np.int32(0x41E00000)
+"""The distance 28, from which a weight is 0: exp(-28) * 2**40 < 1."""
 BITS_PER_WORD = 32
 
 
@@ -122,65 +122,54 @@ def probability(distance):
 
 
 @inlined
-def fill_weights(distances, weights):
-    """Fixed-point weights int64 of survivors' distances. Returns their sum, which no order can change."""
+def fill_weights(distances, count, weights):
+    """Fixed-point weights int64 of distances[:count]. Returns their sum, which no order can change."""
     total = np.int64(0)
-    for i in range(distances.shape[0]):
+    for i in range(count):
         weights[i] = np.int64(probability(distances[i]) * WEIGHT_SCALE)
         total += weights[i]
     return total
 
 
 @inlined
-def all_survivors(distances):
-    """int32 ids of all that are not excluded, ascending."""
+def ids_within(distances, worst, ids):
+    """Ascending ids of the distances up to `worst`, to the front of `ids`. Returns their number."""
     count = 0
     for i in range(distances.shape[0]):
-        count += distances[i] != EXCLUDED
-    ids = np.empty(count, np.int32)
-    count = 0
-    for i in range(distances.shape[0]):
-        if distances[i] != EXCLUDED:
-            ids[count] = i
-            count += 1
-    return ids
+        ids[count] = i
+        count += distances[i] <= worst
+    return count
 
 
 @inlined
-def keep_top_k(distances, top_k):
-    """Ids int32 of exactly the `top_k` best (fewer if fewer are left), ascending."""
-    return np.sort(best_ids(distances, np.int64(top_k), LAST_ALLOWED)).astype(np.int32)
+def keep_top_p(ids, distances, count, top_p):
+    """Keep the smallest prefix in total order whose weights reach their part `top_p`; at least one.
 
-
-@inlined
-def keep_top_p(ids, distances, top_p):
-    """Of survivors with ascending ids, the smallest prefix in total order whose weights reach their part
-    `top_p`, at least one; in ascending ids again. The goal is ceil(top_p * sum), the product in float64."""
-    weights = np.empty(distances.shape[0], np.int64)
-    total = fill_weights(distances, weights)
+    Survivors are in ascending order of id, and stay so; in place; returns their number. The prefix must reach
+    ceil(top_p * sum of weights), the product taken in float64.
+    """
+    weights = np.empty(count, np.int64)
+    total = fill_weights(distances, count, weights)
     product = np.float64(top_p) * np.float64(total)
     goal = np.int64(product)
     goal += goal < product
     border, need = weighted_prefix(distances, weights, max(goal, np.int64(1)))
-    kept = np.empty(ids.shape[0], np.int32)
-    count = 0
-    for i in range(ids.shape[0]):
-        is_tie = distances[i] == border
-        if distances[i] < border or (is_tie and need > 0):
-            kept[count] = i
-            count += 1
-        if is_tie:
-            need -= weights[i]
-    return ids[kept[:count]], distances[kept[:count]]
+    kept = 0
+    for i in range(count):
+        distance = distances[i]
+        is_tie = distance == border
+        ids[kept], distances[kept] = ids[i], distance
+        kept += distance < border or (is_tie and need > 0)
+        need -= weights[i] if is_tie else 0
+    return kept
 
 
 @inlined
-def keep_min_p(ids, distances, min_p):
-    """The survivors whose probability is at least `min_p` times the best one's, which is 1."""
-    kept = np.empty(ids.shape[0], np.int32)
-    count = 0
-    for i in range(ids.shape[0]):
-        if probability(distances[i]) >= min_p:
-            kept[count] = i
-            count += 1
-    return ids[kept[:count]], distances[kept[:count]]
+def keep_min_p(ids, distances, count, min_p):
+    """Keep survivors whose probability is at least `min_p` times the best one's, which is 1. In place."""
+    kept = 0
+    for i in range(count):
+        distance = distances[i]
+        ids[kept], distances[kept] = ids[i], distance
+        kept += probability(distance) >= min_p
+    return kept

@@ -6,9 +6,10 @@ Words are kept in 64 bits here, because the high half of a 32 by 32 bit product 
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from samebits.numerics import philox
-from samebits.numerics.cpu.kernel import inlined
+from samebits.numerics.cpu.kernel import COMPILE_OPTIONS, inlined
 from samebits.numerics.cpu.math import log1p32, log32
 
 ROUNDS = philox.ROUNDS
@@ -27,7 +28,7 @@ TWO_16 = np.float32(65536.0)
 TWO_MINUS_32 = np.float32(2.0**-32)
 
 
-@inlined
+@njit(inline="always", **COMPILE_OPTIONS)
 def philox_words(c0, c1, c2, c3, k0, k1):
     """The four words of one counter under one key; every value is a uint64 below 2**32."""
     for _ in range(ROUNDS):
@@ -78,9 +79,12 @@ def words_of_ids(ids, seed, position, sample_index, stream, words):
             low,
             high,
         )
-        lower = w1 if token_id & np.uint64(1) else w0
-        upper = w3 if token_id & np.uint64(1) else w2
-        words[i] = upper if token_id & np.uint64(2) else lower
+        # Masks rather than branches, so that the loop vectorises.
+        odd = np.uint64(0) - (token_id & np.uint64(1))
+        high_pair = np.uint64(0) - ((token_id >> np.uint64(1)) & np.uint64(1))
+        lower = w0 ^ ((w0 ^ w1) & odd)
+        upper = w2 ^ ((w2 ^ w3) & odd)
+        words[i] = lower ^ ((lower ^ upper) & high_pair)
 
 
 @inlined

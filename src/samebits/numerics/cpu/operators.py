@@ -365,6 +365,9 @@ def compilation_steps() -> dict[str, Callable[[], object]]:
     kernels["rope and store"] = keyvalue.NORM_ROPE_STORE
     kernels["gated activation"] = elementwise.SILU_MUL
     kernels["log-sum-exp"] = elementwise.LOG_SUM_EXP
+    kernels["sampling"] = sampling.SAMPLE
+    kernels["top tokens"] = top.TOP_TOKENS
+    kernels["token logprobs"] = top.TOKEN_LOGPROBS
     kernels.update({f"embedding {storage}": kernel for storage, kernel in elementwise.EMBED.items()})
     steps: dict[str, Callable[[], object]] = {name: kernel.prepare for name, kernel in kernels.items()}
     return {"launcher": prepare_launcher, "attention plan": prepare_plan, **steps}

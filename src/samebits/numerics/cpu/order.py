@@ -20,8 +20,6 @@ ZERO = np.int32(0)
 SIGN_SHIFT = np.int32(31)
 BLOCK = 256
 """Ids that share one minimum in a search; no result depends on it."""
-ID_SHIFT = np.int64(32)
-ID_MASK = np.int64(0xFFFFFFFF)
 
 
 @inlined
@@ -88,36 +86,57 @@ def first_best(bits):
 
 
 @inlined
-def best_ids(orders, count, worst):
-    """The `count` best ids whose order is at most `worst` (fewer if there are fewer), in total order. int64.
+def kth_smallest(values, size, rank):
+    """The `rank`-th smallest, from 1, of values[:size] int32, by bisection over the integers."""
+    low, high = np.int64(-0x80000000), np.int64(0x7FFFFFFF)
+    while low < high:
+        middle = (low + high) >> 1
+        limit = np.int32(middle)
+        below = 0
+        for i in range(size):
+            below += values[i] <= limit
+        if below >= rank:
+            high = middle
+        else:
+            low = middle + 1
+    return np.int32(low)
 
-    The count-th smallest block minimum bounds the answer, so that only a few blocks are looked into; what is
-    found there is cut and then sorted by (order, id) as one integer.
+
+@inlined
+def best_ids(orders, count, worst, ids):
+    """The `count` best ids in total order, of those with an order of at most `worst`, in ascending order of
+    id, to the front of `ids` int32 [size]; returns their number.
+
+    The count-th smallest minimum of a block bounds the answer, so that only a few blocks are looked into.
     """
     size = orders.shape[0]
     blocks = (size + BLOCK - 1) // BLOCK
     minima = np.empty(blocks, np.int32)
     for block in range(blocks):
         minima[block] = smallest_order(orders[block * BLOCK : min(size, block * BLOCK + BLOCK)])
-    bound = worst
-    if count < blocks:
-        bound = min(worst, np.partition(minima, count - 1)[count - 1])
+    bound = min(worst, kth_smallest(minima, blocks, count)) if count < blocks else worst
     found = 0
     for block in range(blocks):
         if minima[block] <= bound:
             for i in range(block * BLOCK, min(size, block * BLOCK + BLOCK)):
+                ids[found] = i
                 found += orders[i] <= bound
-    candidates = np.empty(found, np.int64)
-    found = 0
-    for block in range(blocks):
-        if minima[block] <= bound:
-            for i in range(block * BLOCK, min(size, block * BLOCK + BLOCK)):
-                if orders[i] <= bound:
-                    candidates[found] = (np.int64(orders[i]) << ID_SHIFT) | np.int64(i)
-                    found += 1
-    if found > count:
-        candidates = np.partition(candidates, count - 1)[:count]
-    return np.sort(candidates) & ID_MASK
+    if found <= count:
+        return found
+    near = np.empty(found, np.int32)
+    for i in range(found):
+        near[i] = orders[ids[i]]
+    border = kth_smallest(near, found, count)
+    ties = count
+    for i in range(found):
+        ties -= near[i] < border
+    kept = 0
+    for i in range(found):
+        ids[kept] = ids[i]
+        is_tie = near[i] == border
+        kept += near[i] < border or (is_tie and ties > 0)
+        ties -= is_tie
+    return kept
 
 
 @inlined
@@ -138,7 +157,7 @@ def weighted_prefix(distances, weights, need):
         sums[:] = 0
         digit_mask = np.int32((1 << bits) - 1)
         above = shift + bits
-        for i in range(distances.shape[0]):
+        for i in range(weights.shape[0]):
             if level == 0 or (distances[i] >> above) == prefix:
                 sums[(distances[i] >> shift) & digit_mask] += weights[i]
         digit = 0

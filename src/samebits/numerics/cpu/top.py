@@ -7,28 +7,29 @@ import torch
 from torch import Tensor
 
 from samebits.numerics.cpu.arrays import float32_array, int32_array, int64_array
-from samebits.numerics.cpu.filters import value_of_order
 from samebits.numerics.cpu.kernel import Kernel
 from samebits.numerics.cpu.lanes import load_int64
-from samebits.numerics.cpu.order import EXCLUDED, best_ids, fill_orders
+from samebits.numerics.cpu.order import EXCLUDED, MAGNITUDE, best_ids, fill_orders
 from samebits.numerics.cpu.pool import Pool
 from samebits.numerics.cpu.sampling import SHARED_FROM, check_operand
 
 ZERO = np.float32(0.0)
+ID_BITS = np.int64(32)
+ID_MASK = np.int64(0xFFFFFFFF)
 
 
 def _top_task(arguments, row):
-    """The best ids of one row, best first. Words: logits, ids, values; rows, vocabulary, count."""
-    rows, vocabulary, count = load_int64(arguments, 3), load_int64(arguments, 4), load_int64(arguments, 5)
+    """The best ids of one row, in ascending order of id, each as order * 2**32 + id: one integer that sorts.
+
+    Words: logits, ranks; rows, vocabulary, count.
+    """
+    rows, vocabulary, count = load_int64(arguments, 2), load_int64(arguments, 3), load_int64(arguments, 4)
     bits = int32_array(arguments, 0, (rows, vocabulary))[row]
-    ids = int64_array(arguments, 1, (rows, count))[row]
-    values = float32_array(arguments, 2, (rows, count))[row]
-    orders = np.empty(vocabulary, np.int32)
+    ranks = int64_array(arguments, 1, (rows, count))[row]
+    orders, ids = np.empty(vocabulary, np.int32), np.empty(vocabulary, np.int32)
     fill_orders(bits, orders)
-    best = best_ids(orders, count, EXCLUDED)
-    for i in range(count):
-        ids[i] = best[i]
-        values[i] = value_of_order(orders[best[i]])
+    for i in range(best_ids(orders, count, EXCLUDED, ids)):
+        ranks[i] = (np.int64(orders[ids[i]]) << ID_BITS) | np.int64(ids[i])
 
 
 def _token_logprobs_task(arguments, index):
@@ -53,19 +54,21 @@ TOKEN_LOGPROBS = Kernel(_token_logprobs_task)
 
 
 def top_tokens(pool: Pool, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """See `Operators.top_tokens`. Values of -0 come back as +0; a row that is not finite is sorted by its bits.
+    """See `Operators.top_tokens`. Values of -0 come back as +0; a row that is not finite goes by its bits.
 
     Raises ValueError unless 0 <= count <= vocabulary.
     """
     rows, vocabulary = check_operand("logits", logits, torch.float32).shape
     if not 0 <= count <= vocabulary:
         raise ValueError(f"count must lie in [0, {vocabulary}], got {count}")
-    ids = torch.empty((rows, count), dtype=torch.int64)
-    values = torch.empty((rows, count), dtype=torch.float32)
+    ranks = np.empty((rows, count), np.int64)
     if rows and count:
-        words = (logits.data_ptr(), ids.data_ptr(), values.data_ptr(), rows, vocabulary, count)
+        words = (logits.data_ptr(), ranks.ctypes.data, rows, vocabulary, count)
         pool.run(TOP_TOKENS.address, words, rows, rows * vocabulary >= SHARED_FROM)
-    return ids, values
+    ranks.sort(axis=1)
+    flipped = ~(ranks >> ID_BITS).astype(np.int32)
+    bits = flipped ^ ((flipped >> 31) & MAGNITUDE)
+    return torch.from_numpy(ranks & ID_MASK), torch.from_numpy(bits.view(np.float32))
 
 
 def token_logprobs(pool: Pool, logits: Tensor, lse: Tensor, rows: Tensor, token_ids: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -125,7 +126,7 @@ class TorchOperators:
     ) -> Tensor:
         output = torch.empty_like(queries)
         starts = batch.query_start.tolist()
-        for request, (first, last) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        for request, (first, last) in enumerate(pairwise(starts)):
             if first == last:
                 continue
             positions = batch.positions[first:last]

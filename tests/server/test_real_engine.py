@@ -1,0 +1,132 @@
+"""The real engine behind both fronts: the same bits offline and over HTTP, alone and in company."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from live_server import LiveServer, ending, free_port, launch
+
+from samebits import LLM, SamplingParams
+
+SETTINGS: dict[str, Any] = {"load_format": "dummy", "kv_memory_mib": 64, "step_tokens": 48}
+PROMPTS = [[5, 6, 7], [9] * 40, [11, 3, 250, 17, 8, 1000], list(range(20, 150))]
+PARAMS = [
+    {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True},
+    {"temperature": 0.8, "max_new_tokens": 9, "top_p": 0.9, "sampling_seed": 7, "ignore_eos": True},
+    {"temperature": 1.2, "max_new_tokens": 14, "top_k": 20, "frequency_penalty": 0.5, "ignore_eos": True},
+    {"temperature": 0.6, "max_new_tokens": 7, "min_p": 0.05, "sample_index": 3, "ignore_eos": True},
+]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    port = free_port()
+    arguments = ["-m", "samebits", "serve", "tiny", "--port", str(port)]
+    for name, value in SETTINGS.items():
+        arguments += ["--" + name.replace("_", "-"), str(value)]
+    with ending(launch(arguments, port, tmp_path_factory.mktemp("log"))) as live:
+        live.wait_until_ready(400)
+        assert live.process.poll() is None, live.log()
+        yield live
+
+
+def bits(logprob: float | None) -> int | None:
+    return None if logprob is None else int(struct.unpack("<I", struct.pack("<f", logprob))[0])
+
+
+def answer_bits(answer: dict[str, Any]) -> tuple[Any, ...]:
+    """Output ids, and ids and logprob bits of prompt and output."""
+    meta = answer["meta_info"]
+    sides = (meta["input_token_logprobs"], meta["output_token_logprobs"])
+    return tuple(answer["output_ids"]), *(
+        [(token, bits(value)) for value, token, _ in side] for side in sides
+    )
+
+
+def ask(server: LiveServer, ids: Any, params: Any, **more: Any) -> Any:
+    body = {"input_ids": ids, "sampling_params": params, "return_logprob": True, "logprob_start_len": 0}
+    return server.generate(**body, **more)
+
+
+@pytest.fixture(scope="module")
+def alone(real: LiveServer) -> list[tuple[Any, ...]]:
+    return [answer_bits(ask(real, ids, params)) for ids, params in zip(PROMPTS, PARAMS, strict=True)]
+
+
+def test_answers_differ_from_each_other(alone: list[tuple[Any, ...]]) -> None:
+    assert len({answer[0] for answer in alone}) == len(PROMPTS)
+
+
+def test_a_batch_gives_the_same_bits(real: LiveServer, alone: list[tuple[Any, ...]]) -> None:
+    order = [3, 0, 2, 1, 0, 3]
+    together = ask(real, [PROMPTS[i] for i in order], [PARAMS[i] for i in order])
+    assert [answer_bits(answer) for answer in together] == [alone[i] for i in order]
+
+
+def test_streams_and_neighbours_that_leave_change_nothing(
+    real: LiveServer, alone: list[tuple[Any, ...]]
+) -> None:
+    def stream(index: int) -> Any:
+        body = {"input_ids": PROMPTS[index], "sampling_params": PARAMS[index], "return_logprob": True}
+        return answer_bits(real.frames(**body, logprob_start_len=0)[-1])
+
+    def leave(index: int) -> None:
+        body = {"input_ids": PROMPTS[index] + [2], "sampling_params": {"max_new_tokens": 500}, "stream": True}
+        real.post("/generate", body, stream=True).close()
+
+    with ThreadPoolExecutor(8) as pool:
+        leaving = [pool.submit(leave, index) for index in range(4)]
+        found = [job.result() for job in [pool.submit(stream, index) for index in range(4)]]
+        for job in leaving:
+            job.result()
+    assert found == alone
+    real.wait_until_idle()
+
+
+def test_scoring_gives_the_bits_of_generating(real: LiveServer, alone: list[tuple[Any, ...]]) -> None:
+    for ids, (output, _, generated) in zip(PROMPTS, alone, strict=True):
+        scored = answer_bits(ask(real, ids + list(output), {"max_new_tokens": 0}))
+        assert scored[1][len(ids) :] == generated
+
+
+def test_another_request_gives_other_bits(real: LiveServer, alone: list[tuple[Any, ...]]) -> None:
+    changed = [[6, 6, 7], *PROMPTS[1:]]
+    other = answer_bits(ask(real, changed[0], PARAMS[0]))
+    assert other[1] != alone[0][1]
+    reseeded = answer_bits(ask(real, PROMPTS[1], PARAMS[1] | {"sampling_seed": 8}))
+    assert reseeded[0] != alone[1][0]
+    assert reseeded[1] == alone[1][1]
+
+
+def test_plain_torch_gives_other_bits_in_a_batch() -> None:
+    """The inverse: the same code over operators whose order follows the batch."""
+    params = SamplingParams(temperature=0.0, max_new_tokens=8, ignore_eos=True)
+    with LLM("tiny", **SETTINGS, numerics="torch") as llm:
+        single = [llm.generate([ids], params, return_logprob=True, logprob_start_len=0)[0] for ids in PROMPTS]
+        batch = llm.generate(PROMPTS * 8, params, return_logprob=True, logprob_start_len=0)
+    alone = [[at.logprob for at in one.prompt_logprobs or ()] for one in single]
+    together = [[at.logprob for at in one.prompt_logprobs or ()] for one in batch]
+    assert any(together[i] != alone[i % len(PROMPTS)] for i in range(len(together)))
+
+
+def test_offline_gives_the_same_bits(real: LiveServer, alone: list[tuple[Any, ...]]) -> None:
+    params = []
+    for given in PARAMS:
+        names = {"sampling_seed": "seed"}
+        params.append(SamplingParams(**{names.get(name, name): value for name, value in given.items()}))
+    with LLM("tiny", **SETTINGS) as llm:
+        found = llm.generate(PROMPTS, params, return_logprob=True, logprob_start_len=0)
+        assert llm.facts.fingerprint == real.get("/model_info").json()["fingerprint"]
+    offline = [
+        (
+            one.token_ids,
+            [(at.token_id, bits(at.logprob)) for at in one.prompt_logprobs or ()],
+            [(at.token_id, bits(at.logprob)) for at in one.logprobs or ()],
+        )
+        for one in found
+    ]
+    assert offline == alone
