@@ -154,6 +154,8 @@ def bench_model(config: ModelConfig, options: Options, say: Callable[[str], None
         "load_format": config.load_format,
         "fingerprint": facts.fingerprint,
         "profile": facts.profile,
+        "threads": options.threads,
+        "repeats": options.repeats,
         "weights": sum(_size(shape) for shape in expected_shapes(files.spec, files.family.names).values()),
         "copy_bytes_per_second": copy,
         "multiply_flop_per_second": multiply,
@@ -219,15 +221,13 @@ def table_rows(models: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def run(
-    configs: Sequence[ModelConfig], options: Options, output: Path, say: Callable[[str], None] = print
+    work: Sequence[tuple[ModelConfig, Options]], output: Path, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Measure every model, write the figures to `output`, return them."""
     result = {
         "benchmark": "offline",
         **machine(),
-        "threads": options.threads,
-        "repeats": options.repeats,
-        "models": [bench_model(config, options, say) for config in configs],
+        "models": [bench_model(config, options, say) for config, options in work],
     }
     write_result(output, result)
     return result

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from samebits.commands.flags import add_settings, command, open_llm, quieten, settings_of
+from samebits.commands.flags import add_settings, command, open_llm, positive, quieten, settings_of
 from samebits.config import EngineConfig, ModelConfig
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--question", default=PROBLEM, metavar="TEXT", help="a word problem for the model")
     parser.add_argument(
-        "--n-trials", type=int, default=24, metavar="N", help="batches of each check (default: 24)"
+        "--n-trials", type=positive, default=24, metavar="N", help="batches of each check (default: 24)"
     )
     add_settings(parser, ModelConfig, EngineConfig)
 

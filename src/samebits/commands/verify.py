@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from samebits.commands import schedules
-from samebits.commands.flags import add_settings, command, open_llm, quieten, settings_of
+from samebits.commands.flags import add_settings, command, open_llm, positive, quieten, settings_of
 from samebits.config import EngineConfig, ModelConfig
 from samebits.errors import ConfigError
 
@@ -94,14 +94,6 @@ def add(commands: Any) -> None:
         "--api-key", default=os.environ.get("SAMEBITS_API_KEY", ""), help="sent as bearer token"
     )
     add_settings(parser, ModelConfig, EngineConfig)
-
-
-def positive(text: str) -> int:
-    """A whole number above zero, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def mode(text: str) -> str:
