@@ -42,6 +42,11 @@ def test_tiny_model_with_dummy_weights(engine: str) -> None:
         assert golden.differing(FOLDER / "tiny.json", llm) == []
 
 
+def test_bundled_model() -> None:
+    with LLM("bundled", kv_memory_mib=256) as llm:
+        assert golden.differing(FOLDER / "bundled.json", llm) == []
+
+
 def test_the_profile_torch_gives_other_digests(tiny: LLM) -> None:
     with open_tiny(numerics="torch") as other:
         assert set(golden.digests(other).items()).isdisjoint(golden.digests(tiny).items())

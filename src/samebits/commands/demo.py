@@ -8,13 +8,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from samebits.commands.flags import add_settings, command, open_llm, quieten, settings_of
+from samebits.commands.flags import add_settings, command, open_llm, positive, quieten, settings_of
 from samebits.config import EngineConfig, ModelConfig
 
 if TYPE_CHECKING:
     from samebits.verify.target import Target
 
-PROBLEM = "Mia has 14 boxes with 6 pencils in each. She gives away 29 pencils. How many pencils are left?"
+PROBLEM = (
+    "Mia has 29 pencils. She gets 14 boxes with 6 pencils in each box. She gives 37 to Tom. "
+    "How many pencils does Mia have left?"
+)
 CONTRAST = "torch"
 TEMPERATURE = 0.8
 EXAMPLES = """\
@@ -39,7 +42,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--question", default=PROBLEM, metavar="TEXT", help="a word problem for the model")
     parser.add_argument(
-        "--n-trials", type=int, default=24, metavar="N", help="batches of each check (default: 24)"
+        "--n-trials", type=positive, default=24, metavar="N", help="batches of each check (default: 24)"
     )
     add_settings(parser, ModelConfig, EngineConfig)
 
