@@ -51,7 +51,7 @@ def test_bundled_model() -> None:
 
 
 def test_clock_locale_and_hash_seed_do_not_enter() -> None:
-    """Trap 29: whatever surrounds the process, the same generations, chat template included."""
+    """Trap 29: whatever surrounds the process, the same token ids from the same text."""
     surroundings = {
         "PYTHONHASHSEED": "4711",
         "TZ": "Pacific/Kiritimati",
