@@ -32,6 +32,13 @@ def digest_of(*tensors: Tensor) -> str:
 
 def probe_digests(operators: Operators, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
     """Digest of every clause's output, by clause name; `dtypes` are the weights' dtypes to probe."""
+    digests = forward_digests(operators, dtypes)
+    digests["sampling"] = digest_of(*probe_sampling(operators))
+    return digests
+
+
+def forward_digests(operators: Operators, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
+    """The digests of the clauses of a forward, and of the log-sum-exp."""
     digests = {}
     for dtype in dtypes:
         name = str(dtype).removeprefix("torch.")
@@ -42,7 +49,6 @@ def probe_digests(operators: Operators, dtypes: Sequence[torch.dtype]) -> dict[s
     digests["attention"] = _probe_attention(operators)
     digests["gated activation"] = digest_of(operators.silu_mul(_act(operators, wide_rows(31, 8, 512, 5))))
     digests["log-sum-exp"] = digest_of(operators.log_sum_exp(wide_rows(32, 4, 3000, 5).to(operators.device)))
-    digests["sampling"] = digest_of(*probe_sampling(operators))
     return digests
 
 

@@ -6,11 +6,14 @@ A library that sets flush-to-zero in a thread (torch.set_flush_denormal, a share
 
 from __future__ import annotations
 
+import functools
 import platform
+import re
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import types
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
@@ -28,19 +31,26 @@ def machine() -> str:
     return {"amd64": "x86_64", "x86-64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 
-def target_features() -> dict[str, bool]:
-    """The instruction-set features that numba compiles for here (its environment variables included)."""
-    from numba.core import config
+FUSED_PROBE = """
+define <8 x float> @fused(<8 x float> %a, <8 x float> %b, <8 x float> %c) {
+  %d = call <8 x float> @llvm.fma.v8f32(<8 x float> %a, <8 x float> %b, <8 x float> %c)
+  ret <8 x float> %d
+}
+define <8 x float> @widened(<8 x half> %a) {
+  %b = fpext <8 x half> %a to <8 x float>
+  ret <8 x float> %b
+}
+declare <8 x float> @llvm.fma.v8f32(<8 x float>, <8 x float>, <8 x float>)
+"""
 
-    features = dict(llvm.get_host_cpu_features())
-    if config.CPU_NAME is not None and config.CPU_NAME not in ("", llvm.get_host_cpu_name()):
-        features = {}
-    text = config.CPU_FEATURES
-    if text:
-        for part in text.split(","):
-            if part.strip():
-                features[part.strip().lstrip("+-")] = part.strip().startswith("+")
-    return features
+
+@functools.cache
+def has_fused_instructions() -> bool:
+    """Whether numba's target (its environment variables included) fuses and widens without calling a library."""
+    triple, name, features = cpu_target.target_context.codegen().magic_tuple()
+    target = llvm.Target.from_triple(triple).create_target_machine(cpu=name, features=features, opt=2)
+    text = target.emit_assembly(llvm.parse_assembly(FUSED_PROBE))
+    return "call" not in text and re.search(r"\bbl\b", text) is None
 
 
 def require_fma() -> None:
@@ -49,15 +59,15 @@ def require_fma() -> None:
     Raises NumericsError.
     """
     kind = machine()
-    if kind == "aarch64":
-        return
-    if kind != "x86_64":
+    if kind not in ("x86_64", "aarch64"):
         raise NumericsError(
             f"numerics profile exact: no CPU kernels for the architecture {platform.machine()!r}"
         )
-    if not llvm.get_host_cpu_features().get("fma", False) or target_features().get("fma") is False:
+    host_lacks = kind == "x86_64" and not llvm.get_host_cpu_features().get("fma", False)
+    if host_lacks or not has_fused_instructions():
         raise NumericsError(
-            "numerics profile exact: this CPU, or NUMBA_CPU_FEATURES, has no fused multiply-add (FMA)"
+            "numerics profile exact: this CPU, or NUMBA_CPU_NAME and NUMBA_CPU_FEATURES, lack the fused "
+            "multiply-add (FMA) or the widening of float16 (F16C)"
         )
 
 
