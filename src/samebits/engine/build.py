@@ -39,7 +39,7 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
         )
     operators.compile(lambda name, done, total: progress(f"compiling kernels: {name}", done, total))
     loaded = load_model(model, operators, progress)
-    plan = make_plan(loaded, operators)
+    plan = make_plan(loaded, operators, default_seed)
     pages = _page_count(engine, loaded, operators)
     runner = DecoderRunner(
         spec=loaded.spec,
