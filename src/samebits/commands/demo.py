@@ -72,6 +72,7 @@ def ask_the_server(options: argparse.Namespace) -> list[Check]:
     from samebits.commands.demo_server import answer_digest, serving
 
     title("1. A server answers over HTTP")
+    say("starting it (the first time, kernels are compiled, which takes a minute)")
     with serving(settings_of(options, ModelConfig), settings_of(options, EngineConfig)) as served:
         say(f"samebits serve is ready on {served.url}, fingerprint {served.fingerprint}\n")
         prompt = served.prompt(options.question)
@@ -119,6 +120,9 @@ def show_batches(options: argparse.Namespace) -> list[Check]:
         tally = outcome.tallies[0]
         say(f"  {profile:<6} Total samples: {tally.samples}, Unique samples: {len(tally.unique)}")
         if tally.difference is not None:
+            say(
+                f"         {tally.differing} of {tally.answers} answers have other bits than the request got alone;"
+            )
             say(f"         {tally.difference}")
         outcomes[profile] = outcome
     answers = outcomes["exact"].tallies[0].answers
