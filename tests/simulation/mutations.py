@@ -20,6 +20,7 @@ from samebits.engine import step
 from samebits.engine.engine import Engine
 from samebits.engine.sampling_stage import SamplerTable
 from samebits.numerics.batch import RaggedBatch
+from samebits.schedule import sharing
 from samebits.schedule.request import Request
 from samebits.schedule.scheduler import Chunk, Scheduler
 from samebits.schedule.sharing import PageSharing
@@ -140,14 +141,12 @@ def match_too_long() -> AbstractContextManager[Any]:
 
 def key_misses_token() -> AbstractContextManager[Any]:
     """Pages that differ in their last token only count as the same."""
-    original = PrefixCache.page_key
+    original = sharing.page_keys
 
-    def mutated(self: PrefixCache, tokens: Sequence[int], page: int) -> bytes:
-        key = bytearray(original(self, tokens, page))
-        key[-4:] = bytes(4)
-        return bytes(key)
+    def mutated(*arguments: Any) -> list[bytes]:
+        return [key[:-4] + bytes(4) for key in original(*arguments)]
 
-    return patch.object(PrefixCache, "page_key", mutated)
+    return patch.object(sharing, "page_keys", mutated)
 
 
 def preemption_keeps_computed() -> AbstractContextManager[Any]:

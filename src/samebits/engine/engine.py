@@ -155,7 +155,7 @@ class Engine:
 
     def flush_cache(self) -> int:
         """Empty the prefix cache; returns the number of its pages. Running requests keep what they use."""
-        return self.scheduler.cache.flush()
+        return self.scheduler.flush_cache()
 
     def close(self) -> None:
         """Let go of threads; the engine cannot be used afterwards."""

@@ -50,6 +50,10 @@ class Request:
     """how far the request's pages lie in the prefix cache; None: it does not use the cache"""
     cache_depth: int = 0
     """pages from the start that lie in the prefix cache"""
+    page_keys: list[bytes] = field(default_factory=list)
+    """what the prefix cache calls its first pages; kept, for tokens never change"""
+    page_chain: list[int] = field(default_factory=list)
+    """hash of each of these keys and all before it"""
     phase: Phase = Phase.WAITING
     finish: Finish | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None

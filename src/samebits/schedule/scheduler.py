@@ -173,6 +173,10 @@ class Scheduler:
         self.preemptions += 1
         self._enqueue(request)
 
+    def flush_cache(self) -> int:
+        """Empty the prefix cache; returns the number of its pages. Running requests keep what they use."""
+        return self._sharing.flush()
+
     def check(self) -> None:
         """Raise AssertionError when queues, page table, prefix cache or page references disagree."""
         self.pool.check([*(request.pages for request in self.running), self.cache.held_pages()])
