@@ -1,6 +1,6 @@
 """After how many schedules does the simulator find each planted bug? Writes the answer as JSON.
 
-    python tests/simulation/find_mutations.py results/simulator-mutations.json
+python tests/simulation/find_mutations.py results/simulator-mutations.json
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import numpy as np
 import torch
 
@@ -179,7 +180,9 @@ def history_lost_by_preemption() -> AbstractContextManager[Any]:
 
     def mutated(chunk: Chunk, masks: Any) -> Any:
         row = original(chunk, masks)
-        return replace(row, output_ids=row.output_ids[1:]) if chunk.request.preemptions else row
+        if not chunk.request.preemptions:
+            return row
+        return msgspec.structs.replace(row, output_ids=row.output_ids[1:])
 
     return patch.object(step, "sampled_row", mutated)
 
@@ -197,10 +200,11 @@ def prompt_logprobs_skip_cached() -> AbstractContextManager[Any]:
 def sampler_row_of_another() -> AbstractContextManager[Any]:
     """A slot keeps the sampling parameters of the first request that had it."""
 
+    original = Engine._load_sampler
+
     def mutated(self: Engine, request: Request) -> None:
         if self._slot_owner[request.slot] is None:
-            self._slot_owner[request.slot] = request
-            self._sampler_table.load(request)
+            original(self, request)
 
     return patch.object(Engine, "_load_sampler", mutated)
 

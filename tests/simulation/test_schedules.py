@@ -25,7 +25,9 @@ TRIALS = 10 * REAL_EVERY
 
 def test_schedules_change_no_bit() -> None:
     report = run_schedules(TRIALS, seed=0)
-    assert report.passed, [(failure.command, failure.message, failure.scenario) for failure in report.failures]
+    assert report.passed, [
+        (failure.command, failure.message, failure.scenario) for failure in report.failures
+    ]
     assert report.schedules == {"fake": TRIALS - 10, "tiny": 10}
     for counts in report.counts.values():
         # What a schedule is made of did happen; else the comparison would say nothing.

@@ -26,6 +26,7 @@ RUNNING = (1, 64, 256, 1024)
 WAITING = 10_000
 PROMPT_TOKENS = 256
 TURNOVER_TOKENS = 16
+STEP_TOKENS = 8192
 AIM_MILLISECONDS = 1.0
 
 
@@ -103,19 +104,17 @@ def milliseconds_a_step(case: Case, steps: int) -> float:
 
 def loaded_engine(case: Case, steps: int) -> Engine:
     """An engine past its prefills, with requests running and waiting as the case says."""
-    pages = (case.running + 1) * (-(-(PROMPT_TOKENS + steps + 100) // 64) + 2)
-    engine = null_engine(case.running, max(8192, 2 * case.running), pages)
+    pages = (case.running + 1) * (-(-(PROMPT_TOKENS + steps + 200) // 64) + 2)
+    engine = null_engine(case.running, STEP_TOKENS, pages)
     source = random.Random(0)
     shared = [source.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS // 2)]
     # In `turnover` there must always be somebody left to admit.
-    enough = case.running * (3 + steps // TURNOVER_TOKENS) if case.kind == "turnover" else 0
+    enough = case.running * (5 + steps // TURNOVER_TOKENS) if case.kind == "turnover" else 0
     for number in range(case.running + max(case.waiting, enough)):
         own = [source.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS - len(shared))]
         engine.submit(_request(f"request {number}", shared + own, case, number))
-    while sum(request.uncomputed == 1 for request in engine.scheduler.running) < case.running:
-        engine.step()
-        assert engine.has_work(), "the requests of the benchmark came to an end"
-    for _ in range(TURNOVER_TOKENS if case.kind == "turnover" else 2):
+    # All prefills, and then some, so that in `turnover` the ends of the requests are spread.
+    for _ in range(case.running * PROMPT_TOKENS // STEP_TOKENS + 2 * TURNOVER_TOKENS):
         engine.step()
     return engine
 

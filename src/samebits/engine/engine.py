@@ -185,7 +185,8 @@ class Engine:
 
     def _step_of(self, chunks: list[Chunk], late: list[HeldRow]) -> PreparedStep:
         for chunk in chunks:
-            self._load_sampler(chunk.request)
+            if self._slot_owner[chunk.request.slot] is not chunk.request:
+                self._load_sampler(chunk.request)
         limits, table = self.scheduler.limits, self.scheduler.page_table
         return prepare_step(chunks, table, limits.page_tokens, self._sampler_table, self._masks, late)
 
@@ -255,9 +256,8 @@ class Engine:
             wait(masks, timeout=MASK_WAIT_SECONDS, return_when=FIRST_COMPLETED)
 
     def _load_sampler(self, request: Request) -> None:
-        if self._slot_owner[request.slot] is not request:
-            self._slot_owner[request.slot] = request
-            self._sampler_table.load(request)
+        self._slot_owner[request.slot] = request
+        self._sampler_table.load(request)
 
     def _take(self, result: ChunkResult) -> RequestEvent | None:
         """Apply a chunk's result to its request; the event to send, if there is news."""
@@ -293,7 +293,8 @@ class Engine:
         if result.faulty:
             return "a key or value of this request is not finite"
         self.scheduler.settle(chunk)
-        self.counters.prompt_tokens += max(0, min(chunk.end, request.prompt_length) - chunk.start)
+        if chunk.start < request.prompt_length:
+            self.counters.prompt_tokens += min(chunk.end, request.prompt_length) - chunk.start
         for position, score in result.scored:
             if score is None:
                 return FAULT_MESSAGES[1]

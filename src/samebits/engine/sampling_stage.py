@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,8 +28,7 @@ SCORED_ROWS_AT_ONCE = 128
 """Prompt positions whose logits exist at the same time; bounds memory, changes no bit."""
 
 
-@dataclass(frozen=True)
-class SampledRow:
+class SampledRow(msgspec.Struct, frozen=True, eq=False):
     """What the sampling of one row reads of its request, taken when the step was made: the request itself may
     have moved on by the time that the step runs."""
 
@@ -56,25 +56,21 @@ class SampledRow:
 
 def sampled_row(chunk: Chunk, masks: RequestMasks | None) -> SampledRow:
     """The row that samples the token after `chunk`."""
-    request = chunk.request
-    sampling = request.spec.sampling
-    history = sampling.needs_history
+    request, spec = chunk.request, chunk.request.spec
+    sampling = spec.sampling
+    output_length = chunk.end - request.prompt_length
     return SampledRow(
-        rid=request.rid,
+        rid=spec.rid,
         sampling=sampling,
-        logprobs=request.spec.logprobs,
+        logprobs=spec.logprobs,
         slot=request.slot,
         position=chunk.end,
-        prompt_ids=request.spec.prompt_ids if sampling.repetition_penalty != 1.0 else (),
-        output_ids=request.tokens[request.prompt_length :] if history else (),
+        prompt_ids=spec.prompt_ids if sampling.repetition_penalty != 1.0 else (),
+        output_ids=request.tokens[request.prompt_length :] if sampling.needs_history else (),
         unread=chunk.unread,
-        forbidden=sorted(request.stop_ids) if _is_too_short(chunk) else (),
-        mask=None if masks is None else masks.mask_for(chunk.end - request.prompt_length),
+        forbidden=sorted(request.stop_ids) if output_length < sampling.min_new_tokens else (),
+        mask=None if masks is None else masks.mask_for(output_length),
     )
-
-
-def _is_too_short(chunk: Chunk) -> bool:
-    return chunk.end - chunk.request.prompt_length < chunk.request.spec.sampling.min_new_tokens
 
 
 class SamplerTable:
@@ -97,8 +93,8 @@ class SamplerTable:
 
     def batch(self, rows: Sequence[SampledRow]) -> SamplingBatch:
         """What these rows ask of the sampler; unread tokens are still missing from the penalties' history."""
-        slots = np.fromiter((row.slot for row in rows), dtype=np.int64, count=len(rows))
-        positions = np.fromiter((row.position for row in rows), dtype=np.int64, count=len(rows))
+        slots = np.array([row.slot for row in rows], dtype=np.int64)
+        positions = np.array([row.position for row in rows], dtype=np.int64)
         columns = {name: torch.from_numpy(column[slots]) for name, column in self._float.items()}
         return SamplingBatch(
             **columns,
@@ -149,8 +145,7 @@ _FLOAT_FIELDS = (
 )
 
 
-@dataclass(frozen=True)
-class Sampled:
+class Sampled(msgspec.Struct, frozen=True, eq=False):
     """One sampled token. `fault` is 0, the sampler's reason (SampleResult), or `MASK_FAILED`."""
 
     token_id: int
@@ -266,6 +261,8 @@ def _top(
 
 
 def _token_lists(lists: Sequence[Sequence[int]]) -> TokenLists:
+    if not any(lists):
+        return TokenLists(torch.zeros(len(lists) + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     start = [0]
     ids: list[int] = []
     for tokens in lists:

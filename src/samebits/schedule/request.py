@@ -33,6 +33,9 @@ class Request:
     spec: EngineRequest
     arrival: int
     """order of submission; smaller is older"""
+    prompt_length: int
+    order: tuple[int, int]
+    """sort key of service: higher priority first, then older first"""
     stop_ids: frozenset[int]
     """token ids that end it, end-of-sequence tokens included unless ignored"""
     length_limit: int
@@ -68,10 +71,6 @@ class Request:
         return self.spec.rid
 
     @property
-    def prompt_length(self) -> int:
-        return len(self.spec.prompt_ids)
-
-    @property
     def output_length(self) -> int:
         return len(self.tokens) - len(self.spec.prompt_ids)
 
@@ -85,20 +84,17 @@ class Request:
         """Tokens that a forward still has to process; 1 in the middle of decoding."""
         return self.length - self.computed
 
-    @property
-    def wants_forward(self) -> bool:
-        """Whether the next step may hold tokens of it; not when its last token is sampled but unread."""
-        return not self.held and self.uncomputed > 0 and (self.unread == 0 or self.length < self.length_limit)
+    def schedulable_tokens(self) -> int:
+        """How many tokens of it the next step may hold; none while its last token is sampled but unread."""
+        length = len(self.tokens) + self.unread
+        if self.held or (self.unread and length >= self.length_limit):
+            return 0
+        return length - self.computed
 
     @property
     def samples(self) -> bool:
         """Whether a finished prefill is followed by sampling (max_new_tokens 0 only scores)."""
         return self.length_limit > self.prompt_length
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Sort key of service: higher priority first, then older first."""
-        return (-self.spec.priority, self.arrival)
 
     @property
     def reusable_tokens(self) -> int:
@@ -132,6 +128,8 @@ def new_request(
     request = Request(
         spec=spec,
         arrival=arrival,
+        prompt_length=len(spec.prompt_ids),
+        order=(-spec.priority, arrival),
         stop_ids=stop_ids,
         length_limit=min(len(spec.prompt_ids) + sampling.max_new_tokens, context_length),
         tokens=list(spec.prompt_ids),
