@@ -134,7 +134,7 @@ def _request(rid: str, prompt: list[int], case: Case, number: int) -> EngineRequ
 
 def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """The result for people."""
-    rows = [("step", "running", "waiting", "ms a step", "µs a running request")]
+    rows: list[tuple[str, ...]] = [("step", "running", "waiting", "ms a step", "µs a running request")]
     for row in result["steps"]:
         rows.append(
             (

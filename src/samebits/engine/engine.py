@@ -306,7 +306,7 @@ class Engine:
 
     def _append(self, request: Request, token_id: int, logprobs: TokenLogprobs | None) -> RequestEvent:
         request.tokens.append(token_id)
-        if request in self._masks:
+        if self._masks and request in self._masks:
             self._masks[request].accept(token_id)
         self.counters.generated_tokens += 1
         finish = judge_token(request, token_id)
@@ -327,17 +327,18 @@ class Engine:
         self.scheduler.finish(request)
 
     def _event(self, request: Request, token_ids: list[int], logprobs: list[TokenLogprobs]) -> RequestEvent:
-        first = not request.announced
-        request.announced = True
-        self.counters.cached_tokens += request.cached_tokens if first else 0
-        assert request.finish is None or request.phase is Phase.FINISHED
-        # How many prompt logprobs a prefill has that was cut short follows from the chunks: none are sent.
-        cut_short = request.finish is not None and request.finish.reason in ("abort", "error")
+        prompt_logprobs = None
+        if not request.announced:
+            request.announced = True
+            self.counters.cached_tokens += request.cached_tokens
+            # How many prompt logprobs a prefill has that was cut short follows from the chunks: none are sent.
+            if request.finish is None or request.finish.reason not in ("abort", "error"):
+                prompt_logprobs = request.prompt_logprobs
         return RequestEvent(
-            rid=request.rid,
+            rid=request.spec.rid,
             token_ids=token_ids,
             logprobs=logprobs,
-            prompt_logprobs=request.prompt_logprobs if first and not cut_short else None,
+            prompt_logprobs=prompt_logprobs,
             cached_tokens=request.cached_tokens,
             finish=request.finish,
         )

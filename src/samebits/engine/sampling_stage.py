@@ -28,7 +28,7 @@ SCORED_ROWS_AT_ONCE = 128
 """Prompt positions whose logits exist at the same time; bounds memory, changes no bit."""
 
 
-class SampledRow(msgspec.Struct, frozen=True, eq=False):
+class SampledRow(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What the sampling of one row reads of its request, taken when the step was made: the request itself may
     have moved on by the time that the step runs."""
 
@@ -145,7 +145,7 @@ _FLOAT_FIELDS = (
 )
 
 
-class Sampled(msgspec.Struct, frozen=True, eq=False):
+class Sampled(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One sampled token. `fault` is 0, the sampler's reason (SampleResult), or `MASK_FAILED`."""
 
     token_id: int
@@ -159,7 +159,8 @@ def sample_rows(
     """Sample the token after each row of `hidden`; `rows` and `batch` say how."""
     operators = runner.operators
     logits = runner.logits(hidden)
-    processed = [i for i, row in enumerate(rows) if row.logprobs.output and row.logprobs.processed]
+    reporting = [i for i, row in enumerate(rows) if row.logprobs.output]
+    processed = [i for i in reporting if rows[i].logprobs.processed]
     result = operators.sample(logits, batch, want_processed=bool(processed))
     token_ids = result.token_ids.tolist()
     faults = result.faults.tolist()
@@ -174,19 +175,14 @@ def sample_rows(
             values = _row_logprobs(runner, chosen, normaliser(chosen), ids, options)
             logprobs.update(zip(wanted, values, strict=True))
 
-    raw = [i for i, row in enumerate(rows) if row.logprobs.output and not row.logprobs.processed]
-    report(raw, logits, operators.log_sum_exp)
+    report([i for i in reporting if not rows[i].logprobs.processed], logits, operators.log_sum_exp)
     if result.processed_logprobs is not None:
         # These are logprobs already: their normaliser is zero.
         report(processed, result.processed_logprobs, lambda chosen: torch.zeros(chosen.shape[0]))
-    return [
-        Sampled(token_ids[i], MASK_FAILED if _mask_failed(row) else faults[i], logprobs.get(i))
-        for i, row in enumerate(rows)
-    ]
-
-
-def _mask_failed(row: SampledRow) -> bool:
-    return row.mask is not None and row.mask.exception() is not None
+    for i, row in enumerate(rows):
+        if row.mask is not None and row.mask.exception() is not None:
+            faults[i] = MASK_FAILED
+    return [Sampled(token_ids[i], faults[i], logprobs.get(i)) for i in range(len(rows))]
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class PreparedStep:
     """held rows whose mask has come"""
 
 
-class ChunkResult(msgspec.Struct, frozen=True, eq=False):
+class ChunkResult(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What a step did for one chunk."""
 
     chunk: Chunk
@@ -127,13 +127,13 @@ def execute_step(runner: Runner, step: PreparedStep, unread: Mapping[str, int]) 
     outcomes = _sample(runner, step, hidden, unread, void)
     faults = step.batch.row_faults.cpu().numpy()
     any_fault = bool(faults.any())
-    for i, chunk in enumerate(step.chunks):
+    for i, (chunk, scored) in enumerate(zip(step.chunks, step.scored_rows, strict=True)):
         outcome = outcomes.get(i)
         results.append(
             ChunkResult(
                 chunk=chunk,
                 sampled=outcome if isinstance(outcome, Sampled) else None,
-                scored=[(row.position, next(scores)) for row in step.scored_rows[i]],
+                scored=[(row.position, next(scores)) for row in scored] if scored else (),
                 faulty=any_fault and bool(faults[step.first_rows[i] : step.first_rows[i + 1]].any()),
                 held=outcome if isinstance(outcome, HeldRow) else None,
                 void=chunk.unread and chunk.request.spec.rid in void,
@@ -154,9 +154,9 @@ def _sample(
     outcomes: dict[int, Sampled | HeldRow] = {}
     ready = []
     for at, row in enumerate(rows):
-        if row.rid in void and row.unread:
+        if row.unread and row.rid in void:
             continue
-        if row.is_ready:
+        if row.mask is None or row.is_ready:
             ready.append(at)
             continue
         last = step.first_rows[chunk_of[at] + 1] - 1

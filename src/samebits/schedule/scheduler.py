@@ -36,7 +36,7 @@ class SchedulerLimits:
     """pages that the longest possible request needs"""
 
 
-class Chunk(msgspec.Struct, frozen=True, eq=False):
+class Chunk(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Consecutive tokens of one request in one step: positions `start` to `end`."""
 
     request: Request
@@ -161,7 +161,8 @@ class Scheduler:
         request = chunk.request
         if request.phase is Phase.RUNNING and request.preemptions == chunk.preemptions:
             request.settled = chunk.end
-            self._sharing.publish(request)
+            if chunk.end >= (request.cache_depth + 1) * self.limits.page_tokens:
+                self._sharing.publish(request)
 
     def preempt(self, request: Request) -> None:
         """Put a running request back in the queue; it will be recomputed from its tokens."""
