@@ -23,11 +23,20 @@ OFFLINE = """\
   samebits bench offline --model path/to/checkpoint --repeats 9
   samebits bench offline --model tiny --load-format dummy
 """
+SCHEDULER = """\
+  samebits bench scheduler
+  samebits bench scheduler --peer path/to/mini-sglang
+"""
 
 
 def add(commands: Any) -> None:
     parser = command(
-        commands, "bench", "measure speed, as ratios out of one run", KERNELS + OFFLINE, run, "bench WHAT"
+        commands,
+        "bench",
+        "measure speed, as ratios out of one run",
+        KERNELS + OFFLINE + SCHEDULER,
+        run,
+        "bench WHAT",
     )
     kinds = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
     kernels = command(
@@ -41,6 +50,7 @@ def add(commands: Any) -> None:
         "--decode-tokens", type=positive, default=32, metavar="N", help="answer length (default: 32)"
     )
     add_common(offline, "results/offline.json")
+    add_scheduler(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:
@@ -57,6 +67,34 @@ def add_common(parser: argparse.ArgumentParser, output: str) -> None:
     add_settings(parser, ModelConfig)
 
 
+def add_scheduler(kinds: Any) -> None:
+    parser = command(
+        kinds,
+        "scheduler",
+        "host time of a step and of the prefix cache, with a null model",
+        SCHEDULER,
+        run_scheduler,
+        "bench scheduler",
+    )
+    parser.add_argument("--steps", type=positive, default=100, metavar="N", help="steps timed (default: 100)")
+    parser.add_argument(
+        "--repeats", type=positive, default=3, metavar="N", help="interleaved rounds (default: 3)"
+    )
+    parser.add_argument(
+        "--peer",
+        type=Path,
+        metavar="FOLDER",
+        help="a checkout of mini-sglang, whose radix cache is measured too",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("results/scheduler.json"),
+        metavar="FILE",
+        help="(default: %(default)s)",
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     raise AssertionError("argparse demands one of the benchmarks")
 
@@ -69,6 +107,23 @@ def run_kernels(options: argparse.Namespace) -> int:
     result = kernels.run(config, options.repeats, options.threads, options.output, progress)
     print("\n".join(align(kernels.table_rows(result["products"]))))
     conclude(options)
+    return 0
+
+
+def run_scheduler(options: argparse.Namespace) -> int:
+    from samebits.bench.scheduler import run as run_bench
+    from samebits.bench.scheduler import table_rows, tree_rows
+    from samebits.tables import align
+
+    result = run_bench(
+        options.steps,
+        options.repeats,
+        options.peer,
+        options.output,
+        progress,
+    )
+    print("\n".join([*align(table_rows(result)), "", *align(tree_rows(result))]))
+    print(f"\nmedians of {options.repeats} interleaved rounds; figures in {options.output}")
     return 0
 
 
