@@ -38,7 +38,7 @@ class Plan:
     """longest request in tokens"""
     end_tokens: tuple[int, ...]
     """ids that end a text"""
-    sampling_defaults: Mapping[str, float]
+    sampling_defaults: Mapping[str, float | None]
     """values of the fields that a request leaves blank"""
     tokenizer: Mapping[str, str]
     """digest of each file of the tokenizer and chat template by its name"""

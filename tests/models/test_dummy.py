@@ -22,7 +22,7 @@ from samebits.models.weights import expected_shapes
 from .checkpoints import PAGE_TOKENS, plain_operators, ragged_batch
 
 NAMES = WeightNames()
-TINY_DIGEST = "79be9eb40b33cce4fd83410386acfc23ebe356676614e69c01247e374512c9ca"
+TINY_DIGEST = "74069dcdaf39b3a030512705bc7f509f92374d2b93fea48861d24937d8b2c5eb"
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 

@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from samebits.config import EngineConfig, ModelConfig
+from samebits.engine.build import parse_default_seed
 from samebits.models.load import load_model, make_plan
 from samebits.numerics.contract import CONTRACT, constants
 from samebits.numerics.cpu.operators import CpuOperators
 from samebits.plan import Plan, canonical_json
+from samebits.sampling_params import DEFAULT_SEED
 
 from .checkpoints import make_reference, plain_operators, save
 
@@ -127,8 +129,9 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 def fingerprint(folder: Path, **settings: Any) -> str:
     operators = plain_operators()
-    model = load_model(ModelConfig(model=str(folder), **settings), operators, cache=folder.parent / "cache")
-    return make_plan(model, operators).fingerprint
+    config = ModelConfig(model=str(folder), **settings)
+    model = load_model(config, operators, cache=folder.parent / "cache")
+    return make_plan(model, operators, parse_default_seed(config.default_seed)).fingerprint
 
 
 def test_the_folders_place_does_not_matter_but_the_settings_of_the_model_do(
@@ -136,20 +139,22 @@ def test_the_folders_place_does_not_matter_but_the_settings_of_the_model_do(
 ) -> None:
     base = fingerprint(folder)
     assert fingerprint(original) == base
-    assert fingerprint(folder, default_seed="random") == base
     different = [
+        # A request that names no seed is answered with another one.
+        fingerprint(folder, default_seed="random"),
+        fingerprint(folder, default_seed="43"),
         fingerprint(folder, dtype="bfloat16"),
         fingerprint(folder, context_length=256),
         fingerprint(folder, load_format="dummy"),
         fingerprint(folder, load_format="dummy", dummy_seed=1),
     ]
-    assert len({base, *different}) == 5
+    assert len({base, *different}) == 1 + len(different)
 
 
 def test_profile_and_probes_are_those_of_the_operators(folder: Path) -> None:
     operators = CpuOperators(threads=1)
     model = load_model(ModelConfig(model=str(folder)), operators, cache=folder.parent / "cache")
-    plan = make_plan(model, operators)
+    plan = make_plan(model, operators, DEFAULT_SEED)
     assert plan.profile == "exact"
     assert plan.probes == operators.probe_digests([torch.float32])
     assert plan.probes
@@ -209,7 +214,7 @@ def test_two_processes_agree(folder: Path) -> None:
         "from samebits.models.load import load_model, make_plan\n"
         "operators, folder = torch_operators(torch.device('cpu'), torch.float32), Path(sys.argv[1])\n"
         "model = load_model(ModelConfig(model=str(folder)), operators, cache=folder.parent / 'other cache')\n"
-        "print(make_plan(model, operators).fingerprint)"
+        "print(make_plan(model, operators, 42).fingerprint)"
     )
     there = subprocess.run(
         [sys.executable, "-c", script, str(folder)],

@@ -11,6 +11,6 @@ from live_server import LiveServer, running
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), delay=0.001)
+    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), delay=0.002)
     with running(folder, max_body_mib=1) as live:
         yield live

@@ -128,6 +128,18 @@ def test_samples_unfold_with_their_indices(engine: AsyncEngine) -> None:
     assert len({sample.request.rid for sample in samples}) == 4
 
 
+def test_equal_samples_are_logged(engine: AsyncEngine, caplog: pytest.LogCaptureFixture) -> None:
+    """At temperature 0 equal prompts mean nothing; above it they are equal samples, which nobody wants."""
+    prepare(engine, *[GenerationRequest("the", SamplingParams(temperature=0.0))] * 2)
+    prepare(engine, GenerationRequest("the"), GenerationRequest("same"))
+    prepare(engine, GenerationRequest("the"), GenerationRequest("the", SamplingParams(seed=1)))
+    assert not caplog.records
+    samples = prepare(engine, *[GenerationRequest("the", SamplingParams(n=2))] * 3)
+    [record] = caplog.records
+    assert "4 of 6 samples" in record.getMessage()
+    assert all("3 samples of this batch" in sample.warnings[0] for sample in samples)
+
+
 def test_a_random_seed_is_drawn_once_a_request(tmp_path: Path) -> None:
     engine = with_facts(write_checkpoint(tmp_path), default_seed="random")
     two = SamplingParams(n=2)

@@ -75,7 +75,7 @@ def test_disconnect_aborts(server: LiveServer, stream: bool) -> None:
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
     before = server.engine()["generated_tokens"]
     server.wait_until_idle()
-    assert server.engine()["generated_tokens"] - before < 500
+    assert server.engine()["generated_tokens"] - before < 1200
 
 
 @pytest.mark.parametrize("name", ["mine", "batch"])
@@ -135,7 +135,7 @@ def test_drain_has_an_end(folder: Path) -> None:
         wait_until_running(live)
         start = time.monotonic()
         assert live.stop() == 0
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
         thread.join()
         assert found[0]["meta_info"]["finish_reason"]["type"] == "abort"
 
@@ -176,7 +176,7 @@ def test_engine_death_fails_everything_and_exits(folder: Path, token: int, strea
         start = time.monotonic()
         response = live.post("/generate", {"input_ids": [token], "stream": stream})
         thread.join()
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 10
         expected = "a step went wrong" if token == CRASH_TOKEN else "SIGKILL"
         for answer in (response, found[0]):
             assert answer.status_code == 500

@@ -24,7 +24,7 @@ MESSAGES = [{"role": "user", "content": "the same"}]
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), delay=0.001)
+    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), delay=0.003)
     with LLM(str(folder), build=build_fake_engine) as loaded:
         yield loaded
 
@@ -148,7 +148,7 @@ def test_interrupt_stops_cleanly(llm: LLM) -> None:
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         llm.generate([[5], [6]], SamplingParams(max_new_tokens=2000, ignore_eos=True))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10
     while llm.status().running:
         time.sleep(0.01)
     assert len(llm.generate("the", GREEDY)[0].token_ids) == 4

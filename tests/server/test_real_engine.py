@@ -1,4 +1,4 @@
-"""The real engine behind both fronts: the same bits offline and over HTTP, alone and in company."""
+"""The bundled model behind both fronts: the same bits offline and over HTTP, alone and in company."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from live_server import LiveServer, ending, free_port, launch
+from transformers import AutoTokenizer
 
 from samebits import LLM, SamplingParams
 
-SETTINGS: dict[str, Any] = {"load_format": "dummy", "kv_memory_mib": 64, "step_tokens": 48}
+MODEL = "bundled"
+SETTINGS: dict[str, Any] = {"kv_memory_mib": 64, "step_tokens": 48}
 PROMPTS = [[5, 6, 7], [9] * 40, [11, 3, 250, 17, 8, 1000], list(range(20, 150))]
 PARAMS = [
     {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True},
@@ -25,13 +27,19 @@ PARAMS = [
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     port = free_port()
-    arguments = ["-m", "samebits", "serve", "tiny", "--port", str(port)]
+    arguments = ["-m", "samebits", "serve", MODEL, "--port", str(port)]
     for name, value in SETTINGS.items():
         arguments += ["--" + name.replace("_", "-"), str(value)]
     with ending(launch(arguments, port, tmp_path_factory.mktemp("log"))) as live:
         live.wait_until_ready(400)
         assert live.process.poll() is None, live.log()
         yield live
+
+
+@pytest.fixture(scope="module")
+def offline() -> Iterator[LLM]:
+    with LLM(MODEL, **SETTINGS) as llm:
+        yield llm
 
 
 def bits(logprob: float | None) -> int | None:
@@ -105,23 +113,40 @@ def test_another_request_gives_other_bits(real: LiveServer, alone: list[tuple[An
 def test_plain_torch_gives_other_bits_in_a_batch() -> None:
     """The inverse: the same code over operators whose order follows the batch."""
     params = SamplingParams(temperature=0.0, max_new_tokens=8, ignore_eos=True)
-    with LLM("tiny", **SETTINGS, numerics="torch") as llm:
+    with LLM(MODEL, **SETTINGS, numerics="torch") as llm:
         single = [llm.generate([ids], params, return_logprob=True, logprob_start_len=0)[0] for ids in PROMPTS]
-        batch = llm.generate(PROMPTS * 8, params, return_logprob=True, logprob_start_len=0)
+        batch = llm.generate(PROMPTS * 3, params, return_logprob=True, logprob_start_len=0)
     alone = [[at.logprob for at in one.prompt_logprobs or ()] for one in single]
     together = [[at.logprob for at in one.prompt_logprobs or ()] for one in batch]
     assert any(together[i] != alone[i % len(PROMPTS)] for i in range(len(together)))
 
 
-def test_offline_gives_the_same_bits(real: LiveServer, alone: list[tuple[Any, ...]]) -> None:
+def test_text_is_what_its_tokens_say(real: LiveServer, offline: LLM) -> None:
+    """Text, stop strings and chat with a tokenizer and a template that people use."""
+    tokenizer = AutoTokenizer.from_pretrained(real.get("/model_info").json()["tokenizer_path"])
+    params = {"temperature": 0.0, "max_new_tokens": 30, "ignore_eos": True}
+    whole = real.generate(text="import os", sampling_params=params)
+    assert whole["meta_info"]["prompt_tokens"] == len(tokenizer.encode("import os"))
+    assert whole["text"] == tokenizer.decode(whole["output_ids"], skip_special_tokens=True)
+    cut = real.generate(text="import os", sampling_params=params | {"stop": "import"})
+    assert cut["text"] == whole["text"][: whole["text"].index("import")]
+    messages = [{"role": "user", "content": "Tom has 3 boxes of 4 eggs. How many eggs?"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    asked = real.generate(input_ids=ids, sampling_params={"temperature": 0.0, "max_new_tokens": 8})
+    [answer] = offline.chat(messages, SamplingParams(temperature=0.0, max_new_tokens=8))
+    assert answer.prompt_token_ids == tuple(ids)
+    assert answer.token_ids == tuple(asked["output_ids"])
+    assert answer.text == asked["text"]
+
+
+def test_offline_gives_the_same_bits(real: LiveServer, offline: LLM, alone: list[tuple[Any, ...]]) -> None:
     params = []
     for given in PARAMS:
         names = {"sampling_seed": "seed"}
         params.append(SamplingParams(**{names.get(name, name): value for name, value in given.items()}))
-    with LLM("tiny", **SETTINGS) as llm:
-        found = llm.generate(PROMPTS, params, return_logprob=True, logprob_start_len=0)
-        assert llm.facts.fingerprint == real.get("/model_info").json()["fingerprint"]
-    offline = [
+    found = offline.generate(PROMPTS, params, return_logprob=True, logprob_start_len=0)
+    assert offline.facts.fingerprint == real.get("/model_info").json()["fingerprint"]
+    seen = [
         (
             one.token_ids,
             [(at.token_id, bits(at.logprob)) for at in one.prompt_logprobs or ()],
@@ -129,4 +154,4 @@ def test_offline_gives_the_same_bits(real: LiveServer, alone: list[tuple[Any, ..
         )
         for one in found
     ]
-    assert offline == alone
+    assert seen == alone

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -120,6 +123,35 @@ def test_the_clock_is_no_input() -> None:
 def test_the_request_gives_the_date() -> None:
     rendered = ChatTemplate(DATE_TEMPLATE).render(MESSAGES, date=datetime(2026, 11, 2, 13, 5))
     assert rendered.startswith("Monday 02 November 2026, Nov Mon PM")
+
+
+def test_no_clock_locale_or_hash_seed_changes_a_prompt(folder: Path) -> None:
+    program = f"""
+import json, sys
+from datetime import datetime
+sys.path[:0] = json.loads(sys.argv[1])
+from samebits.text.chat import ChatTemplate
+from samebits.text.tokenizer import load_tokenizer
+text = ChatTemplate({TOOL_TEMPLATE + DATE_TEMPLATE!r}).render(
+    {MESSAGES!r}, tools={TOOLS!r}, date=datetime(2026, 3, 4)
+)
+print(load_tokenizer({str(folder)!r}).encode(text))
+"""
+    found = set()
+    for variables in (
+        {"PYTHONHASHSEED": "1", "LC_ALL": "C"},
+        {"PYTHONHASHSEED": "2", "LC_ALL": "de_DE.UTF-8"},
+    ):
+        run = subprocess.run(
+            [sys.executable, "-c", program, json.dumps(sys.path)],
+            env=os.environ | variables | {"TZ": "Asia/Tokyo"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.add(run.stdout)
+    assert len(found) == 1
+    assert len(json.loads(found.pop())) > 50
 
 
 def test_raise_exception_names_the_messages() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +43,24 @@ def tiny() -> Iterator[LLM]:
 def test_tiny_model_with_dummy_weights(engine: str) -> None:
     with open_tiny(**ENGINES[engine]) as llm:
         assert golden.differing(FOLDER / "tiny.json", llm) == []
+
+
+def test_bundled_model() -> None:
+    with LLM("bundled", kv_memory_mib=256) as llm:
+        assert golden.differing(FOLDER / "bundled.json", llm) == []
+
+
+def test_clock_locale_and_hash_seed_do_not_enter() -> None:
+    """Trap 29: whatever surrounds the process, the same token ids from the same text."""
+    surroundings = {
+        "PYTHONHASHSEED": "4711",
+        "TZ": "Pacific/Kiritimati",
+        "LC_ALL": "C",
+        "LANG": "tr_TR.UTF-8",
+    }
+    command = [sys.executable, "-m", "samebits", "verify", "--golden", str(FOLDER / "bundled.json")]
+    done = subprocess.run(command, env=os.environ | surroundings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_profile_torch_gives_other_digests(tiny: LLM) -> None:

@@ -70,7 +70,9 @@ def test_the_difference_names_position_tokens_and_bits() -> None:
 
 def test_every_member_of_every_batch_is_compared() -> None:
     outcome = check(FakeTarget(), "single", 0.0, Settings(trials=50, max_new_tokens=1))
-    assert outcome.tallies[0].answers == 50 * 51 // 2
+    assert outcome.tallies[0].answers == 50 * 51 // 2 and outcome.tallies[0].differing == 0
+    broken = check(FakeTarget("place in the batch"), "single", 0.0, Settings(trials=50, max_new_tokens=1))
+    assert broken.tallies[0].differing == 47, "one member of each batch of four and more"
     assert "Total samples: 50, Unique samples: 1" in outcome_lines(outcome)[1]
 
 

@@ -125,8 +125,8 @@ def bench_model(config: ModelConfig, options: Options, say: Callable[[str], None
     say(f"{config.model}: loading")
     rival = load_transformers(config)
     files = read_model_files(config)
-    copy, multiply = copy_rate(), multiply_rate()
-    rows = []
+    measured: dict[str, dict[str, list[float]]] = {}
+    copies, multiplies = [copy_rate()], [multiply_rate()]
     with open_samebits(config, options.threads) as llm:
         contenders: dict[str, Contender] = {
             "samebits": Samebits(llm),
@@ -136,15 +136,26 @@ def bench_model(config: ModelConfig, options: Options, say: Callable[[str], None
         for workload in workloads(options.decode_tokens):
             say(f"{config.model}: {workload.name}")
             chosen = {name: contenders[name] for name in ("samebits", *workload.rivals)}
-            seconds = race(chosen, workload, files.spec.vocabulary, options.repeats)
-            floor = floor_tokens_per_second(workload, files.spec, 2, copy, multiply)
-            rows.append(figures(workload, seconds, floor))
+            measured[workload.name] = race(chosen, workload, files.spec.vocabulary, options.repeats)
+            copies.append(copy_rate())
+            multiplies.append(multiply_rate())
         facts = llm.facts
+    copy, multiply = max(copies), max(multiplies)
+    rows = [
+        figures(
+            workload,
+            measured[workload.name],
+            floor_tokens_per_second(workload, files.spec, 2, copy, multiply),
+        )
+        for workload in workloads(options.decode_tokens)
+    ]
     return {
         "model": config.model,
         "load_format": config.load_format,
         "fingerprint": facts.fingerprint,
         "profile": facts.profile,
+        "threads": options.threads,
+        "repeats": options.repeats,
         "weights": sum(_size(shape) for shape in expected_shapes(files.spec, files.family.names).values()),
         "copy_bytes_per_second": copy,
         "multiply_flop_per_second": multiply,
@@ -210,15 +221,13 @@ def table_rows(models: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def run(
-    configs: Sequence[ModelConfig], options: Options, output: Path, say: Callable[[str], None] = print
+    work: Sequence[tuple[ModelConfig, Options]], output: Path, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Measure every model, write the figures to `output`, return them."""
     result = {
         "benchmark": "offline",
         **machine(),
-        "threads": options.threads,
-        "repeats": options.repeats,
-        "models": [bench_model(config, options, say) for config in configs],
+        "models": [bench_model(config, options, say) for config, options in work],
     }
     write_result(output, result)
     return result

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from samebits.errors import SamebitsError
 
 
@@ -22,7 +20,7 @@ class PagePool:
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self._references = np.zeros(total, dtype=np.int32)
+        self._references = [0] * total
         self._free = list(range(total - 1, -1, -1))
 
     @property
@@ -42,43 +40,43 @@ class PagePool:
         pages = self._free[-count:]
         del self._free[-count:]
         pages.reverse()
-        self._references[pages] = 1
+        for page in pages:
+            self._references[page] = 1
         return pages
 
     def retain(self, pages: Sequence[int]) -> None:
         """Add a reference to each page; they must be in use."""
+        references = self._references
         for page in pages:
-            if self._references[page] <= 0:
+            if references[page] <= 0:
                 raise AssertionError(f"page {page} is free and cannot be shared")
-            self._references[page] += 1
+            references[page] += 1
 
     def release(self, pages: Iterable[int]) -> None:
         """Give one reference of each page back."""
+        references = self._references
         for page in pages:
-            count = self._references[page] - 1
+            count = references[page] - 1
             if count < 0:
                 raise AssertionError(f"page {page} was released more often than it was taken")
-            self._references[page] = count
+            references[page] = count
             if count == 0:
                 self._free.append(page)
 
     def references(self, page: int) -> int:
-        return int(self._references[page])
+        return self._references[page]
 
     def check(self, owners: Iterable[Sequence[int]]) -> None:
         """Raise AssertionError unless the reference counts are exactly those of the given owners' page lists."""
-        expected = np.zeros(self.total, dtype=np.int32)
+        expected = [0] * self.total
         for pages in owners:
             for page in pages:
                 expected[page] += 1
-        wrong = np.flatnonzero(expected != self._references)
-        if wrong.size:
-            page = int(wrong[0])
-            raise AssertionError(
-                f"page {page} has {self._references[page]} references but {expected[page]} owners"
-            )
-        free = np.asarray(self._free, dtype=np.int64)
-        if np.unique(free).size != free.size or np.any(self._references[free] != 0):
+        for page, (count, wanted) in enumerate(zip(self._references, expected, strict=True)):
+            if count != wanted:
+                raise AssertionError(f"page {page} has {count} references but {wanted} owners")
+        free = set(self._free)
+        if len(free) != len(self._free) or any(self._references[page] for page in free):
             raise AssertionError("the free list holds a page twice or a page in use")
-        if free.size + np.count_nonzero(self._references) != self.total:
+        if len(free) + sum(count > 0 for count in self._references) != self.total:
             raise AssertionError("a page is neither free nor in use")

@@ -11,10 +11,9 @@ written again.
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from samebits.cache.pages import PagePool
 
@@ -56,16 +55,11 @@ class PrefixCache:
             self._roots[namespace] = Node(None, b"", -1)
         return self._roots[namespace]
 
-    def page_key(self, tokens: Sequence[int], page: int) -> bytes:
-        """The edge label of the tokens that fill page number `page` of a request."""
-        start = page * self.page_tokens
-        return np.asarray(tokens[start : start + self.page_tokens], dtype=np.int32).tobytes()
-
-    def match(self, node: Node, tokens: Sequence[int], first_page: int, end_page: int) -> list[Node]:
-        """The longest path below `node` that holds the tokens of pages first_page, first_page + 1, …"""
+    def match(self, node: Node, keys: Sequence[bytes], first_page: int, end_page: int) -> list[Node]:
+        """The longest path below `node` along the keys of pages first_page, first_page + 1, … end_page - 1."""
         path: list[Node] = []
         for page in range(first_page, end_page):
-            child = node.children.get(self.page_key(tokens, page))
+            child = node.children.get(keys[page])
             if child is None:
                 break
             path.append(child)
@@ -161,6 +155,13 @@ class PrefixCache:
         self.pool.release([node.page])
         if parent.parent is not None and parent.users == 0 and not parent.children:
             self._offer(parent)
+
+
+def page_keys(tokens: Sequence[int], page_tokens: int, first_page: int, end_page: int) -> list[bytes]:
+    """The edge labels of the tokens that fill pages first_page .. end_page - 1 of a request."""
+    data = array("i", tokens[first_page * page_tokens : end_page * page_tokens]).tobytes()
+    size = array("i").itemsize * page_tokens
+    return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 def _is_fresh(entry: tuple[int, int, Node]) -> bool:

@@ -8,65 +8,145 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from samebits.commands.flags import add_settings, command, settings_of
+from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import ModelConfig
 
 BIG_SHAPE = "qwen3-0.5b-shaped"
-EXAMPLES = """\
-  samebits bench offline                                  against transformers: bundled model and a 0.5B shape
+BIG_REPEATS, BIG_DECODE_TOKENS = 3, 16
+"""At most this much of the large shape: transformers takes minutes for it on a small machine."""
+KERNELS = """\
+  samebits bench kernels
+  samebits bench kernels --model qwen3-0.5b-shaped --load-format dummy --threads 1
+"""
+OFFLINE = """\
+  samebits bench offline                                  bundled model, and a shape of 0.5B with dummy weights
   samebits bench offline --model path/to/checkpoint --repeats 9
   samebits bench offline --model tiny --load-format dummy
+"""
+SCHEDULER = """\
+  samebits bench scheduler
+  samebits bench scheduler --peer path/to/mini-sglang
 """
 
 
 def add(commands: Any) -> None:
     parser = command(
-        commands, "bench", "measure speed, as ratios out of one run", EXAMPLES, run, "bench WHAT"
+        commands,
+        "bench",
+        "measure speed, as ratios out of one run",
+        KERNELS + OFFLINE + SCHEDULER,
+        run,
+        "bench WHAT",
     )
     kinds = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
+    kernels = command(
+        kinds, "kernels", "matrix products against torch.mm", KERNELS, run_kernels, "bench kernels"
+    )
+    add_common(kernels, "results/kernels.json")
     offline = command(
-        kinds, "offline", "throughput against transformers in float32", EXAMPLES, run_offline, "bench offline"
+        kinds, "offline", "throughput against transformers in float32", OFFLINE, run_offline, "bench offline"
     )
     offline.add_argument(
-        "--repeats", type=int, default=5, metavar="N", help="interleaved rounds (default: 5)"
+        "--decode-tokens", type=positive, default=32, metavar="N", help="answer length (default: 32)"
     )
-    offline.add_argument(
-        "--decode-tokens", type=int, default=32, metavar="N", help="answer length (default: 32)"
+    add_common(offline, "results/offline.json")
+    add_scheduler(kinds)
+
+
+def add_common(parser: argparse.ArgumentParser, output: str) -> None:
+    """Flags that every benchmark has."""
+    parser.add_argument(
+        "--repeats", type=positive, default=5, metavar="N", help="interleaved rounds (default: 5)"
     )
-    offline.add_argument(
-        "--threads", type=int, default=os.cpu_count(), metavar="N", help="of both (default: all)"
+    parser.add_argument(
+        "--threads", type=positive, default=os.cpu_count(), metavar="N", help="of both (default: all)"
     )
-    offline.add_argument(
+    parser.add_argument(
+        "--output", type=Path, default=Path(output), metavar="FILE", help="(default: %(default)s)"
+    )
+    add_settings(parser, ModelConfig)
+
+
+def add_scheduler(kinds: Any) -> None:
+    parser = command(
+        kinds,
+        "scheduler",
+        "host time of a step and of the prefix cache, with a null model",
+        SCHEDULER,
+        run_scheduler,
+        "bench scheduler",
+    )
+    parser.add_argument("--steps", type=positive, default=100, metavar="N", help="steps timed (default: 100)")
+    parser.add_argument(
+        "--repeats", type=positive, default=3, metavar="N", help="interleaved rounds (default: 3)"
+    )
+    parser.add_argument(
+        "--peer",
+        type=Path,
+        metavar="FOLDER",
+        help="a checkout of mini-sglang, whose radix cache is measured too",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
-        default=Path("results/offline.json"),
+        default=Path("results/scheduler.json"),
         metavar="FILE",
         help="(default: %(default)s)",
     )
-    add_settings(offline, ModelConfig)
 
 
 def run(options: argparse.Namespace) -> int:
     raise AssertionError("argparse demands one of the benchmarks")
 
 
+def run_kernels(options: argparse.Namespace) -> int:
+    from samebits.bench import kernels
+    from samebits.tables import align
+
+    config = settings_of(options, ModelConfig)
+    result = kernels.run(config, options.repeats, options.threads, options.output, progress)
+    print("\n".join(align(kernels.table_rows(result["products"]))))
+    conclude(options)
+    return 0
+
+
+def run_scheduler(options: argparse.Namespace) -> int:
+    from samebits.bench.scheduler import run as run_bench
+    from samebits.bench.scheduler import table_rows, tree_rows
+    from samebits.tables import align
+
+    result = run_bench(
+        options.steps,
+        options.repeats,
+        options.peer,
+        options.output,
+        progress,
+    )
+    print("\n".join([*align(table_rows(result)), "", *align(tree_rows(result))]))
+    print(f"\nmedians of {options.repeats} interleaved rounds; figures in {options.output}")
+    return 0
+
+
 def run_offline(options: argparse.Namespace) -> int:
     config = settings_of(options, ModelConfig)
-    configs = [config]
-    if options.model is None:
-        configs.append(ModelConfig(model=BIG_SHAPE, load_format="dummy", numerics=config.numerics))
     from samebits.bench.offline import Options, table_rows
     from samebits.bench.offline import run as run_bench
     from samebits.tables import align
 
-    result = run_bench(
-        configs,
-        Options(options.repeats, options.decode_tokens, options.threads),
-        options.output,
-        lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    work = [(config, Options(options.repeats, options.decode_tokens, options.threads))]
+    if options.model is None:
+        big = ModelConfig(model=BIG_SHAPE, load_format="dummy", numerics=config.numerics)
+        repeats, tokens = min(options.repeats, BIG_REPEATS), min(options.decode_tokens, BIG_DECODE_TOKENS)
+        work.append((big, Options(repeats, tokens, options.threads)))
+    result = run_bench(work, options.output, progress)
     print("\n".join(align(table_rows(result["models"]))))
-    print(
-        f"\nmedians of {options.repeats} interleaved rounds, {options.threads} threads; figures in {options.output}"
-    )
+    conclude(options)
     return 0
+
+
+def progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def conclude(options: argparse.Namespace) -> None:
+    print(f"\nmedians of interleaved rounds, {options.threads} threads; every figure is in {options.output}")

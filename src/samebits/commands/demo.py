@@ -8,13 +8,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from samebits.commands.flags import add_settings, command, open_llm, quieten, settings_of
+from samebits.commands.flags import add_settings, command, open_llm, positive, quieten, settings_of
 from samebits.config import EngineConfig, ModelConfig
 
 if TYPE_CHECKING:
     from samebits.verify.target import Target
 
-PROBLEM = "Mia has 14 boxes with 6 pencils in each. She gives away 29 pencils. How many pencils are left?"
+PROBLEM = (
+    "Mia has 29 pencils. She gets 14 boxes with 6 pencils in each box. She gives 37 to Tom. "
+    "How many pencils does Mia have left?"
+)
 CONTRAST = "torch"
 TEMPERATURE = 0.8
 EXAMPLES = """\
@@ -39,7 +42,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--question", default=PROBLEM, metavar="TEXT", help="a word problem for the model")
     parser.add_argument(
-        "--n-trials", type=int, default=24, metavar="N", help="batches of each check (default: 24)"
+        "--n-trials", type=positive, default=24, metavar="N", help="batches of each check (default: 24)"
     )
     add_settings(parser, ModelConfig, EngineConfig)
 
@@ -69,6 +72,7 @@ def ask_the_server(options: argparse.Namespace) -> list[Check]:
     from samebits.commands.demo_server import answer_digest, serving
 
     title("1. A server answers over HTTP")
+    say("starting it (the first time, kernels are compiled, which takes a minute)")
     with serving(settings_of(options, ModelConfig), settings_of(options, EngineConfig)) as served:
         say(f"samebits serve is ready on {served.url}, fingerprint {served.fingerprint}\n")
         prompt = served.prompt(options.question)
@@ -116,6 +120,9 @@ def show_batches(options: argparse.Namespace) -> list[Check]:
         tally = outcome.tallies[0]
         say(f"  {profile:<6} Total samples: {tally.samples}, Unique samples: {len(tally.unique)}")
         if tally.difference is not None:
+            say(
+                f"         {tally.differing} of {tally.answers} answers have other bits than the request got alone;"
+            )
             say(f"         {tally.difference}")
         outcomes[profile] = outcome
     answers = outcomes["exact"].tallies[0].answers

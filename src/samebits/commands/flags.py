@@ -157,3 +157,11 @@ def open_llm(options: argparse.Namespace, **changes: Any) -> Any:
 def quieten() -> None:
     """No warnings of what a check does on purpose: equal requests in one batch, a profile that promises nothing."""
     logging.getLogger("samebits").setLevel(logging.ERROR)
+
+
+def positive(text: str) -> int:
+    """A whole number above zero, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value

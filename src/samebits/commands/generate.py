@@ -17,7 +17,7 @@ from samebits.errors import ConfigError
 EXAMPLES = """\
   samebits generate "def add(a, b):"
   samebits generate "1 + 1 =" "2 + 2 =" --temperature 0 --max-new-tokens 8
-  samebits generate --chat "Tom has 3 boxes of 12 eggs. How many eggs?"
+  samebits generate --chat "Sara has 120 books. She sells 45 of them. How many books are left?"
   samebits generate < prompt.txt --n 4 --seed 7 --json
 """
 

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from samebits.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +27,8 @@ def is_asked_for(modes: Sequence[str]) -> bool:
 
 def run(options: argparse.Namespace) -> int:
     """Run the schedules that `options` ask for and tell what was found."""
+    from tqdm import tqdm
+
     from samebits.verify.simulation.schedules import run_schedules
 
     if options.url:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from samebits.commands import schedules
-from samebits.commands.flags import add_settings, command, open_llm, quieten, settings_of
+from samebits.commands.flags import add_settings, command, open_llm, positive, quieten, settings_of
 from samebits.config import EngineConfig, ModelConfig
 from samebits.errors import ConfigError
 
@@ -96,14 +96,6 @@ def add(commands: Any) -> None:
     add_settings(parser, ModelConfig, EngineConfig)
 
 
-def positive(text: str) -> int:
-    """A whole number above zero, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
 def mode(text: str) -> str:
     """The name of a mode, for argparse."""
     if text not in MODES:
@@ -144,6 +136,7 @@ def run_golden(options: argparse.Namespace) -> int:
 
     if options.url or options.modes or options.test_mode:
         raise ConfigError("--golden and --write-golden are of an engine in this process, and take no mode")
+    quieten()
     with open_llm(options) as llm:
         if options.write_golden:
             golden.write(options.write_golden, llm)

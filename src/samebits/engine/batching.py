@@ -13,15 +13,16 @@ from samebits.schedule.scheduler import Chunk
 
 def ragged_batch(chunks: Sequence[Chunk], page_table: np.ndarray, page_tokens: int) -> RaggedBatch:
     """The forward's rows. `page_table` int32 [slots, pages] is the scheduler's; its rows are copied."""
-    counts = np.fromiter((chunk.count for chunk in chunks), dtype=np.int64, count=len(chunks))
-    starts = np.fromiter((chunk.start for chunk in chunks), dtype=np.int64, count=len(chunks))
-    slots = np.fromiter((chunk.request.slot for chunk in chunks), dtype=np.int64, count=len(chunks))
+    starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
+    ends = np.array([chunk.end for chunk in chunks], dtype=np.int64)
+    slots = np.array([chunk.request.slot for chunk in chunks], dtype=np.int64)
+    counts = ends - starts
     query_start = np.zeros(len(chunks) + 1, dtype=np.int64)
     np.cumsum(counts, out=query_start[1:])
     rows = int(query_start[-1])
     within = np.arange(rows, dtype=np.int64) - np.repeat(query_start[:-1], counts)
     positions = np.repeat(starts, counts) + within
-    longest = int((starts + counts).max())
+    longest = int(ends.max())
     table = page_table[slots, : -(-longest // page_tokens)]
     owner = np.repeat(np.arange(len(chunks), dtype=np.int64), counts)
     pages = table[owner, positions // page_tokens].astype(np.int64)
@@ -41,10 +42,11 @@ def _token_ids(chunks: Sequence[Chunk], rows: int) -> np.ndarray:
     ids = np.zeros(rows, dtype=np.int64)
     row = 0
     for chunk in chunks:
-        known = chunk.count - chunk.unread
+        start, count = chunk.start, chunk.end - chunk.start
+        known = count - chunk.unread
         if known == 1:
-            ids[row] = chunk.request.tokens[chunk.start]
+            ids[row] = chunk.request.tokens[start]
         elif known:
-            ids[row : row + known] = chunk.request.tokens[chunk.start : chunk.start + known]
-        row += chunk.count
+            ids[row : row + known] = chunk.request.tokens[start : start + known]
+        row += count
     return ids

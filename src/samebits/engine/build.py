@@ -12,7 +12,7 @@ from samebits.engine.engine import Engine
 from samebits.engine.loops import LOOPS
 from samebits.engine.messages import EngineFacts
 from samebits.errors import ConfigError, NumericsError
-from samebits.models.load import LoadedModel, load_model, make_plan
+from samebits.models.load import LoadedModel, load_model, make_plan, read_model_files
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.operators import Operators
 from samebits.numerics.profiles import make_operators
@@ -29,6 +29,7 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
     """Load the model and make the engine. Raises `ConfigError` and `ModelFileError` that say what to change."""
     default_seed = parse_default_seed(model.default_seed)
     _check_sizes(engine)
+    read_model_files(model)  # a model that cannot be served is refused before the compiler's minute
     try:
         operators = make_operators(model.numerics, model.device, engine.threads)
     except NumericsError as error:
@@ -39,7 +40,7 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
         )
     operators.compile(lambda name, done, total: progress(f"compiling kernels: {name}", done, total))
     loaded = load_model(model, operators, progress)
-    plan = make_plan(loaded, operators)
+    plan = make_plan(loaded, operators, default_seed)
     pages = _page_count(engine, loaded, operators)
     runner = DecoderRunner(
         spec=loaded.spec,

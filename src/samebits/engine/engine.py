@@ -155,7 +155,7 @@ class Engine:
 
     def flush_cache(self) -> int:
         """Empty the prefix cache; returns the number of its pages. Running requests keep what they use."""
-        return self.scheduler.cache.flush()
+        return self.scheduler.flush_cache()
 
     def close(self) -> None:
         """Let go of threads; the engine cannot be used afterwards."""
@@ -185,7 +185,8 @@ class Engine:
 
     def _step_of(self, chunks: list[Chunk], late: list[HeldRow]) -> PreparedStep:
         for chunk in chunks:
-            self._load_sampler(chunk.request)
+            if self._slot_owner[chunk.request.slot] is not chunk.request:
+                self._load_sampler(chunk.request)
         limits, table = self.scheduler.limits, self.scheduler.page_table
         return prepare_step(chunks, table, limits.page_tokens, self._sampler_table, self._masks, late)
 
@@ -255,9 +256,8 @@ class Engine:
             wait(masks, timeout=MASK_WAIT_SECONDS, return_when=FIRST_COMPLETED)
 
     def _load_sampler(self, request: Request) -> None:
-        if self._slot_owner[request.slot] is not request:
-            self._slot_owner[request.slot] = request
-            self._sampler_table.load(request)
+        self._slot_owner[request.slot] = request
+        self._sampler_table.load(request)
 
     def _take(self, result: ChunkResult) -> RequestEvent | None:
         """Apply a chunk's result to its request; the event to send, if there is news."""
@@ -293,7 +293,8 @@ class Engine:
         if result.faulty:
             return "a key or value of this request is not finite"
         self.scheduler.settle(chunk)
-        self.counters.prompt_tokens += max(0, min(chunk.end, request.prompt_length) - chunk.start)
+        if chunk.start < request.prompt_length:
+            self.counters.prompt_tokens += min(chunk.end, request.prompt_length) - chunk.start
         for position, score in result.scored:
             if score is None:
                 return FAULT_MESSAGES[1]
@@ -305,7 +306,7 @@ class Engine:
 
     def _append(self, request: Request, token_id: int, logprobs: TokenLogprobs | None) -> RequestEvent:
         request.tokens.append(token_id)
-        if request in self._masks:
+        if self._masks and request in self._masks:
             self._masks[request].accept(token_id)
         self.counters.generated_tokens += 1
         finish = judge_token(request, token_id)
@@ -326,17 +327,18 @@ class Engine:
         self.scheduler.finish(request)
 
     def _event(self, request: Request, token_ids: list[int], logprobs: list[TokenLogprobs]) -> RequestEvent:
-        first = not request.announced
-        request.announced = True
-        self.counters.cached_tokens += request.cached_tokens if first else 0
-        assert request.finish is None or request.phase is Phase.FINISHED
-        # How many prompt logprobs a prefill has that was cut short follows from the chunks: none are sent.
-        cut_short = request.finish is not None and request.finish.reason in ("abort", "error")
+        prompt_logprobs = None
+        if not request.announced:
+            request.announced = True
+            self.counters.cached_tokens += request.cached_tokens
+            # How many prompt logprobs a prefill has that was cut short follows from the chunks: none are sent.
+            if request.finish is None or request.finish.reason not in ("abort", "error"):
+                prompt_logprobs = request.prompt_logprobs
         return RequestEvent(
-            rid=request.rid,
+            rid=request.spec.rid,
             token_ids=token_ids,
             logprobs=logprobs,
-            prompt_logprobs=request.prompt_logprobs if first and not cut_short else None,
+            prompt_logprobs=prompt_logprobs,
             cached_tokens=request.cached_tokens,
             finish=request.finish,
         )

@@ -31,6 +31,8 @@ from samebits.engine.transport import Deliver, describe_failure
 BUILD_ENGINE = "samebits.engine.build:build_engine"
 PARENT_CHECK_MILLISECONDS = 1000
 STOP_SECONDS = 5.0
+LONGEST_TEMPORARY_PATH = 70
+"""with our part behind it, a socket's address must stay under about 100 characters"""
 LAST_WORDS_SECONDS = 0.2
 """how long a dead child's last messages may take to arrive"""
 
@@ -110,7 +112,7 @@ class ProcessTransport:
 
     def _bind(self) -> tuple[str, str]:
         """Bind both sockets; returns (commands, events) addresses."""
-        if zmq.has("ipc"):
+        if zmq.has("ipc") and len(tempfile.gettempdir()) < LONGEST_TEMPORARY_PATH:
             self._folder = tempfile.mkdtemp(prefix="samebits-")  # mode 0700: ours alone
             addresses = (f"ipc://{self._folder}/commands", f"ipc://{self._folder}/events")
             self._commands.bind(addresses[0])

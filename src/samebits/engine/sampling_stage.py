@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,8 +28,7 @@ SCORED_ROWS_AT_ONCE = 128
 """Prompt positions whose logits exist at the same time; bounds memory, changes no bit."""
 
 
-@dataclass(frozen=True)
-class SampledRow:
+class SampledRow(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What the sampling of one row reads of its request, taken when the step was made: the request itself may
     have moved on by the time that the step runs."""
 
@@ -56,25 +56,21 @@ class SampledRow:
 
 def sampled_row(chunk: Chunk, masks: RequestMasks | None) -> SampledRow:
     """The row that samples the token after `chunk`."""
-    request = chunk.request
-    sampling = request.spec.sampling
-    history = sampling.needs_history
+    request, spec = chunk.request, chunk.request.spec
+    sampling = spec.sampling
+    output_length = chunk.end - request.prompt_length
     return SampledRow(
-        rid=request.rid,
+        rid=spec.rid,
         sampling=sampling,
-        logprobs=request.spec.logprobs,
+        logprobs=spec.logprobs,
         slot=request.slot,
         position=chunk.end,
-        prompt_ids=request.spec.prompt_ids if sampling.repetition_penalty != 1.0 else (),
-        output_ids=request.tokens[request.prompt_length :] if history else (),
+        prompt_ids=spec.prompt_ids if sampling.repetition_penalty != 1.0 else (),
+        output_ids=request.tokens[request.prompt_length :] if sampling.needs_history else (),
         unread=chunk.unread,
-        forbidden=sorted(request.stop_ids) if _is_too_short(chunk) else (),
-        mask=None if masks is None else masks.mask_for(chunk.end - request.prompt_length),
+        forbidden=sorted(request.stop_ids) if output_length < sampling.min_new_tokens else (),
+        mask=None if masks is None else masks.mask_for(output_length),
     )
-
-
-def _is_too_short(chunk: Chunk) -> bool:
-    return chunk.end - chunk.request.prompt_length < chunk.request.spec.sampling.min_new_tokens
 
 
 class SamplerTable:
@@ -97,8 +93,8 @@ class SamplerTable:
 
     def batch(self, rows: Sequence[SampledRow]) -> SamplingBatch:
         """What these rows ask of the sampler; unread tokens are still missing from the penalties' history."""
-        slots = np.fromiter((row.slot for row in rows), dtype=np.int64, count=len(rows))
-        positions = np.fromiter((row.position for row in rows), dtype=np.int64, count=len(rows))
+        slots = np.array([row.slot for row in rows], dtype=np.int64)
+        positions = np.array([row.position for row in rows], dtype=np.int64)
         columns = {name: torch.from_numpy(column[slots]) for name, column in self._float.items()}
         return SamplingBatch(
             **columns,
@@ -149,8 +145,7 @@ _FLOAT_FIELDS = (
 )
 
 
-@dataclass(frozen=True)
-class Sampled:
+class Sampled(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One sampled token. `fault` is 0, the sampler's reason (SampleResult), or `MASK_FAILED`."""
 
     token_id: int
@@ -164,7 +159,8 @@ def sample_rows(
     """Sample the token after each row of `hidden`; `rows` and `batch` say how."""
     operators = runner.operators
     logits = runner.logits(hidden)
-    processed = [i for i, row in enumerate(rows) if row.logprobs.output and row.logprobs.processed]
+    reporting = [i for i, row in enumerate(rows) if row.logprobs.output]
+    processed = [i for i in reporting if rows[i].logprobs.processed]
     result = operators.sample(logits, batch, want_processed=bool(processed))
     token_ids = result.token_ids.tolist()
     faults = result.faults.tolist()
@@ -179,19 +175,14 @@ def sample_rows(
             values = _row_logprobs(runner, chosen, normaliser(chosen), ids, options)
             logprobs.update(zip(wanted, values, strict=True))
 
-    raw = [i for i, row in enumerate(rows) if row.logprobs.output and not row.logprobs.processed]
-    report(raw, logits, operators.log_sum_exp)
+    report([i for i in reporting if not rows[i].logprobs.processed], logits, operators.log_sum_exp)
     if result.processed_logprobs is not None:
         # These are logprobs already: their normaliser is zero.
         report(processed, result.processed_logprobs, lambda chosen: torch.zeros(chosen.shape[0]))
-    return [
-        Sampled(token_ids[i], MASK_FAILED if _mask_failed(row) else faults[i], logprobs.get(i))
-        for i, row in enumerate(rows)
-    ]
-
-
-def _mask_failed(row: SampledRow) -> bool:
-    return row.mask is not None and row.mask.exception() is not None
+    for i, row in enumerate(rows):
+        if row.mask is not None and row.mask.exception() is not None:
+            faults[i] = MASK_FAILED
+    return [Sampled(token_ids[i], faults[i], logprobs.get(i)) for i in range(len(rows))]
 
 
 @dataclass(frozen=True)
@@ -266,6 +257,8 @@ def _top(
 
 
 def _token_lists(lists: Sequence[Sequence[int]]) -> TokenLists:
+    if not any(lists):
+        return TokenLists(torch.zeros(len(lists) + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     start = [0]
     ids: list[int] = []
     for tokens in lists:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,8 +68,7 @@ class PreparedStep:
     """held rows whose mask has come"""
 
 
-@dataclass(frozen=True)
-class ChunkResult:
+class ChunkResult(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What a step did for one chunk."""
 
     chunk: Chunk
@@ -113,9 +113,9 @@ def prepare_step(
 
 def execute_step(runner: Runner, step: PreparedStep, unread: Mapping[str, int]) -> list[ChunkResult]:
     """The device's half. `unread` holds the tokens that the step before sampled, by rid."""
-    late = [_sample_late(runner, held) for held in step.late]
+    results = [_sample_late(runner, held) for held in step.late]
     if step.batch is None:
-        return late
+        return results
     void = set()
     for row, rid in step.unread_rows:
         if rid in unread:
@@ -126,20 +126,20 @@ def execute_step(runner: Runner, step: PreparedStep, unread: Mapping[str, int]) 
     scores = iter(score_rows(runner, hidden, [row for rows in step.scored_rows for row in rows]))
     outcomes = _sample(runner, step, hidden, unread, void)
     faults = step.batch.row_faults.cpu().numpy()
-    results = []
-    for i, chunk in enumerate(step.chunks):
+    any_fault = bool(faults.any())
+    for i, (chunk, scored) in enumerate(zip(step.chunks, step.scored_rows, strict=True)):
         outcome = outcomes.get(i)
         results.append(
             ChunkResult(
                 chunk=chunk,
                 sampled=outcome if isinstance(outcome, Sampled) else None,
-                scored=[(row.position, next(scores)) for row in step.scored_rows[i]],
-                faulty=bool(faults[step.first_rows[i] : step.first_rows[i + 1]].any()),
+                scored=[(row.position, next(scores)) for row in scored] if scored else (),
+                faulty=any_fault and bool(faults[step.first_rows[i] : step.first_rows[i + 1]].any()),
                 held=outcome if isinstance(outcome, HeldRow) else None,
-                void=chunk.unread and chunk.request.rid in void,
+                void=chunk.unread and chunk.request.spec.rid in void,
             )
         )
-    return late + results
+    return results
 
 
 def _sample(
@@ -154,9 +154,9 @@ def _sample(
     outcomes: dict[int, Sampled | HeldRow] = {}
     ready = []
     for at, row in enumerate(rows):
-        if row.rid in void and row.unread:
+        if row.unread and row.rid in void:
             continue
-        if row.is_ready:
+        if row.mask is None or row.is_ready:
             ready.append(at)
             continue
         last = step.first_rows[chunk_of[at] + 1] - 1
@@ -191,6 +191,8 @@ def sampled_tokens(results: Sequence[ChunkResult]) -> dict[str, int]:
 
 def _scored_rows(chunk: Chunk, first_row: int) -> list[ScoredRow]:
     """The chunk's rows that score a prompt token: the row at position p scores the token at p + 1."""
+    if chunk.start >= chunk.request.prompt_length - 1:
+        return []
     spec = chunk.request.spec
     first = max(chunk.request.scored_until - 1, chunk.start)
     last = min(chunk.request.prompt_length - 1, chunk.end)

@@ -38,8 +38,11 @@ NORM_DEVIATION = 0.1
 OUTLIER_GAIN = 6.0
 OUTLIER_EVERY = 64
 """One in this many channels, on average, is an outlier."""
-DOWN_GAIN = 1.5
-"""The product of silu(gate) and up has a deviation of about a half; this makes up for a part of it."""
+ATTENTION_GAIN = 3.0
+"""Of what a layer adds to the residual, against the embedding: large, so that under tied embeddings the last
+token does not recommend itself."""
+DOWN_GAIN = 5.0
+"""The same, and the product of silu(gate) and up has a deviation of about a half."""
 CHUNK_WEIGHTS = 1 << 14
 """Weights made at a time, few enough to stay in a core's cache, and for torch to copy in the calling thread.
 It changes no weight."""
@@ -103,7 +106,7 @@ def recipe_for(spec: ModelSpec, names: WeightNames, name: str) -> Recipe:
     if plays(names.query) or plays(names.key):
         return Recipe(SCORE_GAIN * fan_in)
     if plays(names.attention_output):
-        return Recipe(1.0 / math.sqrt(spec.heads.query_width))
+        return Recipe(ATTENTION_GAIN / math.sqrt(spec.heads.query_width))
     if plays(names.down):
         return Recipe(DOWN_GAIN / math.sqrt(spec.intermediate), outlier_gain=OUTLIER_GAIN)
     return Recipe(fan_in)

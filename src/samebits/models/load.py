@@ -129,8 +129,9 @@ def load_model(
     )
 
 
-def make_plan(model: LoadedModel, operators: Operators) -> Plan:
-    """The plan of a loaded model on these operators; runs the operators' probes."""
+def make_plan(model: LoadedModel, operators: Operators, default_seed: int | None) -> Plan:
+    """The plan of a loaded model on these operators; runs the operators' probes. `default_seed` is that of requests
+    which name none (None: a random one each)."""
     dtype: torch.dtype = getattr(torch, model.spec.dtype)
     return Plan(
         contract=constants(),
@@ -141,7 +142,7 @@ def make_plan(model: LoadedModel, operators: Operators) -> Plan:
         weights=model.weight_digests,
         context_length=model.files.context_length,
         end_tokens=model.files.end_tokens,
-        sampling_defaults=msgspec.to_builtins(model.files.sampling_defaults),
+        sampling_defaults={**msgspec.to_builtins(model.files.sampling_defaults), "seed": default_seed},
         tokenizer=model.text_digests,
     )
 

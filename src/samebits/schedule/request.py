@@ -33,6 +33,9 @@ class Request:
     spec: EngineRequest
     arrival: int
     """order of submission; smaller is older"""
+    prompt_length: int
+    order: tuple[int, int]
+    """sort key of service: higher priority first, then older first"""
     stop_ids: frozenset[int]
     """token ids that end it, end-of-sequence tokens included unless ignored"""
     length_limit: int
@@ -50,6 +53,10 @@ class Request:
     """how far the request's pages lie in the prefix cache; None: it does not use the cache"""
     cache_depth: int = 0
     """pages from the start that lie in the prefix cache"""
+    page_keys: list[bytes] = field(default_factory=list)
+    """what the prefix cache calls its first pages; kept, for tokens never change"""
+    page_chain: list[int] = field(default_factory=list)
+    """hash of each of these keys and all before it"""
     phase: Phase = Phase.WAITING
     finish: Finish | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
@@ -62,10 +69,6 @@ class Request:
     @property
     def rid(self) -> str:
         return self.spec.rid
-
-    @property
-    def prompt_length(self) -> int:
-        return len(self.spec.prompt_ids)
 
     @property
     def output_length(self) -> int:
@@ -81,20 +84,17 @@ class Request:
         """Tokens that a forward still has to process; 1 in the middle of decoding."""
         return self.length - self.computed
 
-    @property
-    def wants_forward(self) -> bool:
-        """Whether the next step may hold tokens of it; not when its last token is sampled but unread."""
-        return not self.held and self.uncomputed > 0 and (self.unread == 0 or self.length < self.length_limit)
+    def schedulable_tokens(self) -> int:
+        """How many tokens of it the next step may hold; none while its last token is sampled but unread."""
+        length = len(self.tokens) + self.unread
+        if self.held or (self.unread and length >= self.length_limit):
+            return 0
+        return length - self.computed
 
     @property
     def samples(self) -> bool:
         """Whether a finished prefill is followed by sampling (max_new_tokens 0 only scores)."""
         return self.length_limit > self.prompt_length
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Sort key of service: higher priority first, then older first."""
-        return (-self.spec.priority, self.arrival)
 
     @property
     def reusable_tokens(self) -> int:
@@ -128,6 +128,8 @@ def new_request(
     request = Request(
         spec=spec,
         arrival=arrival,
+        prompt_length=len(spec.prompt_ids),
+        order=(-spec.priority, arrival),
         stop_ids=stop_ids,
         length_limit=min(len(spec.prompt_ids) + sampling.max_new_tokens, context_length),
         tokens=list(spec.prompt_ids),

@@ -16,6 +16,7 @@ import heapq
 from bisect import insort
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from samebits.cache.pages import PagePool
@@ -35,13 +36,12 @@ class SchedulerLimits:
     """pages that the longest possible request needs"""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Consecutive tokens of one request in one step: positions `start` to `end`."""
 
     request: Request
     start: int
-    count: int
+    end: int
     samples: bool
     """whether the last of them is followed by sampling"""
     unread: bool
@@ -50,8 +50,8 @@ class Chunk:
     """the request's count when the chunk was made: a later one means that its pages are gone"""
 
     @property
-    def end(self) -> int:
-        return self.start + self.count
+    def count(self) -> int:
+        return self.end - self.start
 
 
 class Scheduler:
@@ -108,20 +108,19 @@ class Scheduler:
         """Choose the next step's chunks and give each the pages that it needs."""
         chunks: dict[Request, Chunk] = {}
         budget = self.limits.step_tokens
-        wanting = [request for request in self.running if request.wants_forward]
-        decoding = [request for request in wanting if request.uncomputed == 1]
-        prefilling = [request for request in wanting if request.uncomputed != 1]
-        for request in decoding + prefilling:
+        for request in self._decoding_first():
             if budget <= 0:
                 break
             # An earlier one may have preempted it in this very step, or be computing its next page.
             if request.phase is not Phase.RUNNING or self._sharing.must_wait(request):
                 continue
             count = min(request.uncomputed, budget)
-            budget += self._provide_pages(request, request.computed + count, chunks)
-            if request.phase is Phase.RUNNING:
-                chunks[request] = self._chunk(request, count)
-                budget -= count
+            if request.computed + count > len(request.pages) * self.limits.page_tokens:
+                budget += self._provide_pages(request, request.computed + count, chunks)
+                if request.phase is not Phase.RUNNING:
+                    continue
+            chunks[request] = self._chunk(request, count)
+            budget -= count
         while budget > 0 and (admitted := self._admit_next()) is not None:
             if not self._sharing.must_wait(admitted):
                 count = min(admitted.uncomputed, budget)
@@ -162,7 +161,8 @@ class Scheduler:
         request = chunk.request
         if request.phase is Phase.RUNNING and request.preemptions == chunk.preemptions:
             request.settled = chunk.end
-            self._sharing.publish(request)
+            if chunk.end >= (request.cache_depth + 1) * self.limits.page_tokens:
+                self._sharing.publish(request)
 
     def preempt(self, request: Request) -> None:
         """Put a running request back in the queue; it will be recomputed from its tokens."""
@@ -172,6 +172,10 @@ class Scheduler:
         request.preemptions += 1
         self.preemptions += 1
         self._enqueue(request)
+
+    def flush_cache(self) -> int:
+        """Empty the prefix cache; returns the number of its pages. Running requests keep what they use."""
+        return self._sharing.flush()
 
     def check(self) -> None:
         """Raise AssertionError when queues, page table, prefix cache or page references disagree."""
@@ -191,16 +195,22 @@ class Scheduler:
 
     # Inside
 
+    def _decoding_first(self) -> list[Request]:
+        """Those running requests that want a forward: who decodes before who prefills, else in their order."""
+        decoding, prefilling = [], []
+        for request in self.running:
+            tokens = request.schedulable_tokens()
+            if tokens == 1:
+                decoding.append(request)
+            elif tokens > 1:
+                prefilling.append(request)
+        return decoding + prefilling
+
     def _chunk(self, request: Request, count: int) -> Chunk:
-        end = request.computed + count
-        return Chunk(
-            request=request,
-            start=request.computed,
-            count=count,
-            samples=end == request.length and request.samples,
-            unread=end > len(request.tokens),
-            preemptions=request.preemptions,
-        )
+        start, known = request.computed, len(request.tokens)
+        end = start + count
+        samples = end == known + request.unread and request.length_limit > request.prompt_length
+        return Chunk(request, start, end, samples, end > known, request.preemptions)
 
     def _enqueue(self, request: Request) -> None:
         request.phase = Phase.WAITING

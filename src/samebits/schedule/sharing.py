@@ -1,9 +1,9 @@
 """How requests share pages through the prefix cache.
 
 A request enters with the longest cached prefix, adds each page that it fills, and takes over pages that
-another request with the same tokens filled first. While an earlier request is computing the very page that a
-later one needs next, the later one waits for it: so `n` samples of a prompt, or the same prompt sent many
-times at once, are computed once. Whose page it is can never change a bit.
+another request with the same tokens filled first. A running request claims the pages of its prompt that it will
+fill; a later one that needs such a page next waits for it. So `n` samples of a prompt, or the same prompt sent
+many times at once, are computed once. Whose page it is can never change a bit.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from samebits.cache.pages import PagePool
-from samebits.cache.radix import Node, PrefixCache
+from samebits.cache.radix import Node, PrefixCache, page_keys
 from samebits.schedule.request import Phase, Request
-
-NextPage = tuple[Node, bytes]
 
 
 class PageSharing:
@@ -24,15 +22,15 @@ class PageSharing:
         self.cache = cache
         self._pool = pool
         self._page_table = page_table
-        self._computing: dict[NextPage, Request] = {}
-        """which request is computing a page that others may be waiting for"""
-        self._next_page: dict[Request, NextPage] = {}
+        self._claims: dict[int, Request] = {}
+        """who fills a page, by what the page will hold (`Request.page_chain`)"""
 
     def find(self, request: Request) -> list[Node]:
         """The cached prefix that a waiting request could enter with."""
         if not request.spec.use_prefix_cache:
             return []
-        return self.cache.match(self.cache.root(), request.tokens, 0, self._most_pages(request))
+        end = self._most_pages(request)
+        return self.cache.match(self.cache.root(), self._keys(request, end), 0, end)
 
     def available_pages(self, path: list[Node]) -> int:
         """Pages that could be had, free or by eviction, while `path` is kept."""
@@ -51,44 +49,49 @@ class PageSharing:
         self._page_table[request.slot, : len(path)] = request.pages
 
     def must_wait(self, request: Request) -> bool:
-        """Take over what has been cached since; then whether an earlier request is computing the next page."""
+        """Take over what has been cached since; then whether an earlier request is filling the next page."""
         if request.node is None or request.computed != request.cache_depth * self.cache.page_tokens:
             return False
         self._take_over(request)
-        if request.cache_depth >= self._most_pages(request) or not request.node.attached:
+        depth = request.cache_depth
+        if depth >= self._most_pages(request) or not request.node.attached:
             return False
-        wanted = (request.node, self.cache.page_key(request.tokens, request.cache_depth))
-        owner = self._computing.get(wanted)
-        if owner is not None and owner is not request:
-            if owner.order < request.order:
-                return True
-            self._forget_next_page(owner)
-        self._forget_next_page(request)
-        self._computing[wanted] = request
-        self._next_page[request] = wanted
+        self._keys(request, depth + 1)
+        owner = self._claims.get(request.page_chain[depth])
+        if owner is not None and owner is not request and owner.order < request.order:
+            return True
+        if owner is not request:
+            self._claim(request)
         return False
 
     def publish(self, request: Request) -> None:
         """Put the pages that the request has filled by now into the cache, or adopt the ones there."""
         full_pages = request.settled // self.cache.page_tokens
         while request.node is not None and request.node.attached and request.cache_depth < full_pages:
-            key = self.cache.page_key(request.tokens, request.cache_depth)
+            depth = request.cache_depth
+            key = self._keys(request, full_pages)[depth]
             known = request.node.children.get(key)
             if known is None:
-                request.node = self.cache.insert(request.node, key, request.pages[request.cache_depth])
+                request.node = self.cache.insert(request.node, key, request.pages[depth])
                 request.cache_depth += 1
             else:
                 self._adopt(request, [known])
-        if request.settled >= request.prompt_length:
-            self._forget_next_page(request)
+            self._unclaim(request, depth, depth + 1)
 
     def leave(self, request: Request) -> None:
         """The request gives its pages up (the caller releases them)."""
-        self._forget_next_page(request)
-        if request.node is not None:
-            self.cache.leave(request.node)
+        if request.node is None:
+            return
+        self._unclaim(request, request.cache_depth, len(request.page_chain))
+        self.cache.leave(request.node)
         request.node = None
         request.cache_depth = 0
+
+    def flush(self) -> int:
+        """Empty the cache; returns the number of its pages. Nobody running will add to it any more, so nobody
+        is to wait for them either."""
+        self._claims.clear()
+        return self.cache.flush()
 
     def evict_for(self, pages: int) -> None:
         """Make `pages` pages free if eviction can."""
@@ -99,20 +102,46 @@ class PageSharing:
     def check(self) -> None:
         """Raise AssertionError when requests and cache disagree."""
         self.cache.check()
-        for request, wanted in self._next_page.items():
-            assert request.phase is Phase.RUNNING, "a request that does not run is said to compute a page"
-            assert self._computing[wanted] is request, "two requests are said to compute one page"
-        assert len(self._computing) == len(self._next_page), "a page is said to be computed by nobody"
+        for chain, request in self._claims.items():
+            assert request.phase is Phase.RUNNING, "a request that does not run is said to fill a page"
+            assert request.node is not None and request.node.attached, "a page is filled for no cache"
+            assert chain in request.page_chain[request.cache_depth :], "a page is said to be filled twice"
 
     def _most_pages(self, request: Request) -> int:
         return max(0, request.reusable_tokens) // self.cache.page_tokens
+
+    def _keys(self, request: Request, pages: int) -> list[bytes]:
+        """The request's page keys, at least its first `pages` ones, made once."""
+        keys, chain = request.page_keys, request.page_chain
+        if len(keys) < pages:
+            keys += page_keys(request.tokens, self.cache.page_tokens, len(keys), pages)
+            for key in keys[len(chain) :]:
+                # A collision makes somebody wait for nothing; it changes no result.
+                chain.append(hash((chain[-1] if chain else 0, key)))
+        return keys
+
+    def _claim(self, request: Request) -> None:
+        """Claim the pages of the prompt from the next one on that no earlier request fills."""
+        pages = request.prompt_length // self.cache.page_tokens
+        self._keys(request, pages)
+        for chain in request.page_chain[request.cache_depth : pages]:
+            owner = self._claims.get(chain)
+            if owner is None or request.order < owner.order:
+                self._claims[chain] = request
+
+    def _unclaim(self, request: Request, first_page: int, end_page: int) -> None:
+        for chain in request.page_chain[first_page:end_page]:
+            if self._claims.get(chain) is request:
+                del self._claims[chain]
 
     def _take_over(self, request: Request) -> None:
         assert request.node is not None
         if request.node.attached:
             end = self._most_pages(request)
-            path = self.cache.match(request.node, request.tokens, request.cache_depth, end)
+            first = request.cache_depth
+            path = self.cache.match(request.node, self._keys(request, end), first, end)
             self._adopt(request, path)
+            self._unclaim(request, first, first + len(path))
             if path:
                 request.computed = request.settled = request.cache_depth * self.cache.page_tokens
                 if not request.preemptions:
@@ -129,8 +158,3 @@ class PageSharing:
         self._page_table[request.slot, first:end] = request.pages[first:end]
         request.node = path[-1]
         request.cache_depth = end
-
-    def _forget_next_page(self, request: Request) -> None:
-        wanted = self._next_page.pop(request, None)
-        if wanted is not None:
-            del self._computing[wanted]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from samebits.config import EngineConfig, ModelConfig
 from samebits.errors import SamebitsError
@@ -15,7 +16,7 @@ from samebits.server.native import NativeRoutes
 
 def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> Starlette:
     """The application of `front`; `model` and `engine` are only reported."""
-    kinds = (SamebitsError, UnavailableError, HTTPException, Exception)
+    kinds = (SamebitsError, UnavailableError, HTTPException, ClientDisconnect, Exception)
     return Starlette(
         routes=[*InfoRoutes(front, model, engine).routes(), *NativeRoutes(front).routes()],
         exception_handlers=dict.fromkeys(kinds, error_response),

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -61,6 +61,8 @@ def error_parts(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
 
 async def error_response(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for everything."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     status, body, headers = error_parts(error)
     if isinstance(error, HTTPException) and status in (404, 405):
         reason = "no such path" if status == 404 else f"{request.method} is not allowed here"
@@ -123,22 +125,30 @@ class EventStream:
         await until_disconnect(receive, self._send_all(scope, receive, send))
 
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+        async with aclosing(self._checked_frames()) as frames:
+            async for frame in frames:
+                if not started:
+                    if isinstance(frame, Exception):  # the status line still can tell
+                        await (await error_response(Request(scope), frame))(scope, receive, send)
+                        return
+                    headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                    started = True
+                body = self._error_frame(frame) if isinstance(frame, Exception) else frame
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _checked_frames(self) -> AsyncGenerator[bytes | Exception, None]:
+        """The frames; what they raise comes as the last one, and is not mixed up with what sending raises."""
         async with aclosing(self._frames) as frames:
             try:
-                first = await anext(frames)
-            except Exception as error:  # the status line still can tell
-                await (await error_response(Request(scope), error))(scope, receive, send)
-                return
-            headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": first, "more_body": True})
-            try:
                 async for frame in frames:
-                    await send({"type": "http.response.body", "body": frame, "more_body": True})
-            except Exception as error:  # too late for a status: the stream itself tells
-                frame = self._error_frame(error)
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    yield frame
+            except Exception as error:
+                if error_parts(error)[0] == 500:
+                    log.exception("a stream failed")
+                yield error
 
 
 def event_frame(value: Any) -> bytes:

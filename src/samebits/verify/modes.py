@@ -48,14 +48,20 @@ class Tally:
     """Batches (or repetitions) in which the prompt took part."""
     answers: int = 0
     """Answers compared; a batch may hold the prompt several times."""
+    differing: int = 0
+    """Answers that are not the expected one."""
     unique: set[object] = field(default_factory=set, repr=False)
     difference: Difference | None = None
 
     def add(self, expected: Answer, found: Answer, circumstance: str) -> None:
         self.answers += 1
         self.unique.update([expected, found] if not self.unique else [found])
-        if self.difference is None:
-            self.difference = compare(expected, found, circumstance)
+        self.note(compare(expected, found, circumstance))
+
+    def note(self, difference: Difference | None) -> None:
+        """Count a comparison's result; the first difference is kept."""
+        self.differing += difference is not None
+        self.difference = self.difference or difference
 
     @property
     def equal(self) -> bool:
@@ -277,8 +283,7 @@ def tally_scoring(tally: Tally, generated: Answer, scored: Answer, circumstance:
     ) or first_difference(generated.output, scored.prompt[border:], "output", circumstance)
     # One sample of a text is one result where both readings agree, and two where they do not.
     tally.unique.add((difference is not None,))
-    if tally.difference is None:
-        tally.difference = difference
+    tally.note(difference)
 
 
 def radix_cache(target: Target, settings: Settings, temperature: float, progress: Progress) -> Outcome:

@@ -89,7 +89,7 @@ def outcome_lines(outcome: Outcome) -> list[str]:
             + (f" ({tally.answers} answers compared)" if tally.answers != tally.samples else "")
         )
         if tally.difference is not None:
-            lines.append(f"    {tally.difference}")
+            lines.append(f"    {tally.differing} of {tally.answers} answers differ; {tally.difference}")
     return lines + [f"  note: {note}" for note in outcome.notes]
 
 
@@ -135,6 +135,7 @@ def as_json(report: Report) -> dict[str, Any]:
                         "total_samples": tally.samples,
                         "unique_samples": len(tally.unique),
                         "answers": tally.answers,
+                        "differing_answers": tally.differing,
                         "first_difference": _difference_json(tally.difference),
                     }
                     for tally in outcome.tallies

@@ -8,7 +8,7 @@ from numba.core.types.misc import CPointer
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
-from samebits.numerics.cpu.kernel import inlined
+from samebits.numerics.cpu.kernel import inlined_variant
 from samebits.numerics.cpu.lanes import load_int64
 
 
@@ -28,7 +28,7 @@ def _make_pointer(element: types.Type):
 def _make_array(element: types.Type):
     pointer = _make_pointer(element)
 
-    @inlined
+    @inlined_variant(element.name)
     def array(arguments, word, size):
         """The array of `size` elements (a number or a shape) at the address in a word of the arguments."""
         return carray(pointer(load_int64(arguments, word)), size)

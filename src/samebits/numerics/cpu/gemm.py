@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from samebits.errors import NumericsError
-from samebits.numerics.cpu.kernel import Kernel, inlined
+from samebits.numerics.cpu.kernel import Kernel, inlined, inlined_variant
 from samebits.numerics.cpu.lanes import LANES, load, load_float, load_int64, store, store_float
 from samebits.numerics.cpu.scratch import make_scratch
 from samebits.numerics.cpu.tile import make_tile
@@ -79,7 +79,7 @@ def _make_gemm(storage: str, panels_of_rows: tuple[int, ...]) -> Kernel:
     tile_panel = make_tile(storage, 1, 1, TILE_ROWS)
     edge_scratch = make_scratch(TILE_ROWS * LANES)
 
-    @inlined
+    @inlined_variant(storage)
     def wide_panels(rows):
         if rows == 1:
             return panels_one
@@ -89,7 +89,7 @@ def _make_gemm(storage: str, panels_of_rows: tuple[int, ...]) -> Kernel:
             return panels_three
         return 1
 
-    @inlined
+    @inlined_variant(storage)
     def wide_tile(rows, a, a_stride, b, panel_stride, c, c_stride, depth, accumulate):
         if rows == 1:
             tile_one_row(rows, a, a_stride, b, panel_stride, 16, c, c_stride, depth, accumulate)
@@ -98,7 +98,7 @@ def _make_gemm(storage: str, panels_of_rows: tuple[int, ...]) -> Kernel:
         else:
             tile_three_rows(rows, a, a_stride, b, panel_stride, 16, c, c_stride, depth, accumulate)
 
-    @inlined
+    @inlined_variant(storage)
     def edge_panel(rows, a, a_stride, b, c, c_stride, columns, depth, accumulate):
         """One tile of a panel with fewer than sixteen columns, through a scratch tile."""
         scratch = edge_scratch()

@@ -20,6 +20,20 @@ inlined = njit(nogil=True, **COMPILE_OPTIONS)
 """Decorator of functions that only kernels call; they are compiled into each kernel."""
 
 
+def inlined_variant(variant: str) -> Callable[[Callable], Callable]:
+    """`inlined` for a function inside a factory, of which there are several: `variant` tells them apart.
+
+    Kernels that different processes compiled meet in one process through the cache on disk, and their linker
+    takes two helpers of one name for the same code.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        function.__qualname__ = f"{function.__qualname__}.{variant}"
+        return inlined(function)
+
+    return decorate
+
+
 def compiled(function: Callable) -> Callable:
     """Decorator of functions that Python calls: compiled without the GIL at the first call, kept on disk."""
     dispatcher = njit(nogil=True, **COMPILE_OPTIONS)(function)

@@ -229,7 +229,7 @@ class Simulation:
             raise ScheduleError(f"never finished: {unfinished}")
         if scheduler.pool.used != scheduler.cache.pages:
             raise ScheduleError(f"{scheduler.pool.used - scheduler.cache.pages} pages leaked")
-        scheduler.cache.flush()
+        scheduler.flush_cache()
         if scheduler.pool.used:
             raise ScheduleError(f"{scheduler.pool.used} pages leaked from the prefix cache")
 

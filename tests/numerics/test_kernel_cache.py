@@ -1,0 +1,37 @@
+"""Kernels that different processes compiled give the right products when one process loads them all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import sys, torch
+from samebits.numerics.cpu.operators import CpuOperators
+
+operators = CpuOperators(threads=1)
+for name in sys.argv[1:]:
+    dtype = getattr(torch, name)
+    weight = torch.arange(-40, 40, dtype=torch.float32).repeat(16).reshape(20, 64).to(dtype)
+    packed = operators.pack_linear(weight)
+    for rows in (1, 2, 3, 7):
+        x = torch.arange(rows * 64, dtype=torch.float32).reshape(rows, 64) % 5 - 2
+        assert torch.equal(operators.linear(x, packed), x @ weight.float().T), (name, rows)
+"""
+
+
+def run(cache: Path, *dtypes: str) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *dtypes], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_kernels_of_several_processes_meet(tmp_path: Path) -> None:
+    """The values are small integers, so every order of the sum is exact and a wrong helper shows."""
+    run(tmp_path, "bfloat16")
+    run(tmp_path, "float32")
+    run(tmp_path, "bfloat16", "float32")
