@@ -195,7 +195,7 @@ class Pool:
     def __init__(self, threads: int) -> None:
         self.threads = max(1, threads)
         self._arguments = np.zeros(ARGUMENT_WORDS, np.int64)
-        self._argument_view = memoryview(self._arguments)
+        self._argument_view = self._arguments.data
         self._start()
 
     def _start(self) -> None:
