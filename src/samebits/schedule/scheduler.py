@@ -2,9 +2,9 @@
 
 The rule, which is also the fairness rule: requests are served in one order, higher priority first and older
 first among equals. A step takes one decode token of every running request in that order, then prefill chunks
-in that order, then admits waiting requests in that order, until its token budget is spent. Nobody is admitted
-past an earlier request that does not fit yet, so a stream of long prompts delays a request by those before it
-in the order and by no other. When KV pages run out, the last request in the order gives its pages up and waits
+in that order, of running requests and of waiting ones that it admits, until its token budget is spent. Nobody
+is admitted past an earlier waiting request that does not fit yet, so a stream of long prompts delays a request
+by those before it in the order and by no other. When KV pages run out, the last request in the order gives its pages up and waits
 again; the first one is never preempted, so it always gets on.
 
 Nothing decided here can change a bit of any result.
@@ -13,6 +13,7 @@ Nothing decided here can change a bit of any result.
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import insort
 from dataclasses import dataclass
 
@@ -23,6 +24,10 @@ from samebits.cache.pages import PagePool
 from samebits.cache.radix import Node, PrefixCache
 from samebits.schedule.request import Phase, Request
 from samebits.schedule.sharing import PageSharing
+
+
+_LAST = (math.inf, 0)
+"""An order after everybody's."""
 
 
 @dataclass(frozen=True)
@@ -108,24 +113,13 @@ class Scheduler:
         """Choose the next step's chunks and give each the pages that it needs."""
         chunks: dict[Request, Chunk] = {}
         budget = self.limits.step_tokens
-        for request in self._decoding_first():
-            if budget <= 0:
-                break
-            # An earlier one may have preempted it in this very step, or be computing its next page.
-            if request.phase is not Phase.RUNNING or self._sharing.must_wait(request):
-                continue
-            count = min(request.uncomputed, budget)
-            if request.computed + count > len(request.pages) * self.limits.page_tokens:
-                budget += self._provide_pages(request, request.computed + count, chunks)
-                if request.phase is not Phase.RUNNING:
-                    continue
-            chunks[request] = self._chunk(request, count)
-            budget -= count
-        while budget > 0 and (admitted := self._admit_next()) is not None:
-            if not self._sharing.must_wait(admitted):
-                count = min(admitted.uncomputed, budget)
-                chunks[admitted] = self._chunk(admitted, count)
-                budget -= count
+        decoding, prefilling = self._wanting()
+        for request in decoding:
+            budget = self._serve(request, budget, chunks)
+        for request in prefilling:
+            budget = self._admit_before(request.order, budget, chunks)
+            budget = self._serve(request, budget, chunks)
+        self._admit_before(_LAST, budget, chunks)
         return list(chunks.values())
 
     def schedule_alone(self, request: Request) -> list[Chunk]:
@@ -195,16 +189,36 @@ class Scheduler:
 
     # Inside
 
-    def _decoding_first(self) -> list[Request]:
-        """Those running requests that want a forward: who decodes before who prefills, else in their order."""
-        decoding, prefilling = [], []
+    def _wanting(self) -> tuple[list[Request], list[Request]]:
+        """Those running requests that want a forward: who decodes, and who prefills."""
+        decoding: list[Request] = []
+        prefilling: list[Request] = []
         for request in self.running:
             tokens = request.schedulable_tokens()
             if tokens == 1:
                 decoding.append(request)
             elif tokens > 1:
                 prefilling.append(request)
-        return decoding + prefilling
+        return decoding, prefilling
+
+    def _serve(self, request: Request, budget: int, chunks: dict[Request, Chunk]) -> int:
+        """Give a running request its chunk, if it can have one now; returns the budget that is left."""
+        # An earlier one may have preempted it in this very step, or be computing its next page.
+        if budget <= 0 or request.phase is not Phase.RUNNING or self._sharing.must_wait(request):
+            return budget
+        count = min(request.uncomputed, budget)
+        if request.computed + count > len(request.pages) * self.limits.page_tokens:
+            budget += self._provide_pages(request, request.computed + count, chunks)
+            if request.phase is not Phase.RUNNING:
+                return budget
+        chunks[request] = self._chunk(request, count)
+        return budget - count
+
+    def _admit_before(self, order: tuple[float, int], budget: int, chunks: dict[Request, Chunk]) -> int:
+        """Admit and serve the waiting requests that come before `order`; returns the budget that is left."""
+        while budget > 0 and (admitted := self._admit_next(order)) is not None:
+            budget = self._serve(admitted, budget, chunks)
+        return budget
 
     def _chunk(self, request: Request, count: int) -> Chunk:
         start, known = request.computed, len(request.tokens)
@@ -217,13 +231,15 @@ class Scheduler:
         heapq.heappush(self._waiting, (request.order, request))
         self._waiting_count += 1
 
-    def _admit_next(self) -> Request | None:
-        """Move the first waiting request to the running ones if it fits."""
+    def _admit_next(self, before: tuple[float, int]) -> Request | None:
+        """Move the first waiting request to the running ones if it fits and comes before `before`."""
         while self._waiting and self._waiting[0][1].phase is not Phase.WAITING:
             heapq.heappop(self._waiting)
         if not self._waiting:
             return None
         request = self._waiting[0][1]
+        if request.order > before:
+            return None
         if request.unread:
             return None  # preempted in this very step: its last token is not known yet
         path = self._entry(request)
