@@ -25,7 +25,6 @@ from samebits.cache.radix import Node, PrefixCache
 from samebits.schedule.request import Phase, Request
 from samebits.schedule.sharing import PageSharing
 
-
 _LAST = (math.inf, 0)
 """An order after everybody's."""
 
