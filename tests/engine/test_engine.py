@@ -22,8 +22,8 @@ def mixed_requests() -> list[EngineRequest]:
     shared = SAFE[:23]
     return [
         request("greedy", shared, 6, temperature=0.0, output=True, top=3),
-        request("warm", shared[:17] + [90], 5, temperature=1.3, seed=7, output=True, token_ids=[5, 9]),
-        request("scored", shared + [70, 71], 3, prompt_start=0, output=True, top=2),
+        request("warm", [*shared[:17], 90], 5, temperature=1.3, seed=7, output=True, token_ids=[5, 9]),
+        request("scored", [*shared, 70, 71], 3, prompt_start=0, output=True, top=2),
         request("score only", shared[::-1], 0, prompt_start=5),
         request("penalties", [60, 61, 60, 61], 8, repetition_penalty=1.4, presence_penalty=0.5, output=True),
         request("processed", [80, 81], 4, top_k=4, output=True, processed=True, top=4),

@@ -1,4 +1,4 @@
-"""`samebits bench kernels`: our matrix products against `torch.mm` in float32, interleaved, at a model's shapes."""
+"""`samebits bench kernels`: products and attention against torch in float32, interleaved, at a model's shapes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from samebits.bench import attention
 from samebits.bench.facts import machine, seconds_of, write_result
 from samebits.config import ModelConfig
 from samebits.models.load import read_model_files
@@ -94,6 +95,7 @@ def run(
         "threads": threads,
         "repeats": repeats,
         "products": measured,
+        "attention": attention.run(operators, spec, repeats),
     }
     write_result(output, result)
     return result

@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
     )
     kinds = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
     kernels = command(
-        kinds, "kernels", "matrix products against torch.mm", KERNELS, run_kernels, "bench kernels"
+        kinds, "kernels", "matrix products and attention against torch", KERNELS, run_kernels, "bench kernels"
     )
     add_common(kernels, "results/kernels.json")
     offline = command(
@@ -100,12 +100,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def run_kernels(options: argparse.Namespace) -> int:
-    from samebits.bench import kernels
+    from samebits.bench import attention, kernels
     from samebits.tables import align
 
     config = settings_of(options, ModelConfig)
     result = kernels.run(config, options.repeats, options.threads, options.output, progress)
     print("\n".join(align(kernels.table_rows(result["products"]))))
+    print("\n".join(align(attention.table_rows(result["attention"]))))
     conclude(options)
     return 0
 

@@ -4,8 +4,8 @@ The rule, which is also the fairness rule: requests are served in one order, hig
 first among equals. A step takes one decode token of every running request in that order, then prefill chunks
 in that order, of running requests and of waiting ones that it admits, until its token budget is spent. Nobody
 is admitted past an earlier waiting request that does not fit yet, so a stream of long prompts delays a request
-by those before it in the order and by no other. When KV pages run out, the last request in the order gives its pages up and waits
-again; the first one is never preempted, so it always gets on.
+by those before it in the order and by no other. When KV pages run out, the last request in the order gives its
+pages up and waits again; the first one is never preempted, so it always gets on.
 
 Nothing decided here can change a bit of any result.
 """
