@@ -202,19 +202,18 @@ class Engine:
 
     def _lose(self, steps: Sequence[PreparedStep], cause: BaseException) -> list[RequestEvent]:
         """Drop steps of which nothing was taken. Returns the last event of a request that failed alone."""
-        for chunk in (chunk for step in steps for chunk in step.chunks):
-            chunk.request.unread -= chunk.samples
-        lost = [(chunk, chunk.end) for step in steps for chunk in step.chunks]
-        for held in (held for step in steps for held in step.late):
-            held.chunk.request.unread -= 1
-            held.chunk.request.held = False
-            lost.append((held.chunk, held.chunk.end + 1))
-        # Neither a request that ended nor a chunk that its request gave up meanwhile is what ran alone.
-        involved = {
-            chunk.request
-            for chunk, _ in lost
-            if chunk.request.phase is not Phase.FINISHED and chunk.preemptions == chunk.request.preemptions
-        }
+        lost: list[tuple[Chunk, int]] = []
+        for step in steps:
+            for chunk in step.chunks:
+                chunk.request.unread -= chunk.samples
+                lost.append((chunk, chunk.end))
+            for held in step.late:
+                held.chunk.request.unread -= 1
+                held.chunk.request.held = False
+                lost.append((held.chunk, held.chunk.end + 1))
+        # The first step raised. A chunk that its request gave up meanwhile is not what ran alone.
+        raised = [*steps[0].chunks, *(held.chunk for held in steps[0].late)]
+        involved = {chunk.request for chunk in raised if chunk.preemptions == chunk.request.preemptions}
         if self._suspects and (not lost or involved == {self._suspects[0].request}):
             request = self._suspects.popleft().request
             log.error("request %s fails alone", request.rid, exc_info=cause)
