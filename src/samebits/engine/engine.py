@@ -221,7 +221,8 @@ class Engine:
         running = list(self.scheduler.running)
         if not lost and not running:
             raise cause
-        log.warning("a step of %d requests is lost; they are run one by one", len(involved), exc_info=cause)
+        number = len({chunk.request for chunk, _ in lost}) or len(running)
+        log.warning("a step of %d requests is lost; they are run one by one", number, exc_info=cause)
         self._suspects.extend(Suspect(chunk.request, end) for chunk, end in lost)
         if not lost:  # choosing a step raised, and nobody in particular is to blame
             self._suspects.extend(Suspect(request, request.settled + 1) for request in running)
