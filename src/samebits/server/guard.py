@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -164,7 +164,7 @@ def _id_of(scope: Scope) -> str:
             text = value.decode("latin-1")
             if WELL_FORMED_ID.fullmatch(text):
                 return str(text)
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 def _shown_path(scope: Scope) -> str:
