@@ -241,3 +241,29 @@ def test_verify_json_is_all_of_standard_output(capsys: pytest.CaptureFixture[str
         ("mixed", 0.8),
     ]
     assert told["passed"] is True
+
+
+def test_a_list_is_a_repeated_flag_or_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('api_key = ["from", "file"]\n')
+    options = parse("serve", "--config", str(file))
+    assert settings_of(options, ServerConfig).api_key == ("from", "file")
+    monkeypatch.setenv("SAMEBITS_API_KEY", "a, b")
+    assert settings_of(options, ServerConfig).api_key == ("a", "b")
+    options = parse("serve", "--api-key", "x", "--api-key", "y,z")
+    assert settings_of(options, ServerConfig).api_key == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("given", ["", " ", "a,", ","])
+def test_an_empty_key_is_not_an_open_server(given: str) -> None:
+    with pytest.raises(ConfigError, match="--api-key is given but empty"):
+        settings_of(parse("serve", "--api-key", given), ServerConfig)
+
+
+def test_the_help_of_serve_is_short_and_grouped(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["serve", "--help"])
+    shown = capsys.readouterr().out
+    for title in ("server:", "access:", "limits:", "log:", "model:", "engine (nothing here changes a bit):"):
+        assert f"\n{title}\n" in shown
+    assert shown.count("\n") < 100

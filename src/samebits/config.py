@@ -21,9 +21,18 @@ NUMERICS_PROFILES = ("exact", "tp-invariant", "torch", "unpinned")
 Settings = TypeVar("Settings")
 
 
-def setting(default: Any, help_text: str, choices: tuple[str, ...] = (), flag: str = "") -> Any:
-    """A dataclass field with what its flag's `--help` says."""
-    return field(default=default, metadata={"help": help_text, "choices": choices, "flag": flag})
+def setting(
+    default: Any,
+    help_text: str,
+    choices: tuple[str, ...] = (),
+    flag: str = "",
+    group: str = "",
+    secret: bool = False,
+) -> Any:
+    """A dataclass field with what its flag's `--help` says and under which heading. A default that is a tuple makes
+    a list: the flag may be repeated, and commas part values. A secret is never shown."""
+    metadata = {"help": help_text, "choices": choices, "flag": flag, "group": group, "secret": secret}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -65,14 +74,35 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How the server listens."""
+    """How the server listens, whom it lets in, how much it takes on, what it writes."""
 
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(30000, "port to listen on")
     served_model_name: str = setting("", "name in responses; empty: the model's own")
-    max_body_mib: int = setting(16, "largest request body in MiB")
-    drain_seconds: float = setting(30.0, "how long SIGTERM waits for running requests")
-    log_level: str = setting("info", "how much to log", ("debug", "info", "warning", "error"))
+    api_key: tuple[str, ...] = setting(
+        (), "key that requests must carry; may be repeated", group="access", secret=True
+    )
+    api_key_file: str = setting("", "file with one key a line", group="access")
+    cors_origins: tuple[str, ...] = setting(
+        (), "origins of web pages that may call, such as https://example.org, or *", group="access"
+    )
+    max_body_mib: int = setting(16, "largest request body in MiB", group="limits")
+    max_in_flight: int = setting(4096, "most HTTP requests being answered; more get 503", group="limits")
+    drain_seconds: float = setting(30.0, "how long SIGTERM waits for running requests", group="limits")
+    engine_restarts: int = setting(
+        3, "how often in 10 minutes a dead engine is started anew; 0: exit at once", group="limits"
+    )
+    log_level: str = setting("info", "how much to log", ("debug", "info", "warning", "error"), group="log")
+    log_format: str = setting("text", "lines for people or for machines", ("text", "json"), group="log")
+
+
+def shown(settings: Any) -> dict[str, Any]:
+    """Settings by name, without the secret ones."""
+    return {
+        entry.name: getattr(settings, entry.name)
+        for entry in fields(settings)
+        if not entry.metadata.get("secret")
+    }
 
 
 def flag_name(name: str) -> str:
@@ -127,7 +157,9 @@ def resolve(
     return cls(**values)
 
 
-def _convert(value: Any, kind: type, source: str) -> Any:
+def _convert(value: Any, kind: Any, source: str) -> Any:
+    if kind == tuple[str, ...]:
+        return _convert_list(value, source)
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -141,3 +173,14 @@ def _convert(value: Any, kind: type, source: str) -> Any:
         return kind(value)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source} must be of type {kind.__name__}, got {value!r}") from error
+
+
+def _convert_list(value: Any, source: str) -> tuple[str, ...]:
+    """Texts of a list, or of one text with commas. An empty one is refused: nothing is not what was meant."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+        raise ConfigError(f"{source} must be a text or a list of texts")
+    texts = tuple(text.strip() for part in parts for text in part.split(","))
+    if not texts or not all(texts):
+        raise ConfigError(f"{source} is given but empty")
+    return texts

@@ -198,7 +198,7 @@ def build_fake_engine(model: ModelConfig, engine: EngineConfig, progress: Progre
         default_seed=None if model.default_seed == "random" else int(model.default_seed),
         profile=model.numerics,
         promises_bits=True,
-        fingerprint="fake-fingerprint",
+        fingerprint=settings.get("fingerprint", "fake-fingerprint"),
         plan={"model": "fake"},
     )
     return FakeEngine(facts, engine.max_waiting, settings.get("delay", 0.0), settings.get("script", []))

@@ -32,8 +32,8 @@ class LiveServer:
     def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
         return requests.post(self.url + path, json=body, timeout=30, **options)
 
-    def get(self, path: str) -> requests.Response:
-        return requests.get(self.url + path, timeout=30)
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=30, **options)
 
     def generate(self, **body: Any) -> Any:
         response = self.post("/generate", body)
@@ -67,6 +67,13 @@ class LiveServer:
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=20)
+
+
+def engine_process(live: LiveServer) -> int:
+    """Id of the server's child that holds the engine."""
+    children = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
+    commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+    return next(child for child, command in commands.items() if b"spawn_main" in command)
 
 
 def wait_for(condition: Any, seconds: float = 15.0) -> None:

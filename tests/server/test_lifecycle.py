@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 from fake_engine import CRASH_TOKEN, KILL_TOKEN, write_checkpoint
-from live_server import LiveServer, free_port, running, wait_for
+from live_server import LiveServer, engine_process, free_port, running, wait_for
 
 LONG = {
     "input_ids": [5, 6],
@@ -41,13 +41,6 @@ def wait_until_running(live: LiveServer, count: int = 1) -> None:
     wait_for(lambda: live.engine()["running"] == count)
 
 
-def engine_process(live: LiveServer) -> int:
-    """Id of the server's child that holds the engine."""
-    children = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
-    commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
-    return next(child for child, command in commands.items() if b"spawn_main" in command)
-
-
 def test_information(server: LiveServer) -> None:
     info = server.get("/server_info").json()
     assert info["fingerprint"] == "fake-fingerprint"
@@ -57,7 +50,7 @@ def test_information(server: LiveServer) -> None:
     model = server.get("/model_info").json()
     assert (model["model_path"], model["is_generation"], model["has_chat_template"]) == ("fake", True, True)
     assert server.get("/get_model_info").json() == model
-    assert server.get("/health").json() == {"status": "ready"}
+    assert server.get("/health").json() == server.get("/ready").json() == {"status": "ready"}
     assert server.get("/health_generate").status_code == 200
     assert server.get("/flush_cache").status_code == 200
     assert "version" in server.get("/version").json()
@@ -119,8 +112,9 @@ def test_sigterm_drains(folder: Path) -> None:
             )
             wait_until_running(live, 2)
             live.process.send_signal(signal.SIGTERM)
-            wait_for(lambda: live.get("/health").status_code == 503)
-            assert live.get("/health").json() == {"status": "draining"}
+            wait_for(lambda: live.get("/ready").status_code == 503)
+            assert live.get("/ready").json() == {"status": "draining"}
+            assert live.get("/health").status_code == 200, "it is alive"
             refused = live.post("/generate", SHORT)
             assert refused.status_code == 503
             assert refused.headers["retry-after"]
@@ -146,7 +140,7 @@ def test_second_signal_ends_at_once(folder: Path, number: signal.Signals) -> Non
         thread, found = in_background(lambda: live.frames(**LONG))
         wait_until_running(live)
         live.process.send_signal(number)
-        wait_for(lambda: live.get("/health").status_code == 503)
+        wait_for(lambda: live.get("/ready").status_code == 503)
         live.process.send_signal(number)
         assert live.process.wait(timeout=20) == 0
         thread.join()
@@ -170,7 +164,7 @@ def test_signals_to_the_whole_group_spare_the_engine(folder: Path) -> None:
 @pytest.mark.parametrize("token", [CRASH_TOKEN, KILL_TOKEN])
 @pytest.mark.parametrize("stream", [False, True])
 def test_engine_death_fails_everything_and_exits(folder: Path, token: int, stream: bool) -> None:
-    with running(folder) as live:
+    with running(folder, engine_restarts=0) as live:
         thread, found = in_background(lambda: requests.post(live.url + "/generate", json=LONG, timeout=30))
         wait_until_running(live)
         start = time.monotonic()
@@ -214,7 +208,9 @@ def test_health_while_loading(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, load_seconds=30)
     with running(folder, wait=False) as live:
         wait_for(lambda: _answers(live))
-        assert live.get("/health").json() == {"status": "starting"}
+        assert live.get("/health").json() == live.get("/ready").json() == {"status": "starting"}
+        assert live.get("/ready").status_code == 503
+        assert "samebits_ready 0.0" in live.get("/metrics").text
         assert live.post("/generate", SHORT).status_code == 503
         assert live.stop() == 0
 

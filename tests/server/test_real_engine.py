@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import struct
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from live_server import LiveServer, ending, free_port, launch
+from live_server import LiveServer, ending, engine_process, free_port, launch, wait_for
 from transformers import AutoTokenizer
 
 from samebits import LLM, SamplingParams
@@ -155,3 +158,39 @@ def test_offline_gives_the_same_bits(real: LiveServer, offline: LLM, alone: list
         for one in found
     ]
     assert seen == alone
+
+
+def test_replays_of_requests_lost_with_their_engine_have_the_same_bits(real: LiveServer) -> None:
+    """Last in this file: it kills the engine that the others use."""
+
+    def post(index: int, seed: int) -> Any:
+        sampling = {
+            "max_new_tokens": 150,
+            "ignore_eos": True,
+            "temperature": 0.4 * index,
+            "sampling_seed": seed,
+        }
+        body = {"input_ids": PROMPTS[index], "sampling_params": sampling, "return_logprob": True}
+        return real.post("/generate", body | {"logprob_start_len": 0})
+
+    def replay(index: int, seed: int = 7) -> tuple[Any, ...]:
+        return answer_bits(post(index, seed).json())
+
+    killed, indices = engine_process(real), range(len(PROMPTS))
+    with ThreadPoolExecutor() as pool:
+        expected = list(pool.map(replay, indices))
+        lost = [pool.submit(post, index, 7) for index in indices]
+        wait_for(lambda: real.engine()["running"] == len(lost))
+        seen = real.engine()["generated_tokens"]
+        wait_for(lambda: real.engine()["generated_tokens"] > seen)
+        os.kill(killed, signal.SIGKILL)
+        start = time.monotonic()
+        for answer in lost:
+            assert answer.result().status_code == 500
+            assert "SIGKILL" in answer.result().json()["error"]["message"]
+        assert time.monotonic() - start < 3
+        wait_for(lambda: real.get("/ready").status_code == 200, 200)
+        assert engine_process(real) != killed
+        assert list(pool.map(replay, indices)) == expected
+    assert replay(1, seed=8)[0] != expected[1][0], "another seed is another request"
+    assert "samebits_step_seconds_count 0.0" not in real.get("/metrics").text

@@ -22,6 +22,8 @@ from samebits.sampling_params import SamplingParams
 
 Settings = TypeVar("Settings")
 TITLES = {ModelConfig: "model", EngineConfig: "engine (nothing here changes a bit)", ServerConfig: "server"}
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+HELP_COLUMN = 32
 SAMPLING_HELP = {
     "temperature": "0: the most likely token each time",
     "top_k": "sample among this many most likely tokens; 0: off",
@@ -36,6 +38,13 @@ SAMPLING_HELP = {
     "seed": "a 64-bit number; the default is in --default-seed",
     "sample_index": "which sample of that seed comes first",
 }
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Flags and their help side by side, as far as they fit."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=HELP_COLUMN)
 
 
 def command(
@@ -53,35 +62,40 @@ def command(
         help=help_text,
         description=help_text[0].upper() + help_text[1:] + ".",
         epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     parser.set_defaults(run=run)
     return parser
 
 
 def add_settings(parser: argparse.ArgumentParser, *classes: type) -> None:
-    """One group of flags for each settings class, and `--config`. A flag that is not given stays None."""
+    """Groups of flags for each settings class, and `--config`. A flag that is not given stays None."""
     for cls in classes:
-        group = parser.add_argument_group(TITLES[cls])
         hints = get_type_hints(cls)
+        groups: dict[str, Any] = {}
         for entry in dataclasses.fields(cls):
-            names = list(
-                dict.fromkeys([flag_name(entry.name), entry.metadata["flag"] or flag_name(entry.name)])
-            )
-            default = entry.default if entry.default != "" else "empty"
-            options: dict[str, Any] = {
-                "dest": entry.name,
-                "default": None,
-                "help": f"{entry.metadata['help']} (default: {default})".replace("%", "%%"),
-            }
-            if hints[entry.name] is bool:
-                options["action"] = argparse.BooleanOptionalAction
-            else:
-                options["type"] = hints[entry.name]
-                options["choices"] = entry.metadata["choices"] or None
-                options["metavar"] = None if entry.metadata["choices"] else hints[entry.name].__name__.upper()
-            group.add_argument(*names, **options)
+            title = entry.metadata["group"] or TITLES[cls]
+            if title not in groups:
+                groups[title] = parser.add_argument_group(title)
+            names = dict.fromkeys([flag_name(entry.name), entry.metadata["flag"] or flag_name(entry.name)])
+            groups[title].add_argument(*names, **_flag_options(entry, hints[entry.name]))
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings by name")
+
+
+def _flag_options(entry: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:
+    """What argparse is told of one setting."""
+    default = "" if entry.default in ("", ()) else f" (default: {entry.default})"
+    options: dict[str, Any] = {
+        "dest": entry.name,
+        "default": None,
+        "help": f"{entry.metadata['help']}{default}".replace("%", "%%"),
+    }
+    if kind is bool:
+        return options | {"action": argparse.BooleanOptionalAction}
+    if kind == tuple[str, ...]:
+        return options | {"action": "append", "metavar": "TEXT"}
+    choices = entry.metadata["choices"] or None
+    return options | {"type": kind, "choices": choices, "metavar": None if choices else METAVARS[kind]}
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 
+from samebits.engine.histogram import STEP_SECONDS, Histogram
 from samebits.engine.loops import Loop, StepFailure
 from samebits.engine.masks import MaskSource, RequestMasks
 from samebits.engine.messages import (
@@ -72,6 +74,8 @@ class Engine:
     max_waiting: int
     mask_source: MaskSource | None = None
     counters: Counters = field(default_factory=Counters)
+    step_times: Histogram = field(default_factory=lambda: Histogram(STEP_SECONDS))
+    """seconds of each turn that finished a step"""
     _arrivals: int = 0
     _events: list[RequestEvent] = field(default_factory=list)
     """news that did not come out of a step: aborts"""
@@ -124,12 +128,15 @@ class Engine:
         steps one at a time, and only one that raises alone again is failed.
         """
         events, self._events = self._events, []
+        started = time.perf_counter()
         try:
             results = self.loop.turn(self._prepare)
         except StepFailure as failure:
             return events + self._lose(failure.steps, failure.cause)
         if not results and not events and not self.loop.busy:
             self._wait_for_mask()
+        if results:
+            self.step_times.add(time.perf_counter() - started)
         for result in results:
             event = self._take(result)
             if event is not None:
@@ -151,6 +158,8 @@ class Engine:
             cached_tokens=self.counters.cached_tokens,
             preemptions=self.scheduler.preemptions,
             cached_pages=self.scheduler.cache.pages,
+            step_counts=list(self.step_times.counts),
+            step_seconds=self.step_times.total,
         )
 
     def flush_cache(self) -> int:
@@ -216,7 +225,8 @@ class Engine:
         involved = {chunk.request for chunk in raised if chunk.preemptions == chunk.request.preemptions}
         if self._suspects and (not lost or involved == {self._suspects[0].request}):
             request = self._suspects.popleft().request
-            log.error("request %s fails alone", request.rid, exc_info=cause)
+            extra = {"request_id": request.rid.rpartition("/")[0]}
+            log.error("request %s fails alone", request.rid, exc_info=cause, extra=extra)
             return [self._fail(request, f"computing this request raised {type(cause).__name__}: {cause}")]
         running = list(self.scheduler.running)
         if not lost and not running:

@@ -115,6 +115,10 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True, tag="status_reply"
     cached_tokens: int
     preemptions: int
     cached_pages: int = 0
+    step_counts: list[int] = []
+    """how many turns of the loop that finished a step took at most each of `histogram.STEP_SECONDS`, or longer"""
+    step_seconds: float = 0.0
+    """the time of those turns"""
 
 
 class FlushReply(msgspec.Struct, frozen=True, kw_only=True, tag="flush_reply"):

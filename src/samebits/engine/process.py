@@ -47,8 +47,9 @@ class ProcessTransport:
         engine: EngineConfig,
         build: str = BUILD_ENGINE,
         log_level: str = "warning",
+        log_format: str = "text",
     ) -> None:
-        self._settings = (model, engine, build, log_level)
+        self._settings = (model, engine, build, log_level, log_format)
         self._process: SpawnProcess | None = None
         self._folder = ""
         self._ready = False
@@ -179,6 +180,7 @@ def engine_process(
     engine: EngineConfig,
     build: str,
     log_level: str,
+    log_format: str,
     commands_address: str,
     events_address: str,
     parent: int,
@@ -186,7 +188,7 @@ def engine_process(
     """Main function of the child. Its last message is an `EngineFailed` unless it was told to leave."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    configure_logging(log_level)
+    configure_logging(log_level, style=log_format)
     context = zmq.Context()
     commands, events = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     for socket in (commands, events):

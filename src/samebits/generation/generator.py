@@ -19,9 +19,11 @@ from typing import Any
 import msgspec
 
 from samebits.engine.async_engine import AsyncEngine
+from samebits.engine.logs import request_id
 from samebits.engine.messages import EngineFacts, EngineRequest, RequestEvent
 from samebits.engine.validate import validate_request
-from samebits.errors import RequestError
+from samebits.errors import EngineError, RequestError
+from samebits.generation.metrics import RequestMetrics
 from samebits.generation.samples import (
     Collector,
     FinishReason,
@@ -44,9 +46,12 @@ log = logging.getLogger(__name__)
 class Generator:
     """Runs generation requests on an engine. Belongs to the engine's event loop."""
 
-    def __init__(self, engine: AsyncEngine, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self, engine: AsyncEngine, tokenizer: Tokenizer | None, metrics: RequestMetrics | None = None
+    ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
+        self._metrics = metrics or RequestMetrics()
         self._running: dict[str, set[str]] = defaultdict(set)
         """engine ids by the caller's ids"""
 
@@ -77,6 +82,7 @@ class Generator:
     async def stream(self, sample: Sample) -> AsyncGenerator[SampleUpdate, None]:
         """Run one sample; the last update has `finish`. Leaving early aborts it."""
         text = OutputText(self._tokenizer, sample.text)
+        watch = self._metrics.begin()
         names = {sample.rid, sample.group}
         for name in names:
             self._running[name].add(sample.request.rid)
@@ -84,10 +90,18 @@ class Generator:
             async with aclosing(self._engine.stream(sample.request)) as events:
                 async for event in events:
                     update = _judge(event, text)
+                    watch.see(len(update.token_ids), update.finish.type if update.finish is not None else "")
                     yield update
                     if update.finish is not None:
                         return
+        except RequestError:
+            watch.reason = "refused"
+            raise
+        except EngineError:
+            watch.reason = "error"
+            raise
         finally:
+            watch.end()
             for name in names:
                 self._running[name].discard(sample.request.rid)
                 if not self._running[name]:
@@ -178,7 +192,7 @@ class Generator:
         for number in range(params.n):
             sampling = msgspec.structs.replace(resolved, sample_index=params.sample_index + number)
             engine_request = EngineRequest(
-                rid=uuid.uuid4().hex,
+                rid=_engine_rid(),
                 prompt_ids=prompt_ids,
                 sampling=sampling,
                 logprobs=request.logprobs,
@@ -206,6 +220,12 @@ class Generator:
             return DEFAULT_SEED  # not used
         configured = self._engine.facts.default_seed
         return secrets.randbits(RANDOM_SEED_BITS) if configured is None else configured
+
+
+def _engine_rid() -> str:
+    """A new id for the engine, which begins with the HTTP request's so that its log lines name it."""
+    unique = uuid.uuid4().hex
+    return f"{request_id.get()}/{unique}" if request_id.get() else unique
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
 
 from samebits.config import EngineConfig, ModelConfig
 from samebits.errors import SamebitsError
 from samebits.server.front import Front
+from samebits.server.guard import guarded
 from samebits.server.http import UnavailableError, error_response
 from samebits.server.info import InfoRoutes
+from samebits.server.metrics_route import MetricsRoutes
 from samebits.server.native import NativeRoutes
 
 
-def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> Starlette:
-    """The application of `front`; `model` and `engine` are only reported."""
+def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> ASGIApp:
+    """The application of `front`; `model` and `engine` are only reported. Raises `ConfigError` naming a bad setting."""
     kinds = (SamebitsError, UnavailableError, HTTPException, ClientDisconnect, Exception)
-    return Starlette(
-        routes=[*InfoRoutes(front, model, engine).routes(), *NativeRoutes(front).routes()],
-        exception_handlers=dict.fromkeys(kinds, error_response),
-    )
+    routes = [
+        *InfoRoutes(front, model, engine).routes(),
+        *MetricsRoutes(front).routes(),
+        *NativeRoutes(front).routes(),
+    ]
+    return guarded(Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, error_response)), front)

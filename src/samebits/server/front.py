@@ -10,6 +10,7 @@ from samebits.engine.async_engine import AsyncEngine
 from samebits.generation.generator import Generator
 from samebits.generation.text_parts import load_text_parts
 from samebits.server.http import UnavailableError
+from samebits.server.metrics import ServerMetrics
 from samebits.text.chat import ChatTemplate
 
 
@@ -18,6 +19,7 @@ class Phase(Enum):
 
     STARTING = "starting"
     READY = "ready"
+    RESTARTING = "restarting"
     DRAINING = "draining"
     FAILED = "failed"
 
@@ -30,6 +32,7 @@ class Front:
         self.engine = engine
         self.phase = Phase.STARTING
         self.started_at = time.time()
+        self.metrics = ServerMetrics()
         self.chat_template: ChatTemplate | None = None
         self._generator: Generator | None = None
 
@@ -40,6 +43,7 @@ class Front:
             return self._generator
         reasons = {
             Phase.STARTING: "the model is being loaded",
+            Phase.RESTARTING: "the engine died and is being started anew",
             Phase.DRAINING: "the server is shutting down",
             Phase.FAILED: "the engine has failed",
         }
@@ -59,6 +63,11 @@ class Front:
         """Start the engine and take requests. Raises what the engine or the tokenizer's files raise."""
         text = load_text_parts(await self.engine.start())
         self.chat_template = text.chat_template
-        self._generator = Generator(self.engine, text.tokenizer)
-        if self.phase is Phase.STARTING:
+        self._generator = Generator(self.engine, text.tokenizer, self.metrics.requests)
+        if self.phase in (Phase.STARTING, Phase.RESTARTING):
             self.phase = Phase.READY
+
+    async def replace_engine(self, engine: AsyncEngine) -> None:
+        """Put a new engine, not started yet, in the place of a dead one."""
+        await self.engine.shutdown()
+        self.engine = engine

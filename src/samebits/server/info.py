@@ -1,10 +1,9 @@
-"""Health and facts: /health, /health_generate, /server_info, /model_info, /version."""
+"""Health and facts: /health, /ready, /health_generate, /server_info, /model_info, /version."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -13,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import samebits
-from samebits.config import EngineConfig, ModelConfig
+from samebits.config import EngineConfig, ModelConfig, shown
 from samebits.errors import EngineError
 from samebits.generation.samples import GenerationRequest
 from samebits.sampling_params import SamplingParams
@@ -30,11 +29,12 @@ class InfoRoutes:
 
     def __init__(self, front: Front, model: ModelConfig, engine: EngineConfig) -> None:
         self._front = front
-        self._settings = asdict(model) | asdict(engine) | asdict(front.config)
+        self._settings = shown(model) | shown(engine) | shown(front.config)
 
     def routes(self) -> list[Route]:
         return [
             Route("/health", self.health, methods=["GET"]),
+            Route("/ready", self.ready, methods=["GET"]),
             Route("/health_generate", self.health_generate, methods=["GET"]),
             Route("/server_info", self.server_info, methods=["GET"]),
             Route("/get_server_info", self.server_info, methods=["GET"]),
@@ -44,10 +44,14 @@ class InfoRoutes:
         ]
 
     async def health(self, request: Request) -> Response:
-        """200 while requests are taken, else 503 and the phase."""
+        """Alive: 200 from the first time that requests are taken, else 503; with the phase."""
         phase = self._front.phase
-        status = 200 if phase is Phase.READY else 503
-        return json_response({"status": phase.value}, status)
+        return json_response({"status": phase.value}, 503 if phase in (Phase.STARTING, Phase.FAILED) else 200)
+
+    async def ready(self, request: Request) -> Response:
+        """200 while requests are taken, else 503; with the phase."""
+        phase = self._front.phase
+        return json_response({"status": phase.value}, 200 if phase is Phase.READY else 503)
 
     async def health_generate(self, request: Request) -> Response:
         """200 once the engine has generated a token."""

@@ -3,7 +3,8 @@
     bind the address -> start the engine's process -> serve -> (SIGTERM) drain -> stop the engine -> exit
 
 The address is taken first, so that a port in use is an error at once. While the model loads, /health answers
-503. The first SIGTERM or SIGINT drains: no new requests, running ones get `drain_seconds`; a second one ends them.
+503. An engine that dies is started anew (`supervise.py`). The first SIGTERM or SIGINT drains: no new requests,
+running ones get `drain_seconds`; a second one ends them.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from samebits.config import EngineConfig, ModelConfig, ServerConfig
 from samebits.engine.async_engine import AsyncEngine
 from samebits.engine.logs import configure_logging
 from samebits.engine.process import BUILD_ENGINE, ProcessTransport
-from samebits.errors import ConfigError, SamebitsError
+from samebits.errors import ConfigError
 from samebits.server.app import create_app
 from samebits.server.front import Front, Phase
+from samebits.server.supervise import keep_running
 
 LAST_FRAMES_SECONDS = 5
 """how long connections may take to close once their requests have ended"""
@@ -36,9 +38,9 @@ def serve(model: ModelConfig, engine: EngineConfig, server: ServerConfig, build:
     """Serve until told to stop; returns the exit status: 0 after an orderly stop, 1 when the engine failed.
 
     `build` names the function that makes the engine in its process, as `module:function`. Raises `ConfigError`
-    when the address cannot be had.
+    when the address cannot be had, or for a setting of the server that makes no sense.
     """
-    configure_logging(server.log_level, ("uvicorn",))
+    configure_logging(server.log_level, ("uvicorn",), server.log_format)
     listener = bind(server.host, server.port)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -82,9 +84,13 @@ async def _serve(
     build: str,
     listener: socket.socket,
 ) -> int:
-    front = Front(
-        config, AsyncEngine(ProcessTransport(model, engine, build, config.log_level), _log_progress)
-    )
+    def make_engine() -> AsyncEngine:
+        transport = ProcessTransport(model, engine, build, config.log_level, config.log_format)
+        return AsyncEngine(transport, _log_progress)
+
+    front = Front(config, make_engine())
+    app = create_app(front, model, engine)
+    _warn_if_open(config)
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[int] = asyncio.Queue()
 
@@ -93,17 +99,18 @@ async def _serve(
 
     server = _Server(
         uvicorn.Config(
-            create_app(front, model, engine),
+            app,
             log_config=None,
-            access_log=config.log_level == "debug",
+            access_log=False,
             lifespan="off",
+            ws="none",
             timeout_graceful_shutdown=LAST_FRAMES_SECONDS,
             server_header=False,
         ),
         on_signal,
     )
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    leading = asyncio.create_task(_lead(front, signals, listener))
+    leading = asyncio.create_task(_lead(front, make_engine, signals, listener))
     try:
         await asyncio.wait({serving, leading}, return_when=asyncio.FIRST_COMPLETED)
         status = leading.result() if leading.done() else 1
@@ -116,46 +123,45 @@ async def _serve(
     return status
 
 
-async def _lead(front: Front, signals: asyncio.Queue[int], listener: socket.socket) -> int:
+async def _lead(
+    front: Front,
+    make_engine: Callable[[], AsyncEngine],
+    signals: asyncio.Queue[int],
+    listener: socket.socket,
+) -> int:
     """Take the server through its phases; returns the exit status when it is time to stop."""
     stopping = asyncio.create_task(signals.get())
-    starting = asyncio.create_task(front.start())
-    failing = asyncio.create_task(front.engine.failed.wait())
+    keeping = asyncio.create_task(keep_running(front, make_engine, lambda: _log_ready(front, listener)))
     try:
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            log.info("stopped while the model was being loaded")
-            return 0
-        try:
-            starting.result()
-        except SamebitsError as error:
-            _log_failure(front, error)
+        await asyncio.wait({keeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if keeping.done():
+            keeping.result()
             return 1
-        _log_ready(front, listener)
-        await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
-        if not failing.done():
-            await _drain(front, signals, failing)
-            return 0
-        front.phase = Phase.FAILED
-        _log_failure(front, None)
-        return 1
     finally:
-        for task in (stopping, starting, failing):
-            task.cancel()
+        stopping.cancel()
+        keeping.cancel()
+        await asyncio.wait({keeping})
+    if front.phase is Phase.READY:
+        await _drain(front, signals)
+    else:
+        log.info("stopped while the model was being loaded")
+    return 0
 
 
-async def _drain(front: Front, signals: asyncio.Queue[int], failing: asyncio.Task[bool]) -> None:
+async def _drain(front: Front, signals: asyncio.Queue[int]) -> None:
     """Take no new requests, let running ones finish for a while, then end them."""
     front.phase = Phase.DRAINING
     log.info("draining: %d requests are running", front.engine.running)
     impatient = asyncio.create_task(signals.get())
     idle = asyncio.create_task(_until_idle(front))
+    failing = asyncio.create_task(front.engine.failed.wait())
     await asyncio.wait(
         {impatient, idle, failing},
         timeout=front.config.drain_seconds,
         return_when=asyncio.FIRST_COMPLETED,
     )
     impatient.cancel()
+    failing.cancel()
     if not idle.done():
         log.warning("ending %d requests before their time", front.engine.running)
         front.engine.abort_all()
@@ -179,11 +185,10 @@ def _log_ready(front: Front, listener: socket.socket) -> None:
     log.info("ready on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
 
-def _log_failure(front: Front, error: SamebitsError | None) -> None:
-    failure = front.engine.failure
-    log.error("%s", error if error is not None else failure.message if failure else "the engine failed")
-    if failure is not None and failure.traceback:
-        log.error("%s", failure.traceback)
+def _warn_if_open(config: ServerConfig) -> None:
+    is_local = config.host == "localhost" or config.host.startswith("127.") or config.host == "::1"
+    if not is_local and not (config.api_key or config.api_key_file):
+        log.warning("whoever reaches %s may use this server: there is no --api-key", config.host)
 
 
 def _log_progress(stage: str, done: int, total: int) -> None:
