@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from live_server import LiveServer, ending, free_port, launch
+from conftest import MODEL, SETTINGS
+from live_server import LiveServer
 from transformers import AutoTokenizer
 
 from samebits import LLM, SamplingParams
 
-MODEL = "bundled"
-SETTINGS: dict[str, Any] = {"kv_memory_mib": 64, "step_tokens": 48}
 PROMPTS = [[5, 6, 7], [9] * 40, [11, 3, 250, 17, 8, 1000], list(range(20, 150))]
 PARAMS = [
     {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True},
@@ -22,18 +21,6 @@ PARAMS = [
     {"temperature": 1.2, "max_new_tokens": 14, "top_k": 20, "frequency_penalty": 0.5, "ignore_eos": True},
     {"temperature": 0.6, "max_new_tokens": 7, "min_p": 0.05, "sample_index": 3, "ignore_eos": True},
 ]
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    port = free_port()
-    arguments = ["-m", "samebits", "serve", MODEL, "--port", str(port)]
-    for name, value in SETTINGS.items():
-        arguments += ["--" + name.replace("_", "-"), str(value)]
-    with ending(launch(arguments, port, tmp_path_factory.mktemp("log"))) as live:
-        live.wait_until_ready(400)
-        assert live.process.poll() is None, live.log()
-        yield live
 
 
 @pytest.fixture(scope="module")

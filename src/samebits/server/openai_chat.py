@@ -203,16 +203,19 @@ class ChatRoutes:
         data = await read_body(request, self._front.body_limit)
         body, common, given = decode_request(data, ChatFields, REFUSED_CHAT_FIELDS)
         check_model(self._front, common.model)
-        check_common(common)
+        check_common(common, given)
         _check(body)
         prompt = chat_prompt(self._front, body)
         ids = await encode(generator, prompt.text, bool(common.add_special_tokens), "messages")
-        check_length(generator, ids, "messages")
+        limit = _limit(body, given)
+        check_length(generator, ids, limit, "messages")
+        if limit is None:
+            limit = max(1, min(generator.facts.context_length, generator.facts.kv_tokens) - len(ids))
         names = NAMES if body.max_completion_tokens is None else NAMES | COMPLETION_LIMIT
         with field_names(names):
             generation = GenerationRequest(
                 prompt=ids,
-                params=to_sampling(given, _limit(body, given, len(ids), generator.facts)),
+                params=to_sampling(given, limit),
                 logprobs=_logprob_options(body, common),
                 rid=common.rid or "",
                 priority=common.priority or 0,
@@ -252,16 +255,14 @@ def _check(body: ChatFields) -> None:
         raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
 
 
-def _limit(body: ChatFields, given: SamplingFields, prompt_length: int, facts: EngineFacts) -> int:
-    """Most output tokens: what the request says, else all that fits in context and KV pages."""
-    both = {body.max_completion_tokens, given.max_tokens} - {None}
-    if len(both) > 1:
+def _limit(body: ChatFields, given: SamplingFields) -> int | None:
+    """Most output tokens; None: as many as fit."""
+    if body.max_completion_tokens is None:
+        return given.max_tokens
+    if given.max_tokens not in (None, body.max_completion_tokens):
         message = "max_tokens and max_completion_tokens are two names of one thing and differ"
         raise RequestError(message, "max_tokens")
-    for limit in both:
-        if limit is not None:
-            return limit
-    return max(min(facts.context_length, facts.kv_tokens) - prompt_length, 1)
+    return body.max_completion_tokens
 
 
 def _logprob_options(body: ChatFields, common: CommonFields) -> LogprobOptions:

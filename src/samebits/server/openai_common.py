@@ -38,10 +38,12 @@ def check_model(front: Front, name: str | None) -> None:
         raise NotFoundError(message, "model", "model_not_found")
 
 
-def check_common(common: CommonFields) -> None:
+def check_common(common: CommonFields, given: SamplingFields) -> None:
     """Raise `RequestError` for combinations of the shared fields that mean nothing."""
     if common.stream_options is not None and not common.stream:
         raise RequestError("stream_options is allowed only with stream: true", "stream_options")
+    if given.seed is not None and given.sampling_seed not in (None, given.seed):
+        raise RequestError("seed and sampling_seed are two names of one thing and differ", "sampling_seed")
     if common.rid == "":
         raise RequestError("rid must not be empty", "rid")
     if common.prompt_logprobs is not None and common.prompt_logprobs < 0:
@@ -53,8 +55,6 @@ def to_sampling(given: SamplingFields, max_new_tokens: int | None) -> SamplingPa
     values = msgspec.structs.asdict(given)
     for name in OWN_NAMES:
         del values[name]
-    if given.seed is not None and given.sampling_seed not in (None, given.seed):
-        raise RequestError("seed and sampling_seed are two names of one thing and differ", "sampling_seed")
     if given.seed is not None:
         values["sampling_seed"] = given.seed
     values["no_stop_trim"] = bool(given.no_stop_trim or given.include_stop_str_in_output)
@@ -91,11 +91,14 @@ async def encode(generator: Generator, text: str, add_special_tokens: bool, fiel
     return token_ids
 
 
-def check_length(generator: Generator, prompt_ids: Sequence[int], field: str) -> None:
-    """Raise `RequestError` for a prompt that fills the context."""
+def check_length(generator: Generator, prompt_ids: Sequence[int], limit: int | None, field: str) -> None:
+    """Raise `RequestError` for a prompt that leaves no room in the context for the first of `limit` tokens."""
     longest = generator.facts.context_length
-    if len(prompt_ids) > longest:
-        message = f"this model's context length is {longest} tokens and the prompt has {len(prompt_ids)}"
+    if len(prompt_ids) + (limit != 0) > longest:
+        message = (
+            f"this model's context length is {longest} tokens and the prompt has {len(prompt_ids)}: "
+            "no room is left for an output token"
+        )
         raise RequestError(message, field, "context_length_exceeded")
 
 

@@ -145,7 +145,7 @@ class CompletionRoutes:
         data = await read_body(request, self._front.body_limit)
         body, common, given = decode_request(data, CompletionFields, REFUSED_COMPLETION_FIELDS)
         check_model(self._front, common.model)
-        check_common(common)
+        check_common(common, given)
         _check(body)
         limit = DEFAULT_MAX_TOKENS if given.max_tokens is None else given.max_tokens
         prompts = _prompts(body)
@@ -154,7 +154,11 @@ class CompletionRoutes:
         with field_names(NAMES):
             params = to_sampling(given, limit)
             for index, prompt in enumerate(prompts):
-                ids = await self._ids(generator, prompt, common.add_special_tokens is not False)
+                special = common.add_special_tokens is not False
+                ids = (
+                    prompt if isinstance(prompt, list) else await encode(generator, prompt, special, "prompt")
+                )
+                check_length(generator, ids, limit, "prompt")
                 requests.append(
                     GenerationRequest(
                         prompt=ids,
@@ -174,11 +178,6 @@ class CompletionRoutes:
         if done is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         return json_response(envelope.head() | {"choices": done[0], "usage": done[1]})
-
-    async def _ids(self, generator: Generator, prompt: str | list[int], add_special: bool) -> list[int]:
-        ids = await encode(generator, prompt, add_special, "prompt") if isinstance(prompt, str) else prompt
-        check_length(generator, ids, "prompt")
-        return ids
 
     def _choices(
         self,

@@ -43,17 +43,25 @@ class CompletionLogprobs:
 
     def object(self, positions: Sequence[TokenLogprobs]) -> dict[str, Any]:
         """Positions that follow those of the last call."""
-        offsets = []
-        for at in positions:
-            offsets.append(self._offset)
-            if self._detokenizer is not None:
-                self._offset += len(self._detokenizer.push(at.token_id))
         return {
-            "text_offset": offsets,
+            "text_offset": [self._start_of(at.token_id) for at in positions],
             "token_logprobs": [at.logprob for at in positions],
             "tokens": [self._names.name(at.token_id) for at in positions],
             "top_logprobs": [self._most_likely(at) for at in positions],
         }
+
+    def _start_of(self, token_id: int) -> int:
+        """The character at which a token begins; one that continues an unfinished character begins there."""
+        if self._detokenizer is None:
+            return 0
+        start = self._offset
+        shown = len(self._detokenizer.push(token_id))
+        self._offset += shown
+        try:
+            own = len(self._names.bytes_of(token_id).decode("utf-8"))
+        except UnicodeDecodeError:
+            return start
+        return start + max(0, shown - own)
 
     def _most_likely(self, at: TokenLogprobs) -> dict[str, float] | None:
         """By name, most likely first; where two tokens share a name, the more likely one. The token itself is in it."""

@@ -42,7 +42,7 @@ def chat_prompt(front: Front, body: ChatFields) -> ChatPrompt:
         tools = []
     if tools and not calls_tools(template.source):
         raise RequestError(
-            "this checkpoint's chat template asks for no tool calls in a format that is known here",
+            "tools: this checkpoint's chat template asks for no tool calls in a format that is known here",
             "tools",
             "unsupported_value",
         )
