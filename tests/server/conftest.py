@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from fake_engine import write_checkpoint
-from live_server import LiveServer, ending, free_port, launch, running
+from live_server import LiveServer, ending, launch_bundled, running
 
-MODEL = "bundled"
-SETTINGS: dict[str, Any] = {"kv_memory_mib": 64, "step_tokens": 48}
+PARROT_TEMPLATE = (
+    "{# knows <tool_call> and </think> #}{{ '<|start|>' + messages[-1].content + '<|end|>' }}"
+    "{% if opened %}{{ '<think>\n' }}{% endif %}"
+)
 
 
 @pytest.fixture(scope="session")
@@ -21,12 +23,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 
 @pytest.fixture(scope="session")
+def parrot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A chat model that says what the last message says."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("parrot"), parrot=True, delay=0.005)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": PARROT_TEMPLATE}))
+    with running(folder) as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    port = free_port()
-    arguments = ["-m", "samebits", "serve", MODEL, "--port", str(port)]
-    for name, value in SETTINGS.items():
-        arguments += ["--" + name.replace("_", "-"), str(value)]
-    with ending(launch(arguments, port, tmp_path_factory.mktemp("log"))) as live:
+    with ending(launch_bundled(tmp_path_factory.mktemp("log"))) as live:
         live.wait_until_ready(400)
         assert live.process.poll() is None, live.log()
         yield live

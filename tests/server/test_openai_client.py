@@ -11,9 +11,7 @@ import pytest
 from live_server import LiveServer
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 
-# pytest shares fixtures by name
-from test_openai_chat import CALL, parrot  # noqa: F401
-
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
 USER: list[ChatCompletionMessageParam] = [{"role": "user", "content": "the same request"}]
 WEATHER: ChatCompletionToolParam = {
     "type": "function",
@@ -102,7 +100,7 @@ def test_errors_are_the_packages_own(client: openai.OpenAI) -> None:
     assert refused.value.param == "response_format"
 
 
-def test_a_conversation_with_a_tool(parrot: LiveServer) -> None:  # noqa: F811
+def test_a_conversation_with_a_tool(parrot: LiveServer) -> None:
     with openai.OpenAI(base_url=parrot.url + "/v1", api_key="any", max_retries=0) as client:
         asked: list[ChatCompletionMessageParam] = [{"role": "user", "content": CALL}]
         answer = client.chat.completions.create(model="fake", messages=asked, tools=[WEATHER])

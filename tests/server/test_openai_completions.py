@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,29 +12,17 @@ from fake_engine import float32_logprob
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_server import LiveServer
+from openai_answers import bits, frames
 from tiny_tokenizer import make_tokenizer
 
+PATH = "/v1/completions"
 GREEDY = {"temperature": 0.0, "max_tokens": 6}
-
-
-def bits(value: float | None) -> int | None:
-    return None if value is None else int(struct.unpack("<I", struct.pack("<f", value))[0])
 
 
 def complete(server: LiveServer, **body: Any) -> Any:
     response = server.post("/v1/completions", body)
     assert response.status_code == 200, response.text
     return response.json()
-
-
-def frames(server: LiveServer, path: str = "/v1/completions", **body: Any) -> list[Any]:
-    """The parsed frames of a stream, whose end mark must be there."""
-    response = server.post(path, body | {"stream": True}, stream=True)
-    assert response.status_code == 200, response.text
-    assert response.headers["content-type"].startswith("text/event-stream")
-    lines = [line.decode() for line in response.iter_lines() if line]
-    assert lines[-1] == "data: [DONE]"
-    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
 def joined(pieces: list[Any]) -> dict[int, dict[str, Any]]:
@@ -178,7 +165,7 @@ def test_a_stream_joined_is_the_whole(server: LiveServer, **fields: Any) -> None
     fields["return_token_ids"] = fields.pop("ids")
     body = fields | {"max_tokens": 12, "prompt_logprobs": 0}
     whole = complete(server, **body)
-    parts = frames(server, **body, stream_options={"include_usage": True})
+    parts = frames(server, PATH, **body, stream_options={"include_usage": True})
     assert all(part["usage"] is None for part in parts[:-1])
     assert (parts[-1]["choices"], parts[-1]["usage"]) == ([], whole["usage"])
     assert {part["system_fingerprint"] for part in parts} == {"fake-fingerprint"}
@@ -188,10 +175,11 @@ def test_a_stream_joined_is_the_whole(server: LiveServer, **fields: Any) -> None
 
 
 def test_no_usage_in_a_stream_unless_asked(server: LiveServer) -> None:
-    parts = frames(server, prompt="the", **GREEDY)
+    parts = frames(server, PATH, prompt="the", **GREEDY)
     assert all("usage" not in part and part["choices"] for part in parts)
     counted = frames(
         server,
+        PATH,
         prompt="the",
         stream_options={"include_usage": True, "continuous_usage_stats": True},
         **GREEDY,

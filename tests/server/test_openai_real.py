@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 from live_server import LiveServer
-from test_openai_completions import bits
+from openai_answers import bits
 from transformers import AutoTokenizer
 
 PROMPT = "import os"

@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from conftest import MODEL, SETTINGS
-from live_server import LiveServer
+from live_server import BUNDLED_SETTINGS, LiveServer
 from transformers import AutoTokenizer
 
 from samebits import LLM, SamplingParams
@@ -25,7 +24,7 @@ PARAMS = [
 
 @pytest.fixture(scope="module")
 def offline() -> Iterator[LLM]:
-    with LLM(MODEL, **SETTINGS) as llm:
+    with LLM("bundled", **BUNDLED_SETTINGS) as llm:
         yield llm
 
 
@@ -100,7 +99,7 @@ def test_another_request_gives_other_bits(real: LiveServer, alone: list[tuple[An
 def test_plain_torch_gives_other_bits_in_a_batch() -> None:
     """The inverse: the same code over operators whose order follows the batch."""
     params = SamplingParams(temperature=0.0, max_new_tokens=8, ignore_eos=True)
-    with LLM(MODEL, **SETTINGS, numerics="torch") as llm:
+    with LLM("bundled", **BUNDLED_SETTINGS, numerics="torch") as llm:
         single = [llm.generate([ids], params, return_logprob=True, logprob_start_len=0)[0] for ids in PROMPTS]
         batch = llm.generate(PROMPTS * 3, params, return_logprob=True, logprob_start_len=0)
     alone = [[at.logprob for at in one.prompt_logprobs or ()] for one in single]

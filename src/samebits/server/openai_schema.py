@@ -74,7 +74,6 @@ REFUSED_CHAT_FIELDS = {
     "audio": "audio",
     "chat_template": "chat templates of the request's own",
     "continue_final_message": "unfinished messages",
-    "echo": "echoes of a chat",
     "function_call": "functions in the old form (use tools)",
     "functions": "functions in the old form (use tools)",
     "moderation": "moderation",
