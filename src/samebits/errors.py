@@ -24,11 +24,13 @@ class NumericsError(SamebitsError):
 
 
 class RequestError(SamebitsError):
-    """A request that is refused. `field` names the offending parameter (None when it is the whole body)."""
+    """A request that is refused. `field` names the offending parameter (None when it is the whole body), `code`
+    the kind of offence for programs, where there is a word for it."""
 
-    def __init__(self, message: str, field: str | None = None) -> None:
+    def __init__(self, message: str, field: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+        self.code = code
 
 
 class EngineError(SamebitsError):

@@ -61,6 +61,8 @@ class FakeEngine:
     delay: float
     script: list[int]
     """these output tokens for every request, when given"""
+    parrot: bool
+    """say what stands in the prompt between its tokens 1 and 2, and end"""
     _running: dict[str, _Running] = field(default_factory=dict)
     _events: list[RequestEvent] = field(default_factory=list)
     _steps: int = 0
@@ -144,6 +146,9 @@ class FakeEngine:
     def _next(self, entry: _Running) -> int:
         sampling = entry.spec.sampling
         produced = len(entry.tokens) - len(entry.spec.prompt_ids)
+        if self.parrot:
+            prompt = entry.spec.prompt_ids
+            return [*prompt[prompt.index(1) + 1 : prompt.index(2)], 0][produced]
         if self.script:
             return self.script[produced % len(self.script)]
         noise = (sampling.seed, sampling.sample_index) if sampling.temperature > 0.0 else ()
@@ -201,7 +206,13 @@ def build_fake_engine(model: ModelConfig, engine: EngineConfig, progress: Progre
         fingerprint=settings.get("fingerprint", "fake-fingerprint"),
         plan={"model": "fake"},
     )
-    return FakeEngine(facts, engine.max_waiting, settings.get("delay", 0.0), settings.get("script", []))
+    return FakeEngine(
+        facts,
+        engine.max_waiting,
+        settings.get("delay", 0.0),
+        settings.get("script", []),
+        settings.get("parrot", False),
+    )
 
 
 def write_checkpoint(folder: Path, **settings: object) -> Path:

@@ -19,6 +19,8 @@ import requests
 
 HELPERS = Path(__file__).parent
 SOURCE = HELPERS.parents[1] / "src"
+BUNDLED_SETTINGS: dict[str, Any] = {"kv_memory_mib": 64, "step_tokens": 48}
+"""engine settings of `launch_bundled`: small, so that prompts come in chunks"""
 
 
 @dataclass
@@ -112,6 +114,15 @@ def launch(arguments: list[str], port: int, log_folder: Path) -> LiveServer:
         stderr=log_file.open("w"),
     )
     return LiveServer(f"http://127.0.0.1:{port}", process, log_file)
+
+
+def launch_bundled(log_folder: Path) -> LiveServer:
+    """Start a server over the bundled model."""
+    port = free_port()
+    arguments = ["-m", "samebits", "serve", "bundled", "--port", str(port)]
+    for name, value in BUNDLED_SETTINGS.items():
+        arguments += ["--" + name.replace("_", "-"), str(value)]
+    return launch(arguments, port, log_folder)
 
 
 def _is_ready(live: LiveServer) -> bool:

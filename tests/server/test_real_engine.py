@@ -11,13 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from live_server import LiveServer, ending, engine_process, free_port, launch, wait_for
+from live_server import (
+    BUNDLED_SETTINGS,
+    LiveServer,
+    ending,
+    engine_process,
+    free_port,
+    launch,
+    wait_for,
+)
 from transformers import AutoTokenizer
 
 from samebits import LLM, SamplingParams
 
-MODEL = "bundled"
-SETTINGS: dict[str, Any] = {"kv_memory_mib": 64, "step_tokens": 48}
 PROMPTS = [[5, 6, 7], [9] * 40, [11, 3, 250, 17, 8, 1000], list(range(20, 150))]
 PARAMS = [
     {"temperature": 0.0, "max_new_tokens": 12, "ignore_eos": True},
@@ -28,20 +34,8 @@ PARAMS = [
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    port = free_port()
-    arguments = ["-m", "samebits", "serve", MODEL, "--port", str(port)]
-    for name, value in SETTINGS.items():
-        arguments += ["--" + name.replace("_", "-"), str(value)]
-    with ending(launch(arguments, port, tmp_path_factory.mktemp("log"))) as live:
-        live.wait_until_ready(400)
-        assert live.process.poll() is None, live.log()
-        yield live
-
-
-@pytest.fixture(scope="module")
 def offline() -> Iterator[LLM]:
-    with LLM(MODEL, **SETTINGS) as llm:
+    with LLM("bundled", **BUNDLED_SETTINGS) as llm:
         yield llm
 
 
@@ -116,7 +110,7 @@ def test_another_request_gives_other_bits(real: LiveServer, alone: list[tuple[An
 def test_plain_torch_gives_other_bits_in_a_batch() -> None:
     """The inverse: the same code over operators whose order follows the batch."""
     params = SamplingParams(temperature=0.0, max_new_tokens=8, ignore_eos=True)
-    with LLM(MODEL, **SETTINGS, numerics="torch") as llm:
+    with LLM("bundled", **BUNDLED_SETTINGS, numerics="torch") as llm:
         single = [llm.generate([ids], params, return_logprob=True, logprob_start_len=0)[0] for ids in PROMPTS]
         batch = llm.generate(PROMPTS * 3, params, return_logprob=True, logprob_start_len=0)
     alone = [[at.logprob for at in one.prompt_logprobs or ()] for one in single]

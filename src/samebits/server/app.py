@@ -15,6 +15,7 @@ from samebits.server.http import UnavailableError, error_response
 from samebits.server.info import InfoRoutes
 from samebits.server.metrics_route import MetricsRoutes
 from samebits.server.native import NativeRoutes
+from samebits.server.openai import OpenAIRoutes
 
 
 def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> ASGIApp:
@@ -24,5 +25,6 @@ def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> ASGIAp
         *InfoRoutes(front, model, engine).routes(),
         *MetricsRoutes(front).routes(),
         *NativeRoutes(front).routes(),
+        *OpenAIRoutes(front).routes(),
     ]
     return guarded(Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, error_response)), front)

@@ -29,6 +29,10 @@ class UnavailableError(Exception):
     """The server takes no requests now; the message says why."""
 
 
+class NotFoundError(RequestError):
+    """A request for something that this server does not have."""
+
+
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON in which every float is the shortest text that reads back as the same double."""
     return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
@@ -49,7 +53,9 @@ def error_parts(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
             body = error_body(str(error), "overloaded_error", code="unavailable")
             return 503, body, {"Retry-After": RETRY_AFTER_SECONDS}
         case RequestError():
-            return 400, error_body(str(error), "invalid_request_error", error.field), {}
+            status = 404 if isinstance(error, NotFoundError) else 400
+            body = error_body(str(error), "invalid_request_error", error.field, error.code)
+            return status, body, {}
         case EngineError():
             return 500, error_body(str(error), "engine_error"), {}
         case HTTPException():

@@ -168,17 +168,19 @@ def convert_object(
     for name, content in value.items():
         if name in refused:
             if not _is_blank(content):
-                raise RequestError(f"{path}{name}: {refused[name]} are not offered", path + name)
+                message = f"{path}{name}: {refused[name]} are not offered"
+                raise RequestError(message, path + name, "unsupported_parameter")
         elif name in kind.__struct_fields__:
             kept[name] = content
         elif name not in inert:
-            raise RequestError(f"unknown field {path}{name}", path + name)
+            raise RequestError(f"unknown field {path}{name}", path + name, "unknown_parameter")
     try:
         return msgspec.convert(kept, kind)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$")
         name = path + where.rstrip("`").lstrip(".")
-        raise RequestError(f"{name}: {message[:1].lower()}{message[1:]}", name or None) from error
+        message = f"{name}: {message[:1].lower()}{message[1:]}"
+        raise RequestError(message, name or None, "invalid_type") from error
 
 
 def _is_blank(content: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from samebits.text.detokenize import (
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Special tokens that tokenizer_config.json names and chat templates read."""
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+"""how a vocabulary that falls back to bytes writes one"""
 
 
 class Tokenizer:
@@ -59,6 +62,15 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """Text of one token by itself, special or not."""
         return self.decode([token_id], skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for, be they whole characters or not; none outside the vocabulary."""
+        if self._token_bytes is not None:
+            return self._token_bytes.get(token_id, b"")
+        token = self._backend.id_to_token(token_id) or ""
+        if BYTE_TOKEN.fullmatch(token):
+            return bytes([int(token[3:5], 16)])
+        return self.token_text(token_id).encode("utf-8")
 
     def token_to_id(self, token: str) -> int | None:
         """Id of a vocabulary entry."""

@@ -1,0 +1,121 @@
+"""The OpenAI API of one server: /v1/models, /tokenize, /detokenize, and what is not offered; completions and
+chats have files of their own."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from samebits.errors import RequestError
+from samebits.server.front import Front
+from samebits.server.http import NotFoundError, json_response, read_body
+from samebits.server.openai_chat import ChatRoutes
+from samebits.server.openai_common import check_model, encode
+from samebits.server.openai_completions import CompletionRoutes
+from samebits.server.openai_logprobs import TokenNames
+from samebits.server.openai_prompt import tokenize_prompt
+from samebits.server.openai_schema import DetokenizeFields, TokenizeFields, decode_small
+
+NOT_OFFERED = {
+    "/v1/audio/{path:path}": "audio",
+    "/v1/assistants": "assistants",
+    "/v1/batches": "batches over HTTP",
+    "/v1/embeddings": "embeddings",
+    "/v1/files": "files",
+    "/v1/fine_tuning/{path:path}": "fine-tuning",
+    "/v1/images/{path:path}": "images",
+    "/v1/moderations": "moderation",
+    "/v1/rerank": "reranking",
+    "/v1/score": "scoring of pairs",
+    "/v1/videos": "video",
+}
+"""Paths that clients know, and what they would be for."""
+
+
+class OpenAIRoutes:
+    """Every route in OpenAI's shape."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    def routes(self) -> list[Route]:
+        own = [
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v1/models/{name:path}", self.model, methods=["GET"]),
+        ]
+        for prefix in ("", "/v1"):
+            own.append(Route(prefix + "/tokenize", self.tokenize, methods=["POST"]))
+            own.append(Route(prefix + "/detokenize", self.detokenize, methods=["POST"]))
+        refused = [
+            Route(path, partial(_not_offered, what), methods=["GET", "POST"])
+            for path, what in NOT_OFFERED.items()
+        ]
+        return [*own, *CompletionRoutes(self._front).routes(), *ChatRoutes(self._front).routes(), *refused]
+
+    async def models(self, request: Request) -> Response:
+        return json_response({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        check_model(self._front, request.path_params["name"])
+        return json_response(self._model())
+
+    async def tokenize(self, request: Request) -> Response:
+        """Token ids of a prompt, or of a chat as its template renders it."""
+        generator = self._front.generator
+        data = await read_body(request, self._front.body_limit)
+        body = decode_small(data, TokenizeFields)
+        check_model(self._front, body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise RequestError("give either prompt or messages", "prompt")
+        if body.prompt is not None:
+            special = body.add_special_tokens is not False
+            ids = await encode(generator, body.prompt, special, "prompt") if body.prompt else []
+        else:
+            special = bool(body.add_special_tokens)
+            ids = await encode(generator, tokenize_prompt(self._front, body), special, "messages")
+        answer: dict[str, Any] = {
+            "tokens": ids,
+            "count": len(ids),
+            "max_model_len": generator.facts.context_length,
+        }
+        if body.return_token_strs:
+            names = TokenNames(generator.tokenizer)
+            answer["token_strs"] = [names.name(token_id) for token_id in ids]
+        return json_response(answer)
+
+    async def detokenize(self, request: Request) -> Response:
+        """Text of token ids, special tokens among them, under vLLM's name and SGLang's."""
+        generator = self._front.generator
+        data = await read_body(request, self._front.body_limit)
+        body = decode_small(data, DetokenizeFields)
+        check_model(self._front, body.model)
+        if generator.tokenizer is None:
+            raise RequestError("this checkpoint has no tokenizer", "tokens")
+        vocabulary = generator.facts.vocabulary
+        wrong = [token_id for token_id in body.tokens if not 0 <= token_id < vocabulary]
+        if wrong:
+            raise RequestError(f"tokens holds {wrong[0]}, outside the vocabulary [0, {vocabulary})", "tokens")
+        text = generator.tokenizer.decode(body.tokens, bool(body.skip_special_tokens))
+        return json_response({"prompt": text, "text": text})
+
+    def _model(self) -> dict[str, Any]:
+        facts = self._front.generator.facts
+        return {
+            "id": self._front.model_name,
+            "object": "model",
+            "created": int(self._front.started_at),
+            "owned_by": "samebits",
+            "root": facts.model,
+            "parent": None,
+            "max_model_len": facts.context_length,
+            "fingerprint": facts.fingerprint,
+        }
+
+
+async def _not_offered(what: str, request: Request) -> Response:
+    message = f"{request.url.path}: this server does not offer {what}"
+    raise NotFoundError(message, code="unsupported_endpoint")

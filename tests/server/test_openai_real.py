@@ -1,0 +1,130 @@
+"""The bundled model behind the OpenAI routes: the bits of /generate, alone and in company."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+from live_server import LiveServer
+from openai_answers import bits
+from transformers import AutoTokenizer
+
+PROMPT = "import os"
+SAMPLING = {"temperature": 0.8, "top_p": 0.9, "seed": 7, "ignore_eos": True}
+MESSAGES = [{"role": "user", "content": "Tom has 3 boxes of 4 eggs. How many eggs?"}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "count", "description": "counts", "parameters": {"type": "object"}},
+    }
+]
+
+
+def answer_bits(server: LiveServer, **body: Any) -> list[tuple[Any, ...]]:
+    body = {"prompt": PROMPT, "max_tokens": 10, "logprobs": 2, "prompt_logprobs": 0, **SAMPLING, **body}
+    response = server.post("/v1/completions", body | {"return_token_ids": True})
+    assert response.status_code == 200, response.text
+    return [
+        (
+            tuple(choice["token_ids"]),
+            [bits(value) for value in choice["logprobs"]["token_logprobs"]],
+            [[bits(value) for value in top.values()] for top in choice["logprobs"]["top_logprobs"]],
+            [
+                None if entry is None else bits(entry[str(token)]["logprob"])
+                for entry, token in zip(choice["prompt_logprobs"], choice["prompt_token_ids"], strict=True)
+            ],
+        )
+        for choice in response.json()["choices"]
+    ]
+
+
+def test_the_bits_of_generate(real: LiveServer) -> None:
+    native = real.generate(
+        text=PROMPT,
+        sampling_params={
+            "temperature": 0.8,
+            "top_p": 0.9,
+            "sampling_seed": 7,
+            "ignore_eos": True,
+            "max_new_tokens": 10,
+        },
+        return_logprob=True,
+        logprob_start_len=0,
+    )
+    [found] = answer_bits(real)
+    meta = native["meta_info"]
+    assert found[0] == tuple(native["output_ids"])
+    assert found[1] == [bits(entry[0]) for entry in meta["output_token_logprobs"]]
+    assert found[3] == [bits(entry[0]) for entry in meta["input_token_logprobs"]]
+    assert answer_bits(real, seed=8)[0][0] != found[0]
+
+
+def test_samples_equal_their_replays_alone_and_in_company(real: LiveServer) -> None:
+    together = answer_bits(real, n=4)
+    assert len({sample[0] for sample in together}) > 1
+    with ThreadPoolExecutor(8) as pool:
+        noise = [
+            pool.submit(answer_bits, real, prompt=[9 + i] * (20 * i + 1), seed=i, max_tokens=20)
+            for i in range(4)
+        ]
+        replays = [pool.submit(answer_bits, real, sample_index=index) for index in range(4)]
+        assert [job.result()[0] for job in replays] == together
+        assert len({job.result()[0][0] for job in noise}) > 1
+
+
+def test_echo_scores_as_it_generated(real: LiveServer) -> None:
+    """A text scored as a prompt has the logprobs that it had when it was generated."""
+    body = {"prompt": PROMPT, "max_tokens": 10, "logprobs": 0, "return_token_ids": True, **SAMPLING}
+    [choice] = real.post("/v1/completions", body).json()["choices"]
+    ids = choice["prompt_token_ids"] + choice["token_ids"]
+    scoring = {"prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 0}
+    [scored] = real.post("/v1/completions", scoring).json()["choices"]
+    assert scored["text"] == PROMPT + choice["text"]
+    known = scored["logprobs"]["token_logprobs"][len(choice["prompt_token_ids"]) :]
+    assert [bits(v) for v in known] == [bits(v) for v in choice["logprobs"]["token_logprobs"]]
+
+
+def test_chats_are_rendered_as_transformers_renders_them(real: LiveServer) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(real.get("/model_info").json()["tokenizer_path"])
+    conversation = [
+        {"role": "system", "content": "be brief"},
+        *MESSAGES,
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {"id": "c", "type": "function", "function": {"name": "count", "arguments": {"n": [3, 4]}}}
+            ],
+        },
+        {"role": "tool", "tool_call_id": "c", "content": "12"},
+    ]
+    sent = [dict(message) for message in conversation]
+    sent[2] = sent[2] | {
+        "content": None,
+        "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "count", "arguments": '{"n": [3, 4]}'}}
+        ],
+    }
+    for tools in (None, TOOLS):
+        expected = tokenizer.apply_chat_template(
+            conversation, tools=tools, add_generation_prompt=True, return_dict=False
+        )
+        body = {"messages": sent, "tools": tools}
+        assert real.post("/tokenize", body).json()["tokens"] == expected
+        answer = real.post("/v1/chat/completions", body | {"max_tokens": 2, "return_token_ids": True}).json()
+        assert answer["prompt_token_ids"] == expected
+
+
+def test_the_package_chats_with_the_model(real: LiveServer) -> None:
+    fingerprint = real.get("/model_info").json()["fingerprint"]
+    with openai.OpenAI(base_url=real.url + "/v1", api_key="any", max_retries=0) as client:
+        [model] = client.models.list()
+        body: Any = {"model": model.id, "messages": MESSAGES, "temperature": 0.7, "max_tokens": 24}
+        answer = client.chat.completions.create(**body)
+        chunks = list(client.chat.completions.create(**body, stream=True))
+        other = client.chat.completions.create(**body, seed=1)
+    assert {answer.system_fingerprint, *(chunk.system_fingerprint for chunk in chunks)} == {fingerprint}
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == answer.choices[0].message.content
+    assert other.choices[0].message.content != text
