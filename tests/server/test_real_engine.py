@@ -14,10 +14,7 @@ import pytest
 from live_server import (
     BUNDLED_SETTINGS,
     LiveServer,
-    ending,
     engine_process,
-    free_port,
-    launch,
     wait_for,
 )
 from transformers import AutoTokenizer
