@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from tiny_tokenizer import make_tokenizer
 
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.async_engine import AsyncEngine
-from samebits.engine.messages import EngineRequest, Finish, RequestEvent, TokenLogprobs
+from samebits.engine.logs import request_id
+from samebits.engine.messages import EngineFailed, EngineRequest, Finish, RequestEvent, TokenLogprobs
 from samebits.engine.transport import ThreadTransport
-from samebits.errors import RequestError
+from samebits.errors import EngineError, RequestError
 from samebits.generation.generator import Generator
+from samebits.generation.metrics import RequestMetrics
 from samebits.generation.samples import GenerationRequest, Sample, SampleResult
 from samebits.sampling_params import SamplingParams
 from samebits.text.tokenizer import Tokenizer
@@ -172,3 +175,38 @@ def test_without_a_tokenizer_only_ids(engine: AsyncEngine) -> None:
     [sample] = generator.prepare([GenerationRequest([5])])
     result = asyncio.run(generator.complete(sample))
     assert (result.text, result.token_ids) == ("", tuple(IDS))
+
+
+def test_the_engine_is_told_whose_request_it_is(engine: AsyncEngine) -> None:
+    async def rids() -> list[str]:
+        request_id.set("a/b")
+        return [sample.request.rid for sample in prepare(engine, GenerationRequest([5], SamplingParams(n=2)))]
+
+    found = asyncio.run(rids())
+    assert [rid.rpartition("/")[0] for rid in found] == ["a/b", "a/b"]
+    assert len(set(found)) == 2
+    assert request_id.get() == "", "it belongs to the task"
+    [sample] = prepare(engine, GenerationRequest([5]))
+    assert "/" not in sample.request.rid
+
+
+def test_samples_are_counted_by_how_they_ended(engine: AsyncEngine) -> None:
+    metrics = RequestMetrics()
+
+    async def play() -> None:
+        whole = Generator(ScriptedEngine(engine, cuts(2), Finish(reason="length")), TOKENIZER, metrics)
+        for params in (SamplingParams(), SamplingParams(stop=["bits"])):
+            [sample] = whole.prepare([GenerationRequest("the", params)])
+            await whole.complete(sample)
+        async with aclosing(whole.stream(sample)) as updates:
+            await anext(updates)
+        engine.failure = EngineFailed(message="gone")
+        dead = Generator(engine, TOKENIZER, metrics)
+        with pytest.raises(EngineError, match="gone"):
+            await dead.complete(sample)
+        engine.failure = None
+
+    asyncio.run(play())
+    assert metrics.ended == {"length": 1, "stop": 1, "left": 1, "error": 1}
+    assert sum(metrics.whole.counts) == 2
+    assert sum(metrics.first_token.counts) == 3

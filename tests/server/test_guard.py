@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import requests
 from fake_engine import write_checkpoint
@@ -19,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from samebits.config import ServerConfig
+from samebits.engine.logs import JsonFormatter, request_id
 from samebits.errors import ConfigError
 from samebits.server.guard import guarded
 from samebits.server.keys import Keys, load_keys
@@ -99,6 +103,16 @@ def test_all_but_health_is_guarded(locked: LiveServer) -> None:
     for key in (KEY, OTHER_KEY, FILE_KEY):
         assert key not in info.text
         assert key not in locked.log()
+
+
+def test_the_openai_client_presents_its_key(locked: LiveServer) -> None:
+    settings: dict[str, Any] = {"base_url": f"{locked.url}/v1", "max_retries": 0}
+    with openai.OpenAI(api_key=KEY, **settings) as client:
+        answer = client.completions.with_raw_response.create(model="fake", prompt="the", max_tokens=3)
+        assert answer.parse().choices[0].finish_reason == "length"
+        assert answer.headers["x-request-id"]
+    with openai.OpenAI(api_key="wrong", **settings) as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
 
 
 def test_a_key_is_never_shown_by_its_settings() -> None:
@@ -251,3 +265,18 @@ def test_text_lines_end_with_the_id(tmp_path: Path) -> None:
         live.get("/metrics", headers={"X-Request-Id": "scrape"})
         assert re.search(r"POST /generate 200 in [0-9.]+ s \[abc\]\n", live.log())
         assert "scrape" not in live.log(), "probes are quiet"
+
+
+def test_a_json_line_is_one_line_with_everything() -> None:
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError:
+        record = logging.LogRecord("samebits.x", logging.ERROR, "", 0, "two\n%s", ("lines",), sys.exc_info())
+    record.request_id = "own"
+    token = request_id.set("of the task")
+    text = JsonFormatter().format(record)
+    request_id.reset(token)
+    assert "\n" not in text
+    line = json.loads(text)
+    assert (line["message"], line["request_id"], line["level"]) == ("two\nlines", "own", "error")
+    assert "ValueError: first\nsecond" in line["exception"]
