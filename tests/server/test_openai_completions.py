@@ -6,6 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 import requests
 from fake_engine import float32_logprob
@@ -174,6 +175,15 @@ def test_a_stream_joined_is_the_whole(server: LiveServer, **fields: Any) -> None
     assert [choices[index] for index in range(len(choices))] == whole["choices"]
 
 
+def test_a_lost_frame_would_show(server: LiveServer) -> None:
+    body = {"prompt": "the same", "max_tokens": 12, "logprobs": 1}
+    [whole] = complete(server, **body)["choices"]
+    for number in range(12):
+        parts = frames(server, PATH, **body)
+        kept = [part for at, part in enumerate(parts) if at != number % len(parts)]
+        assert joined(kept)[0] != whole
+
+
 def test_no_usage_in_a_stream_unless_asked(server: LiveServer) -> None:
     parts = frames(server, PATH, prompt="the", **GREEDY)
     assert all("usage" not in part and part["choices"] for part in parts)
@@ -217,6 +227,17 @@ def test_a_running_request_is_aborted_by_its_id(server: LiveServer) -> None:
         assert server.post("/abort_request", {"rid": "mine"}).status_code == 200
         last = [json.loads(line.removeprefix(b"data: ")) for line in lines if b"[DONE]" not in line][-1]
     assert last["choices"][0]["finish_reason"] == "abort"
+
+
+def test_raw_requests_without_a_content_type(server: LiveServer) -> None:
+    """As `curl -d` with a body from a file sends them."""
+    body = b'{"prompt": "the same", "max_tokens": 4, "stream": true}'
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    with httpx.stream("POST", server.url + PATH, content=body, headers=headers, timeout=10) as response:
+        lines = list(response.iter_lines())
+    assert lines[-2:] == ["data: [DONE]", ""]
+    assert all(line == "" or line.startswith("data: ") for line in lines)
+    assert lines[1::2] == [""] * (len(lines) // 2), "a blank line after each frame"
 
 
 def test_a_client_that_leaves_aborts_its_request(server: LiveServer) -> None:

@@ -60,8 +60,9 @@ class OpenAIRoutes:
         return json_response({"object": "list", "data": [self._model()]})
 
     async def model(self, request: Request) -> Response:
+        model = self._model()
         check_model(self._front, request.path_params["name"])
-        return json_response(self._model())
+        return json_response(model)
 
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a prompt, or of a chat as its template renders it."""
