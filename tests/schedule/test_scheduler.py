@@ -46,8 +46,7 @@ class Bench:
         chunks = self.scheduler.schedule()
         self.scheduler.check()
         assert sum(chunk.count for chunk in chunks) <= self.scheduler.limits.step_tokens
-        for chunk in chunks:
-            self.scheduler.launch(chunk)
+        self.scheduler.launch(chunks)
         for chunk in chunks:
             self._take(chunk)
         self.scheduler.check()

@@ -123,13 +123,15 @@ def published_before_run() -> AbstractContextManager[Any]:
     """A page enters the prefix cache when its step is launched, not when it has run."""
     original = PageSharing.publish
 
-    def mutated(self: Scheduler, chunk: Chunk) -> None:
-        chunk.request.computed = chunk.end
-        chunk.request.unread += chunk.samples
-        request, settled = chunk.request, chunk.request.settled
-        request.settled = min(chunk.end, len(request.tokens))
-        original(self._sharing, request)
-        request.settled = settled
+    launch = Scheduler.launch
+
+    def mutated(self: Scheduler, chunks: Sequence[Chunk]) -> None:
+        launch(self, chunks)
+        for request, end in [(chunk.request, chunk.end) for chunk in chunks]:
+            settled = request.settled
+            request.settled = min(end, len(request.tokens))
+            original(self._sharing, request)
+            request.settled = settled
 
     return patch.object(Scheduler, "launch", mutated)
 

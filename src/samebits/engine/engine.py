@@ -187,8 +187,7 @@ class Engine:
         if not chunks and not late:
             return None
         step = self._step_of(chunks, late)
-        for chunk in chunks:
-            self.scheduler.launch(chunk)
+        self.scheduler.launch(chunks)
         self.counters.steps += 1
         return step
 
@@ -284,22 +283,19 @@ class Engine:
             request.unread -= chunk.samples
         if result.late:
             request.held = False
-        else:
-            failure = self._settle(result)
-            if failure:
-                return self._fail(request, failure)
-        if result.held is not None:
-            return None
-        if result.sampled is None:
-            ended = chunk.end == request.length_limit and not request.samples
-            return self._finish(request, Finish(reason="length")) if ended else None
-        if result.sampled.fault:
-            return self._fail(request, FAULT_MESSAGES[result.sampled.fault])
-        return self._append(request, result.sampled.token_id, result.sampled.logprobs)
+        elif failure := self._settle(result, chunk, request):
+            return self._fail(request, failure)
+        sampled = result.sampled
+        if sampled is not None:
+            if sampled.fault:
+                return self._fail(request, FAULT_MESSAGES[sampled.fault])
+            return self._append(request, sampled.token_id, sampled.logprobs)
+        if result.held is None and chunk.end == request.length_limit and not request.samples:
+            return self._finish(request, Finish(reason="length"))
+        return None
 
-    def _settle(self, result: ChunkResult) -> str:
+    def _settle(self, result: ChunkResult, chunk: Chunk, request: Request) -> str:
         """Take what a chunk stored and scored; returns why its request must fail, or nothing."""
-        chunk, request = result.chunk, result.chunk.request
         if result.faulty:
             return "a key or value of this request is not finite"
         self.scheduler.settle(chunk)
@@ -322,7 +318,15 @@ class Engine:
         finish = judge_token(request, token_id)
         if finish is not None:
             self._release(request, finish)
-        return self._event(request, [token_id], [] if logprobs is None else [logprobs])
+        listed = [] if logprobs is None else [logprobs]
+        if finish is None and request.announced:
+            return RequestEvent(
+                rid=request.spec.rid,
+                token_ids=[token_id],
+                logprobs=listed,
+                cached_tokens=request.cached_tokens,
+            )
+        return self._event(request, [token_id], listed)
 
     def _fail(self, request: Request, message: str) -> RequestEvent:
         return self._finish(request, Finish(reason="error", message=message))

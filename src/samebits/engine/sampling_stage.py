@@ -268,6 +268,7 @@ def _token_lists(lists: Sequence[Sequence[int]]) -> TokenLists:
 
 
 def _bias_lists(rows: Sequence[SampledRow]) -> TokenLists:
-    lists = _token_lists([list(row.sampling.logit_bias) for row in rows])
-    values = [value for row in rows for value in row.sampling.logit_bias.values()]
+    biases = [row.sampling.logit_bias for row in rows]
+    lists = _token_lists([list(bias) if bias else () for bias in biases])
+    values = [value for bias in biases if bias for value in bias.values()]
     return replace(lists, values=torch.tensor(values, dtype=torch.float32))

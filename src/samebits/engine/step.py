@@ -104,7 +104,10 @@ def prepare_step(
         unread_rows=[
             (first_rows[i + 1] - 1, chunk.request.rid) for i, chunk in enumerate(chunks) if chunk.unread
         ],
-        scored_rows=[_scored_rows(chunk, first_rows[i]) for i, chunk in enumerate(chunks)],
+        scored_rows=[
+            _scored_rows(chunk, first) if chunk.start < chunk.request.prompt_length - 1 else []
+            for chunk, first in zip(chunks, first_rows, strict=False)
+        ],
         sampled_rows=rows,
         sampling=sampler_table.batch(rows) if rows else None,
         late=late,
@@ -191,8 +194,6 @@ def sampled_tokens(results: Sequence[ChunkResult]) -> dict[str, int]:
 
 def _scored_rows(chunk: Chunk, first_row: int) -> list[ScoredRow]:
     """The chunk's rows that score a prompt token: the row at position p scores the token at p + 1."""
-    if chunk.start >= chunk.request.prompt_length - 1:
-        return []
     spec = chunk.request.spec
     first = max(chunk.request.scored_until - 1, chunk.start)
     last = min(chunk.request.prompt_length - 1, chunk.end)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -113,8 +114,16 @@ class Scheduler:
         chunks: dict[Request, Chunk] = {}
         budget = self.limits.step_tokens
         decoding, prefilling = self._wanting()
+        page_tokens = self.limits.page_tokens
         for request in decoding:
-            budget = self._serve(request, budget, chunks)
+            # Inside a page of its own a token needs nothing: most of all requests in most steps.
+            start = request.computed
+            inside = start % page_tokens and start < len(request.pages) * page_tokens
+            if inside and budget > 0 and request.slot >= 0:
+                chunks[request] = self._chunk(request, 1)
+                budget -= 1
+            else:
+                budget = self._serve(request, budget, chunks)
         for request in prefilling:
             budget = self._admit_before(request.order, budget, chunks)
             budget = self._serve(request, budget, chunks)
@@ -137,10 +146,11 @@ class Scheduler:
         self._extend_pages(request, wanted)
         return [self._chunk(request, count)]
 
-    def launch(self, chunk: Chunk) -> None:
-        """Note that a step with this chunk is on its way."""
-        chunk.request.computed = chunk.end
-        chunk.request.unread += chunk.samples
+    def launch(self, chunks: Sequence[Chunk]) -> None:
+        """Note that a step with these chunks is on its way."""
+        for chunk in chunks:
+            chunk.request.computed = chunk.end
+            chunk.request.unread += chunk.samples
 
     def undo(self, chunk: Chunk) -> None:
         """Forget a launched chunk whose first token was not known after all; it will be scheduled again."""
