@@ -27,13 +27,14 @@ ATTENTION_WORTH = 50_000
 
 class CpuOperators:
     """Numerics profile `exact` on CPU. `threads` = 0 takes every core that this process may use; bits do not
-    depend on it. Safe to use from several threads (launches take turns)."""
+    depend on it. `pool` replaces the threads by something else that runs tasks, such as an emulated processor.
+    Safe to use from several threads (launches take turns)."""
 
-    def __init__(self, threads: int = 0) -> None:
+    def __init__(self, threads: int = 0, pool: Pool | None = None) -> None:
         require_fma()
         if threads < 0:
             raise NumericsError(f"threads must be 0 (all cores) or positive, not {threads}")
-        self._pool = Pool(threads or available_cores())
+        self._pool = pool or Pool(threads or available_cores())
 
     @property
     def profile(self) -> str:
