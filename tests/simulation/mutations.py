@@ -19,6 +19,7 @@ from samebits.cache.pages import PagePool
 from samebits.cache.radix import Node, PrefixCache
 from samebits.engine import step
 from samebits.engine.engine import Engine
+from samebits.engine.masks import RequestMasks
 from samebits.engine.sampling_stage import SamplerTable
 from samebits.numerics.batch import RaggedBatch
 from samebits.schedule import sharing
@@ -252,6 +253,32 @@ def flush_leaves_paths() -> AbstractContextManager[Any]:
     return patch.object(PrefixCache, "flush", mutated)
 
 
+def mask_one_token_old() -> AbstractContextManager[Any]:
+    """The mask of a token is made before the grammar has seen the token before it."""
+
+    def mutated(self: RequestMasks, token_id: int) -> None:
+        self._awaited.pop(self._accepted, None)
+        self._accepted += 1
+        self._fulfil()
+        self._matcher.accept(token_id)
+
+    return patch.object(RequestMasks, "accept", mutated)
+
+
+def held_row_forgotten() -> AbstractContextManager[Any]:
+    """After a lost step a row whose mask had just come is still said to wait for it."""
+    original = Engine._lose
+
+    def mutated(self: Engine, steps: Any, cause: BaseException) -> Any:
+        late = [held.chunk.request for one in steps for held in one.late]
+        events = original(self, steps, cause)
+        for request in late:
+            request.held = True
+        return events
+
+    return patch.object(Engine, "_lose", mutated)
+
+
 MUTATIONS: dict[str, Mutation] = {
     mutation.__name__: mutation
     for mutation in (
@@ -273,5 +300,7 @@ MUTATIONS: dict[str, Mutation] = {
         sampler_row_of_another,
         waits_for_the_dead,
         flush_leaves_paths,
+        mask_one_token_old,
+        held_row_forgotten,
     )
 }

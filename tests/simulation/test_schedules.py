@@ -50,12 +50,13 @@ def test_scenarios_are_of_every_kind() -> None:
         submits = [timed.event for timed in scenario.events if isinstance(timed.event, Submit)]
         kinds["turn"] += any(submit.follows for submit in submits)
         kinds["sibling"] += any(submit.request.sampling.sample_index for submit in submits)
+        kinds["grammar"] += any(submit.request.grammar for submit in submits)
         kinds["opt-out"] += any(not submit.request.use_prefix_cache for submit in submits)
         kinds["score only"] += any(submit.request.sampling.max_new_tokens == 0 for submit in submits)
         kinds["priority"] += len({submit.request.priority for submit in submits}) > 1
         kinds["full queue"] += scenario.sizes.max_waiting < len(submits)
     assert min(kinds.values()) >= 20, kinds
-    assert len(kinds) == 14, kinds
+    assert len(kinds) == 15, kinds
 
 
 def test_a_failing_seed_is_replayed_and_shrunk() -> None:

@@ -36,8 +36,6 @@ FAULT_MESSAGES = {
     2: "no token is left to sample from after the masks of this request",
     MASK_FAILED: "the grammar of this request failed",
 }
-MASK_WAIT_SECONDS = 0.02
-"""How long a turn with nothing else to do waits for a mask, before it looks for new requests again."""
 
 
 @dataclass
@@ -73,6 +71,8 @@ class Engine:
     loop: Loop
     max_waiting: int
     mask_source: MaskSource | None = None
+    mask_wait_seconds: float = 0.02
+    """how long a turn with nothing else to do waits for a mask, before it looks for new requests again"""
     counters: Counters = field(default_factory=Counters)
     step_times: Histogram = field(default_factory=lambda: Histogram(STEP_SECONDS))
     """seconds of each turn that finished a step"""
@@ -262,7 +262,7 @@ class Engine:
         """With nothing to do but to wait for grammars, wait a little."""
         masks = [held.row.mask for held in self._held if held.row.mask is not None]
         if masks:
-            wait(masks, timeout=MASK_WAIT_SECONDS, return_when=FIRST_COMPLETED)
+            wait(masks, timeout=self.mask_wait_seconds, return_when=FIRST_COMPLETED)
 
     def _load_sampler(self, request: Request) -> None:
         self._slot_owner[request.slot] = request

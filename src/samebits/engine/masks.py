@@ -42,6 +42,8 @@ class RequestMasks:
     def __init__(self, matcher: Matcher) -> None:
         self._matcher = matcher
         self._accepted = 0
+        self._asked = -1
+        """output index of the last mask that the matcher was asked for"""
         self._awaited: dict[int, Future[Mask]] = {}
 
     def mask_for(self, output_index: int) -> Future[Mask]:
@@ -60,7 +62,8 @@ class RequestMasks:
 
     def _fulfil(self) -> None:
         future = self._awaited.get(self._accepted)
-        if future is not None and not future.done():
+        if future is not None and self._asked != self._accepted:
+            self._asked = self._accepted
             self._matcher.mask().add_done_callback(lambda source: _copy(source, future))
 
 

@@ -81,6 +81,7 @@ def _requests(random: Random, recipe: Recipe) -> list[Submit]:
         logprobs = _logprobs(random, recipe, len(prompt))
         priority = random.choice((0, 0, 0, 1, -1))
         use_prefix_cache = random.random() < 0.85
+        grammar = str(random.choice((2, 3, 7))) if random.random() < 0.15 else ""
         kind = random.choice(("single", "single", "siblings", "duplicates", "turns"))
         members = 1 if kind == "single" else random.randint(2, 4)
         for member in range(members):
@@ -92,6 +93,7 @@ def _requests(random: Random, recipe: Recipe) -> list[Submit]:
                 logprobs=logprobs,
                 priority=priority,
                 use_prefix_cache=use_prefix_cache,
+                grammar=grammar,
             )
             follows = f"client{group}-{member - 1}" if kind == "turns" and member else ""
             submits.append(Submit(request, follows))

@@ -114,6 +114,7 @@ def _described(event: Event) -> str:
     details += [f"{request.logprobs}"] if request.logprobs != type(request.logprobs)() else []
     details += [f"priority {request.priority}"] if request.priority else []
     details += ["without prefix cache"] if not request.use_prefix_cache else []
+    details += [f"grammar {request.grammar}"] if request.grammar else []
     details += [f"next turn of {event.follows}"] if event.follows else []
     return f"Submit {request.rid}: " + ", ".join(details)
 

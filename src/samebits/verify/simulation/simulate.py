@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 
 import msgspec
 
@@ -17,6 +18,7 @@ from samebits.sampling_params import SamplingDefaults
 from samebits.schedule.scheduler import Scheduler, SchedulerLimits
 from samebits.verify.simulation.devices import QuickDevice, SlowDevice
 from samebits.verify.simulation.generate import Recipe
+from samebits.verify.simulation.grammar import SimulatedGrammars
 from samebits.verify.simulation.ledger import ScheduleError, Stream, compare
 from samebits.verify.simulation.sabotage import FaultPlan, SabotagedPool, SabotagedRunner
 from samebits.verify.simulation.scenario import (
@@ -69,8 +71,15 @@ class Counts:
             setattr(self, name, getattr(self, name) + value)
 
 
-def make_engine(model: SimulatedModel, sizes: Sizes, plan: FaultPlan, loop: Loop = "simple") -> Engine:
-    """A fresh engine of these sizes whose faults `plan` controls."""
+def make_engine(
+    model: SimulatedModel,
+    sizes: Sizes,
+    plan: FaultPlan,
+    loop: Loop = "simple",
+    grammars: SimulatedGrammars | None = None,
+) -> Engine:
+    """A fresh engine of these sizes whose faults `plan` controls, and whose masks come at once or from `grammars`."""
+    grammars = grammars or SimulatedGrammars(model.recipe.vocabulary)
     facts = EngineFacts(
         model=model.recipe.model,
         family="simulated",
@@ -98,7 +107,9 @@ def make_engine(model: SimulatedModel, sizes: Sizes, plan: FaultPlan, loop: Loop
         unsound=model.recipe.unsound_token,
     )
     scheduler = Scheduler(limits, SabotagedPool(sizes.pages, plan))
-    return Engine(facts, runner, scheduler, LOOPS[loop](runner), sizes.max_waiting)
+    return Engine(
+        facts, runner, scheduler, LOOPS[loop](runner), sizes.max_waiting, grammars, mask_wait_seconds=0.0
+    )
 
 
 @dataclass
@@ -116,8 +127,8 @@ class Simulation:
     """still to strike"""
 
     def __post_init__(self) -> None:
-        self._plan = FaultPlan()
-        self._engine = make_engine(self.model, self.scenario.sizes, self._plan, self.scenario.loop)
+        self._delays = Random(self.scenario.seed)
+        self._start_engine()
 
     def run(self) -> None:
         """Run to the end. Raises `ScheduleError` or AssertionError where something is wrong."""
@@ -132,6 +143,12 @@ class Simulation:
             if self.counts.steps > limit:
                 raise ScheduleError(f"no end after {limit} steps: somebody starves")
         self._check_rest()
+
+    def _start_engine(self) -> None:
+        scenario = self.scenario
+        self._plan = FaultPlan()
+        self._grammars = SimulatedGrammars(self.model.recipe.vocabulary, self._delays)
+        self._engine = make_engine(self.model, scenario.sizes, self._plan, scenario.loop, self._grammars)
 
     def _happen(self, event: Event) -> None:
         if isinstance(event, Submit):
@@ -174,8 +191,7 @@ class Simulation:
         self.counts.aborts += 1
 
     def _restart(self) -> None:
-        self._plan = FaultPlan()
-        self._engine = make_engine(self.model, self.scenario.sizes, self._plan, self.scenario.loop)
+        self._start_engine()
         for rid, stream in self.streams.items():
             if stream.finish is None:
                 self.streams[rid] = stream.restarted()
@@ -188,6 +204,7 @@ class Simulation:
         if self._faults and not self._engine.isolating:
             self._plan.armed = self._faults[0]
         isolating = self._engine.isolating
+        self._grammars.next_turn()
         events = self._engine.step()
         if self._faults and self._plan.armed is None and not isolating:
             self._faults.pop(0)
