@@ -14,14 +14,18 @@ from dataclasses import dataclass, field
 import llvmlite.binding as llvm
 import numpy as np
 import unicorn
+from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
 from unicorn import arm64_const as arm
 
 from samebits.numerics.cpu.environment import FPCR_DEFAULT
 
 TRIPLE = "aarch64-unknown-linux-gnu"
-BLOCK = 1 << 16
+BLOCK, PAGE = 1 << 20, 1 << 12
+"""Bytes that are shown at once as data, and as code: no page holds both Arm code and a function of the host."""
 STACK_BYTES = 4 << 20
 ARGUMENT_WORDS = 64
+DATA = unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE
 ARGUMENT_REGISTERS = tuple(getattr(arm, f"UC_ARM64_REG_X{number}") for number in range(8))
 HOST_FUNCTIONS = ("memcpy", "memmove", "memset", "NRT_MemInfo_alloc_aligned", "NRT_MemInfo_call_dtor")
 """What the host may run for the code."""
@@ -75,34 +79,32 @@ class ArmProcessor:
 
     control: int = FPCR_DEFAULT
     _core: unicorn.Uc = field(init=False)
-    _mapped: dict[int, int] = field(init=False, default_factory=dict)
+    _shown: set[int] = field(init=False, default_factory=set)
     _stack: np.ndarray = field(init=False)
     _host: dict[int, ctypes._CFuncPtr] = field(init=False)
 
     def __post_init__(self) -> None:
         self._core = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
         self._stack = np.zeros(STACK_BYTES, np.uint8)
+        rtsys.initialize(cpu_target.target_context)  # makes numba's allocator known by name
         prototype = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 8)
         addresses = {name: llvm.address_of_symbol(name) for name in HOST_FUNCTIONS}
         self._host = {address: prototype(address) for address in addresses.values()}
         touched = unicorn.UC_HOOK_MEM_READ_UNMAPPED | unicorn.UC_HOOK_MEM_WRITE_UNMAPPED
-        self._core.hook_add(touched, self._show_data)
+        self._core.hook_add(touched, self._show_touched)
 
-    def _show(self, address: int, protection: int) -> None:
-        """Let the core see the block of memory around an address."""
+    def _show(self, address: int) -> None:
+        """Let the core see the block of memory around an address, as data."""
         block = address // BLOCK * BLOCK
         if block == 0:
             raise RuntimeError(f"the Arm code touched address {address:#x}")
-        if block in self._mapped:
-            self._core.mem_protect(block, BLOCK, self._mapped[block] | protection)
-        else:
-            self._core.mem_map_ptr(block, BLOCK, protection, ctypes.c_void_p(block))
-        self._mapped[block] = self._mapped.get(block, 0) | protection
+        if block not in self._shown:
+            self._core.mem_map_ptr(block, BLOCK, DATA, ctypes.c_void_p(block))
+            self._shown.add(block)
 
-    def _show_data(self, core, access, address, size, value, context) -> bool:
-        for touched in (address, address + size - 1):
-            if touched // BLOCK * BLOCK not in self._mapped:
-                self._show(touched, unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE)
+    def _show_touched(self, core, access, address, size, value, context) -> bool:
+        self._show(address)
+        self._show(address + size - 1)
         return True
 
     def call(self, entry: int, *arguments: int) -> None:
@@ -131,7 +133,8 @@ class ArmProcessor:
             signed = [value - (1 << 64) if value >> 63 else value for value in values]
             self._core.reg_write(ARGUMENT_REGISTERS[0], self._host[place](*signed) & (1 << 64) - 1)
             return self._core.reg_read(arm.UC_ARM64_REG_LR)
-        self._show(place, unicorn.UC_PROT_ALL)
+        self._show(place)
+        self._core.mem_protect(place // PAGE * PAGE, PAGE, unicorn.UC_PROT_ALL)
         return place
 
 
