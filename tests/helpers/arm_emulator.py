@@ -44,6 +44,7 @@ class ArmCode:
 
 def compile_for_arm(module_text: str, processor: str = "generic", features: str = "+neon") -> ArmCode:
     """Optimise and link a kernel's module for an Arm processor. Raises RuntimeError for a foreign call."""
+    rtsys.initialize(cpu_target.target_context)  # makes the process's and numba's functions known by name
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     target = llvm.Target.from_triple(TRIPLE)
@@ -86,10 +87,10 @@ class ArmProcessor:
     def __post_init__(self) -> None:
         self._core = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
         self._stack = np.zeros(STACK_BYTES, np.uint8)
-        rtsys.initialize(cpu_target.target_context)  # makes numba's allocator known by name
         prototype = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 8)
-        addresses = {name: llvm.address_of_symbol(name) for name in HOST_FUNCTIONS}
-        self._host = {address: prototype(address) for address in addresses.values()}
+        rtsys.initialize(cpu_target.target_context)
+        addresses = [llvm.address_of_symbol(name) for name in HOST_FUNCTIONS]
+        self._host = {address: prototype(address) for address in addresses}
         touched = unicorn.UC_HOOK_MEM_READ_UNMAPPED | unicorn.UC_HOOK_MEM_WRITE_UNMAPPED
         self._core.hook_add(touched, self._show_touched)
 
