@@ -224,6 +224,9 @@ class Engine:
         involved = {chunk.request for chunk in raised if chunk.preemptions == chunk.request.preemptions}
         if self._suspects and (not lost or involved == {self._suspects[0].request}):
             request = self._suspects.popleft().request
+            for other in {chunk.request for chunk, _ in lost} - {request}:
+                if other.phase is Phase.RUNNING:
+                    self.scheduler.preempt(other)  # a row of it was sampled late in the step after
             extra = {"request_id": request.rid.rpartition("/")[0]}
             log.error("request %s fails alone", request.rid, exc_info=cause, extra=extra)
             return [self._fail(request, f"computing this request raised {type(cause).__name__}: {cause}")]
