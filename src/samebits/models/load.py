@@ -101,13 +101,13 @@ def load_model(
     source: TensorSource
     if config.load_format == "dummy":
         spec = _with_dtype(files.spec, config.dtype, DUMMY_DTYPE)
-        source = dummy_source(spec, files.family.names, config.dummy_seed)
+        source = dummy_source(spec, files.family.names, config.dummy_seed, operators.device)
         digests = source.description()
     else:
         checkpoint = open_checkpoint(files.folder)
         spec = _with_dtype(files.spec, config.dtype, _stored_dtype(checkpoint, files.family))
         check_tensors(checkpoint, spec, files.family.names, convert=config.dtype != "auto")
-        source = CheckpointSource(checkpoint, getattr(torch, spec.dtype))
+        source = CheckpointSource(checkpoint, getattr(torch, spec.dtype), operators.device)
         digests = weight_digests(checkpoint.shards, cache or user_cache_folder(), progress)
     weights = build_weights(spec, files.family.names, source, operators, progress)
     rope = spec.rope
