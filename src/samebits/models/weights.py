@@ -112,7 +112,7 @@ class CheckpointSource:
 
     checkpoint: Checkpoint
     dtype: torch.dtype
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
 
     def tensor(self, name: str) -> Tensor:
         stored = self.checkpoint.read(name, self.device)
