@@ -48,6 +48,10 @@ class ModelConfig:
     dtype: str = setting("auto", "weights' dtype", ("auto", "bfloat16", "float16", "float32"))
     device: str = setting("auto", "where the numerics run", ("auto", "cpu", "cuda"))
     context_length: int = setting(0, "longest request in tokens, prompt and output; 0: the model's own limit")
+    attention_split_tokens: int = setting(
+        0,
+        "keys of one split of the attention, a multiple of 64; decides bits, and needs a GPU; 0: the contract's",
+    )
     sampling_defaults: str = setting(
         "model", "take blank sampling parameters from the model's generation_config.json", ("model", "none")
     )
@@ -60,16 +64,24 @@ class EngineConfig:
 
     page_tokens: int = setting(64, "tokens in a KV page, a multiple of 64")
     kv_pages: int = setting(0, "number of KV pages; 0: from kv_memory")
-    kv_memory_mib: int = setting(1024, "memory for KV pages in MiB")
-    step_tokens: int = setting(
-        512, "most tokens in one step; long prompts are cut into chunks of at most this"
+    kv_memory_mib: int = setting(
+        0, "memory for KV pages in MiB; 0: 1024 on the CPU, on a GPU what mem_fraction_static leaves"
     )
-    max_running: int = setting(64, "most requests in one step")
+    mem_fraction_static: float = setting(0.9, "share of a GPU's memory for weights and KV pages together")
+    step_tokens: int = setting(
+        0,
+        "most tokens in one step; long prompts are cut into chunks of at most this; 0: 512 on the CPU, 8192 on a GPU",
+    )
+    max_running: int = setting(0, "most requests in one step; 0: 64 on the CPU, 256 on a GPU")
     max_waiting: int = setting(4096, "most requests in the queue")
     loop: str = setting(
         "overlapped", "prepare the next step while one runs, or one after another", ("overlapped", "simple")
     )
     threads: int = setting(0, "threads of the CPU numerics; 0: one a core")
+    cuda_graph_max_bs: int = setting(256, "largest decode step that is captured as a CUDA graph")
+    disable_cuda_graph: bool = setting(
+        False, "compute every step eagerly, without CUDA graphs", flag="--enforce-eager"
+    )
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import torch
+
 from samebits.cache.pages import PagePool
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.decoder_runner import DecoderRunner
 from samebits.engine.engine import Engine
-from samebits.engine.loops import LOOPS
+from samebits.engine.loops import LOOPS, Loop
 from samebits.engine.messages import EngineFacts
+from samebits.engine.sizes import device_memory, filled_in, kv_page_count
 from samebits.errors import ConfigError, NumericsError
-from samebits.models.load import LoadedModel, load_model, make_plan, read_model_files
+from samebits.models.load import LoadedModel, load_model, make_plan, read_model_files, weights_dtype
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.operators import Operators
 from samebits.numerics.profiles import make_operators
@@ -20,7 +23,6 @@ from samebits.plan import Plan
 from samebits.schedule.scheduler import Scheduler, SchedulerLimits
 
 Progress = Callable[[str, int, int], None]
-MEBIBYTE = 1 << 20
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +31,15 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
     """Load the model and make the engine. Raises `ConfigError` and `ModelFileError` that say what to change."""
     default_seed = parse_default_seed(model.default_seed)
     _check_sizes(engine)
-    read_model_files(model)  # a model that cannot be served is refused before the compiler's minute
+    files = read_model_files(model)  # a model that cannot be served is refused before the compiler's minute
     try:
-        operators = make_operators(model.numerics, model.device, engine.threads)
+        operators = make_operators(
+            model.numerics,
+            model.device,
+            engine.threads,
+            getattr(torch, weights_dtype(model, files)),
+            model.attention_split_tokens,
+        )
     except NumericsError as error:
         raise ConfigError(str(error)) from error
     if not operators.promises_bits:
@@ -39,15 +47,19 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
             "numerics profile '%s' promises nothing: bits may change with the batch", operators.profile
         )
     operators.compile(lambda name, done, total: progress(f"compiling kernels: {name}", done, total))
+    engine = filled_in(engine, operators.device)
     loaded = load_model(model, operators, progress)
     plan = make_plan(loaded, operators, default_seed)
-    pages = _page_count(engine, loaded, operators)
+    on_gpu = operators.device.type == "cuda"
+    bytes_per_page = operators.kv_bytes_per_token(loaded.spec.layers, loaded.spec.heads) * engine.page_tokens
+    pages = kv_page_count(engine, bytes_per_page, device_memory(operators.device) if on_gpu else None)
     runner = DecoderRunner(
         spec=loaded.spec,
         weights=loaded.weights,
         operators=operators,
         rope=loaded.rope,
-        kv=operators.allocate_kv(loaded.spec.layers, pages, engine.page_tokens, loaded.spec.heads),
+        # On a GPU one page more, for padding rows.
+        kv=operators.allocate_kv(loaded.spec.layers, pages + on_gpu, engine.page_tokens, loaded.spec.heads),
     )
     facts = _facts(model, engine, loaded, operators, plan, pages, default_seed)
     limits = SchedulerLimits(
@@ -57,8 +69,18 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
         pages_per_request=-(-min(facts.context_length, facts.kv_tokens) // engine.page_tokens),
     )
     _log_decisions(facts, engine, operators, pages)
-    scheduler = Scheduler(limits, PagePool(pages))
-    return Engine(facts, runner, scheduler, LOOPS[engine.loop](runner), engine.max_waiting)
+    loop = _make_loop(runner, engine, limits, pages, progress)
+    return Engine(facts, runner, Scheduler(limits, PagePool(pages)), loop, engine.max_waiting)
+
+
+def _make_loop(
+    runner: DecoderRunner, engine: EngineConfig, limits: SchedulerLimits, pages: int, progress: Progress
+) -> Loop:
+    if runner.operators.device.type != "cuda":
+        return LOOPS[engine.loop](runner)
+    from samebits.engine.device.build import build_device_loop
+
+    return build_device_loop(runner, engine, limits, pages, progress)
 
 
 def parse_default_seed(text: str) -> int | None:
@@ -79,20 +101,11 @@ def _check_sizes(engine: EngineConfig) -> None:
         raise ConfigError(
             f"--page-tokens must be a multiple of {CONTRACT.key_block_tokens}, got {engine.page_tokens}"
         )
-    for name in ("step_tokens", "max_running", "max_waiting"):
-        if getattr(engine, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(engine, name)}")
-
-
-def _page_count(engine: EngineConfig, loaded: LoadedModel, operators: Operators) -> int:
-    if engine.kv_pages:
-        pages = engine.kv_pages
-    else:
-        per_page = operators.kv_bytes_per_token(loaded.spec.layers, loaded.spec.heads) * engine.page_tokens
-        pages = engine.kv_memory_mib * MEBIBYTE // per_page
-    if pages < 1:
-        raise ConfigError("--kv-memory-mib is too small for one KV page of this model; give it more")
-    return pages
+    for name, least in (("step_tokens", 0), ("max_running", 0), ("max_waiting", 1)):
+        if getattr(engine, name) < least:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} must be at least {least}, got {getattr(engine, name)}"
+            )
 
 
 def _facts(

@@ -37,6 +37,8 @@ class RaggedBatch:
     page_tokens: int
     row_faults: Tensor
     """uint8 [rows], zero at entry: an operator that meets a non-finite key, value or logit in a row sets it"""
+    work: Any = None
+    """what `Operators.share_out` noted: who computes which part of the attention. It chooses no bit"""
 
     @property
     def rows(self) -> int:

@@ -29,7 +29,7 @@ from samebits.engine.device.scores import queue_scores
 from samebits.engine.runner import Runner
 from samebits.engine.sampling_stage import with_masks, with_unread
 from samebits.engine.step import HeldRow, PreparedStep
-from samebits.numerics.batch import SamplingBatch
+from samebits.numerics.batch import RaggedBatch, SamplingBatch
 
 Buckets = Callable[[int], int]
 """Rows -> the bucket that they are padded to."""
@@ -129,14 +129,14 @@ class DeviceRunner:
         if graph is not None:
             graph.forward.replay()
             return Computed(values, *graph.forward.outputs, graph)
-        return Computed(values, self._hidden(values), None, None)
+        return Computed(values, self._hidden(values, batch), None, None)
 
-    def _hidden(self, values: StepValues) -> Tensor:
-        token_ids = self._inputs.token_ids(values)
-        return self.model.forward(ragged(values, token_ids, self.sizes.page_tokens))
+    def _hidden(self, values: StepValues, host: RaggedBatch | None) -> Tensor:
+        batch = ragged(values, self._inputs.token_ids(values), self.sizes.page_tokens)
+        return self.model.forward(self.model.operators.share_out(batch, host))
 
     def _forward_and_logits(self, bucket: int) -> tuple[Tensor, Tensor]:
-        hidden = self._hidden(self._inputs.on_device(decode_shape(bucket)))
+        hidden = self._hidden(self._inputs.on_device(decode_shape(bucket)), None)
         return hidden, self.model.logits(hidden)
 
     def _logits(self, computed: Computed, rows: Sequence[int]) -> Tensor:

@@ -98,7 +98,14 @@ class CpuOperators:
     def kv_bytes_per_token(self, layers: int, heads: HeadLayout) -> int:
         return layers * 2 * heads.kv_width * 4
 
+    @property
+    def captures(self) -> bool:
+        return False
+
     # Forward
+
+    def share_out(self, batch: RaggedBatch, host: RaggedBatch | None) -> RaggedBatch:
+        return batch
 
     def _run_rows(self, kernel: int, arguments: tuple[int, ...], rows: int, width: int) -> None:
         """Launch a kernel whose last argument is the number of rows of a task."""

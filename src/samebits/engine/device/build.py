@@ -1,0 +1,66 @@
+"""From a loaded model to a loop on the GPU: buffers, warm-up, captured graphs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from samebits.config import EngineConfig
+from samebits.engine.decoder_runner import DecoderRunner
+from samebits.engine.device.inputs import InputSizes
+from samebits.engine.device.loop import DeviceLoop
+from samebits.engine.device.place import CudaCapture, Place
+from samebits.engine.device.runner import DeviceRunner
+from samebits.errors import ConfigError
+from samebits.numerics.gpu.buckets import BUCKETS, bucket_of
+from samebits.schedule.scheduler import SchedulerLimits
+
+Progress = Callable[[str, int, int], None]
+
+log = logging.getLogger(__name__)
+
+
+def check_device_sizes(engine: EngineConfig) -> None:
+    """Raise `ConfigError` where a step could hold more rows than any bucket."""
+    if engine.step_tokens > BUCKETS[-1] or engine.max_running > BUCKETS[-1]:
+        raise ConfigError(
+            f"a step on a GPU holds at most {BUCKETS[-1]} tokens; --step-tokens is {engine.step_tokens}, --max-running "
+            f"is {engine.max_running}"
+        )
+    if not 0.0 < engine.mem_fraction_static <= 1.0:
+        raise ConfigError(f"--mem-fraction-static must lie in (0, 1], got {engine.mem_fraction_static}")
+
+
+def build_device_loop(
+    model: DecoderRunner, engine: EngineConfig, limits: SchedulerLimits, pages: int, progress: Progress
+) -> DeviceLoop:
+    """The loop of a model whose KV storage has `pages` pages for requests and one more for padding rows."""
+    started = time.monotonic()
+    sizes = InputSizes(
+        rows=bucket_of(limits.step_tokens),
+        requests=limits.max_running,
+        sampled=bucket_of(limits.max_running),
+        pages_per_request=limits.pages_per_request,
+        page_tokens=limits.page_tokens,
+        padding_page=pages,
+    )
+    runner = DeviceRunner(model, Place(model.operators.device), sizes, bucket_of)
+    buckets = graph_buckets(engine)
+    if buckets and model.operators.captures:
+        runner.capture(buckets, CudaCapture(), progress)
+        log.info("decode graphs of %s rows, %.1f s", buckets, time.monotonic() - started)
+    else:
+        log.info("no CUDA graphs: every step is eager")
+    torch.cuda.synchronize()
+    return DeviceLoop(runner, ahead=engine.loop == "overlapped")
+
+
+def graph_buckets(engine: EngineConfig) -> Sequence[int]:
+    """The decode steps that are captured."""
+    if engine.disable_cuda_graph or engine.cuda_graph_max_bs < 1:
+        return []
+    largest = bucket_of(min(engine.cuda_graph_max_bs, engine.max_running))
+    return [bucket for bucket in BUCKETS if bucket <= largest]
