@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from samebits.numerics.gpu.launch import KernelSource
-from samebits.numerics.gpu.prover import Candidate, Case, Tensors
+from samebits.numerics.gpu.prover import Candidate, Tensors, Trial
 
 
 class Problem(Protocol):
@@ -40,8 +40,15 @@ class Recipe:
 
     name: str
     make: Callable[[], Candidate]
-    sources: tuple[KernelSource, ...] = ()
-    """binaries that it needs, which can be compiled ahead, side by side"""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one bucket is proven and timed with."""
+
+    bucket: int
+    trial: Trial
+    workload: Callable[[], Workload]
 
 
 class Operator(Protocol[Asked]):
@@ -51,8 +58,8 @@ class Operator(Protocol[Asked]):
     def clause(self) -> str:
         """The clause that it keeps, by the contract's name; also its name in the proof store."""
 
-    def reference(self, problem: Asked, bucket: int) -> Recipe:
-        """The simple kernel that is the clause on this device."""
+    def sources(self, problem: Asked, buckets: Sequence[int]) -> Iterable[KernelSource]:
+        """Every binary that may be wanted, the reference's among them, so that they are compiled side by side."""
 
     def recipes(self, problem: Asked, bucket: int) -> Iterable[Recipe]:
         """The candidates for a shape and bucket, the likely fastest first."""
@@ -60,11 +67,8 @@ class Operator(Protocol[Asked]):
     def restore(self, problem: Asked, bucket: int, name: str, identity: str) -> Recipe | None:
         """The candidate that a stored proof names, or None where there is none of that name."""
 
-    def cases(self, problem: Asked, bucket: int) -> Sequence[Case]:
-        """Adversarial inputs."""
-
-    def workload(self, problem: Asked, bucket: int) -> Workload:
-        """Inputs to time."""
+    def rounds(self, problem: Asked, buckets: Sequence[int]) -> Iterator[Round]:
+        """One round a bucket. What the rounds share lives as long as the iterator."""
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
+
+from samebits.errors import NumericsError
 
 Tensors = tuple[Tensor, ...]
 
 BIT_VIEWS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 POISON = 0xA5
 """Byte with which outputs are filled before a run."""
+FENCE = 4096
+"""Bytes of poison on either side of an output."""
 
 
 @dataclass(frozen=True)
@@ -90,22 +95,38 @@ class Rejection:
         return str(self.difference) if self.difference is not None else self.error
 
 
-def poisoned(output: Output, device: torch.device) -> Tensor:
-    """A tensor that holds nothing but poison."""
-    tensor = torch.empty(output.shape, dtype=output.dtype, device=device)
-    tensor.view(-1).view(torch.uint8).fill_(POISON)
-    return tensor
+@dataclass(frozen=True)
+class Fenced:
+    """An output full of poison, between two fences of poison that nobody may write."""
+
+    storage: Tensor
+    value: Tensor
+
+    def broken(self) -> bool:
+        """Whether a fence was written; waits for the device."""
+        fences = torch.cat((self.storage[:FENCE], self.storage[-FENCE:]))
+        return bool((fences != POISON).any())
+
+
+def fenced(output: Output, device: torch.device) -> Fenced:
+    length = prod(output.shape) * output.dtype.itemsize
+    storage = torch.full((length + 2 * FENCE,), POISON, dtype=torch.uint8, device=device)
+    return Fenced(storage, storage[FENCE : FENCE + length].view(output.dtype).view(output.shape))
 
 
 def results_of(candidate: Candidate, case: Case) -> Tensors:
-    """Run a candidate on fresh poisoned outputs, and on copies of the inputs that it writes."""
+    """Run a candidate on fresh poisoned outputs, and on copies of the inputs that it writes. Raises
+    `NumericsError` where it writes beside an output; waits for the device."""
     device = case.inputs[0].device
     inputs = tuple(
         tensor.clone() if index in case.written else tensor for index, tensor in enumerate(case.inputs)
     )
-    outputs = tuple(poisoned(output, device) for output in case.outputs)
-    candidate.run(inputs, outputs)
-    return outputs + tuple(inputs[index] for index in case.written)
+    outputs = tuple(fenced(output, device) for output in case.outputs)
+    candidate.run(inputs, tuple(output.value for output in outputs))
+    for number, output in enumerate(outputs):
+        if output.broken():
+            raise NumericsError(f"case {case.name}: wrote outside of output {number}")
+    return tuple(output.value for output in outputs) + tuple(inputs[index] for index in case.written)
 
 
 def differing(got: Tensor, expected: Tensor) -> Tensor:
@@ -139,18 +160,22 @@ def bits(value: Tensor) -> str:
     return f"0x{word:0{2 * width}x} ({value.item()!r})"
 
 
+@dataclass(frozen=True)
 class Trial:
-    """The reference's results on the cases of one shape and bucket, against which candidates are held."""
+    """What candidates of one shape and bucket are held against: cases, and the reference's results on them."""
 
-    def __init__(self, reference: Candidate, cases: Sequence[Case]) -> None:
-        if not cases:
-            raise ValueError("a proof needs at least one case")
-        self.cases = tuple(cases)
-        self.expected = tuple(results_of(reference, case) for case in self.cases)
-        self.elements = sum(tensor.numel() for results in self.expected for tensor in results)
+    cases: tuple[Case, ...]
+    expected: tuple[Tensors, ...]
+
+    @staticmethod
+    def of(reference: Candidate, cases: Sequence[Case]) -> Trial:
+        """The trial of `cases`, with the reference run on each."""
+        return Trial(tuple(cases), tuple(results_of(reference, case) for case in cases))
 
     def prove(self, candidate: Candidate) -> Proof | Rejection:
         """Hold a candidate against the reference. One that raises is rejected with its error's words."""
+        if not self.cases:
+            raise ValueError("a proof needs at least one case")
         for case, expected in zip(self.cases, self.expected, strict=True):
             try:
                 found = first_difference(case.name, results_of(candidate, case), expected)
@@ -158,7 +183,8 @@ class Trial:
                 return Rejection(candidate.name, candidate.identity, error=words_of(error))
             if found is not None:
                 return Rejection(candidate.name, candidate.identity, found)
-        return Proof(candidate.name, candidate.identity, len(self.cases), self.elements)
+        elements = sum(tensor.numel() for results in self.expected for tensor in results)
+        return Proof(candidate.name, candidate.identity, len(self.cases), elements)
 
 
 def words_of(error: BaseException) -> str:
@@ -169,4 +195,4 @@ def words_of(error: BaseException) -> str:
 
 def prove(candidate: Candidate, reference: Candidate, cases: Sequence[Case]) -> Proof | Rejection:
     """Hold one candidate against a reference on `cases`. With several candidates, make one `Trial`."""
-    return Trial(reference, cases).prove(candidate)
+    return Trial.of(reference, cases).prove(candidate)
