@@ -1,1 +1,1 @@
-"""The clauses on a GPU: Triton kernels and library algorithms, each proven before it serves. Needs Triton."""
+"""The operators on GPUs, in Triton. Nothing outside this package imports Triton."""
