@@ -124,8 +124,9 @@ def unit_of(length: int) -> int:
 
 
 @functools.cache
-def processors(device: int) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def processors(device: torch.device) -> int:
+    """How many programs run side by side; two in the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def launch_tile(
@@ -145,7 +146,7 @@ def launch_tile(
     if tile.kind == DESCRIPTORS:
         kernel.launch((tiles, 1, 1), *maps, weight, bias, out, *lengths)
         return
-    programs = min(tiles, processors(out.device.index or 0))
+    programs = min(tiles, processors(out.device))
     kernel.launch((programs, 1, 1), *maps, bias, out, *lengths, programs)
 
 

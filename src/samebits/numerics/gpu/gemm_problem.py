@@ -116,10 +116,10 @@ def cancelling_rows(seed: int, rows: int, problem: GemmProblem, device: torch.de
     """[rows, depth]: in each row the atoms are paired at random; partners have opposite signs and one exponent.
 
     With `cancelling_weight`, partners nearly cancel, and what is left depends on everything that was added before.
-    Every pair of atoms meets in some row; exponents of pairs lie up to 2**12 (2**6 in fp16) apart.
+    Every pair of atoms meets in some row; pairs lie up to 2**12 (2**14 in fp16) apart.
     """
     atoms = -(-problem.depth // ATOM)
-    reach = 3 if problem.act is torch.float16 else 6
+    reach = 7 if problem.act is torch.float16 else 6
     base = hashed_matrix(seed, rows, ATOM, (-1, 1), problem.act, device)
     order = hashed_words(seed + 1, 0, rows * atoms, device).view(rows, atoms).argsort(dim=1, stable=True)
     place = torch.empty_like(order).scatter_(
