@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -95,7 +96,9 @@ class SamplerTable:
         """What these rows ask of the sampler; unread tokens are still missing from the penalties' history."""
         slots = np.array([row.slot for row in rows], dtype=np.int64)
         positions = np.array([row.position for row in rows], dtype=np.int64)
-        columns = {name: torch.from_numpy(column[slots]) for name, column in self._float.items()}
+        columns: dict[str, Any] = {
+            name: torch.from_numpy(column[slots]) for name, column in self._float.items()
+        }
         return SamplingBatch(
             **columns,
             top_k=torch.from_numpy(self._top_k[slots]),

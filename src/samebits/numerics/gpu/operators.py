@@ -1,0 +1,156 @@
+"""The profiles `exact` and `unpinned` on a GPU, behind the Operators interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+import triton
+from torch import Tensor
+
+from samebits.errors import NumericsError
+from samebits.numerics.batch import RaggedBatch, SampleResult, SamplingBatch
+from samebits.numerics.gpu.gemm_operator import reference_candidate
+from samebits.numerics.gpu.gemm_problem import GemmProblem
+from samebits.numerics.gpu.products import GpuLinear, Products, pack_linear
+from samebits.numerics.gpu.prover import Candidate
+from samebits.numerics.gpu.stand_ins import StandIns
+from samebits.numerics.operators import HeadLayout, KvLayer, PackedLinear
+
+ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class GpuOperators:
+    """Numerics on one GPU. Activations have the weights' dtype."""
+
+    def __init__(self, device: torch.device, act: torch.dtype, split_tokens: int, products: Products) -> None:
+        if act not in ACTIVATIONS:
+            raise NumericsError(f"activations on a GPU are bfloat16, float16 or float32, not {act}")
+        self._device = device
+        self._act = act
+        self._split_tokens = split_tokens
+        self._products = products
+        self._kit = StandIns(act, split_tokens)
+
+    @property
+    def profile(self) -> str:
+        return "exact"
+
+    @property
+    def promises_bits(self) -> bool:
+        return True
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        return self._act
+
+    @property
+    def captures(self) -> bool:
+        return True
+
+    def description(self) -> dict[str, str]:
+        properties = torch.cuda.get_device_properties(self._device)
+        return {
+            "device": properties.name,
+            "multiprocessors": str(properties.multi_processor_count),
+            "activations": str(self._act).removeprefix("torch."),
+            "torch": str(torch.__version__),
+            "cuda": str(torch.version.cuda),
+            "triton": triton.__version__,
+            "attention split": f"{self._split_tokens} keys",
+        }
+
+    def compile(self, progress: Callable[[str, int, int], None]) -> None:
+        """Kernels are compiled when the shapes are known."""
+
+    # Set-up
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> GpuLinear:
+        return pack_linear(weight, bias, self._device, self._act)
+
+    def allocate_kv(
+        self, layers: int, pages: int, page_tokens: int, heads: HeadLayout
+    ) -> tuple[KvLayer, ...]:
+        return self._kit.allocate_kv(layers, pages, page_tokens, heads, self._device)
+
+    def kv_bytes_per_token(self, layers: int, heads: HeadLayout) -> int:
+        return layers * 2 * heads.kv_width * self._act.itemsize
+
+    # Forward
+
+    def share_out(self, batch: RaggedBatch, host: RaggedBatch | None) -> RaggedBatch:
+        return replace(batch, work=self._kit.share_out(batch, host))
+
+    def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
+        return self._kit.embed(token_ids, table)
+
+    def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
+        return self._products.run(x, weight, self._act)
+
+    def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
+        return self._products.run(x, weight, torch.float32)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return self._kit.rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return self._kit.add_rms_norm(x, residual, weight, eps)
+
+    def norm_rope_store(
+        self,
+        qkv: Tensor,
+        heads: HeadLayout,
+        query_norm: Tensor | None,
+        key_norm: Tensor | None,
+        eps: float,
+        rope: Tensor,
+        batch: RaggedBatch,
+        kv: KvLayer,
+    ) -> Tensor:
+        return self._kit.norm_rope_store(qkv, heads, query_norm, key_norm, eps, rope, batch, kv)
+
+    def attention(
+        self, queries: Tensor, heads: HeadLayout, scale: float, batch: RaggedBatch, kv: KvLayer
+    ) -> Tensor:
+        return self._kit.attention(queries, heads, scale, batch, kv)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        return self._kit.silu_mul(gate_up)
+
+    # Sampling stage
+
+    def log_sum_exp(self, logits: Tensor) -> Tensor:
+        return self._kit.log_sum_exp(logits)
+
+    def token_logprobs(self, logits: Tensor, lse: Tensor, rows: Tensor, token_ids: Tensor) -> Tensor:
+        return self._kit.token_logprobs(logits, lse, rows, token_ids)
+
+    def top_tokens(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return self._kit.top_tokens(logits, count)
+
+    def sample(self, logits: Tensor, batch: SamplingBatch, want_processed: bool = False) -> SampleResult:
+        return self._kit.sample(logits, batch, want_processed)
+
+    # Self-test
+
+    def probe_digests(self, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
+        return {}
+
+
+def reference_products(problem: GemmProblem, buckets: Sequence[int]) -> dict[int, Candidate]:
+    """The clause's own kernel for every bucket: right, and slow."""
+    return dict.fromkeys(buckets, reference_candidate(problem))
+
+
+def make_gpu_operators(
+    profile: str, device: torch.device, dtype: torch.dtype, split_tokens: int
+) -> GpuOperators:
+    """The operators of `exact` or `unpinned`."""
+    return GpuOperators(device, dtype, split_tokens, Products(reference_products))
