@@ -145,7 +145,7 @@ def graph_nodes() -> object:
         _, kind = driver.cuGraphNodeGetType(node)
         name = str(kind)
         if kind == driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL:
-            error, parameters = driver.cuGraphKernelNodeGetParams(node)
+            _, parameters = driver.cuGraphKernelNodeGetParams(node)
             function = parameters.func
             if int(function) == 0 and hasattr(parameters, "kern"):
                 _, name = driver.cuKernelGetName(parameters.kern)
