@@ -136,7 +136,7 @@ def graph_nodes() -> object:
     from cuda.bindings import driver
 
     engine = engine_of("tiny", "dummy", max_running=4)
-    _, graph = engine.loop._runner.graphs.items()[-1]  # type: ignore[attr-defined]
+    _, graph = engine.loop.runner.graphs.items()[-1]  # type: ignore[attr-defined]
     raw = driver.CUgraph(graph.forward.graph.raw_cuda_graph())
     _, _, count = driver.cuGraphGetNodes(raw, 0)
     _, nodes, _ = driver.cuGraphGetNodes(raw, count)

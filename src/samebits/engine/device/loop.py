@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from samebits.engine.device.launched import Launched
-from samebits.engine.device.runner import DeviceRunner
 from samebits.engine.loops import Prepare, StepFailure
 from samebits.engine.step import ChunkResult, PreparedStep
+
+
+class Launcher(Protocol):
+    """Queues steps; see `DeviceRunner.launch`."""
+
+    def launch(self, step: PreparedStep, before: Mapping[str, int]) -> Launched: ...
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,8 @@ class DeviceLoop:
     With `ahead` off, every step is read before the next one is prepared.
     """
 
-    def __init__(self, runner: DeviceRunner, ahead: bool = True) -> None:
-        self._runner = runner
+    def __init__(self, runner: Launcher, ahead: bool = True) -> None:
+        self.runner = runner
         self._ahead = ahead
         self._tokens: Mapping[str, int] = {}
         """where the device keeps the tokens of the step that was queued last, by rid"""
@@ -64,7 +70,7 @@ class DeviceLoop:
     def _launch(self, step: PreparedStep) -> Launched | Broken:
         tokens, self._tokens = self._tokens, {}
         try:
-            launched = self._runner.launch(step, tokens)
+            launched = self.runner.launch(step, tokens)
         except Exception as error:
             return Broken(step, error)
         self._tokens = launched.tokens
