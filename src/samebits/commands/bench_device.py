@@ -88,8 +88,8 @@ def run_serving(options: argparse.Namespace) -> int:
     for row in result["loads"]:
         print(
             f"{row['name']}: {row['total tokens per second']:.0f} tokens/s, first token "
-            f"{row['median time to first token']:.2f} s, between tokens {1e3 * row['median inter-token seconds']:.1f} ms, "
-            f"idle {100 * row['idle share']:.1f} %"
+            f"{row['median time to first token']:.2f} s, between tokens "
+            f"{1e3 * row['median inter-token seconds']:.1f} ms, idle {100 * row['idle share']:.1f} %"
         )
     return 0
 
