@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from samebits.commands import bench_device
+from samebits.commands import bench_device, bench_gemm
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import ModelConfig
 
@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         commands,
         "bench",
         "measure speed, as ratios out of one run",
-        KERNELS + OFFLINE + SCHEDULER + bench_device.EXAMPLES,
+        KERNELS + OFFLINE + SCHEDULER + bench_device.EXAMPLES + bench_gemm.EXAMPLES,
         run,
         "bench WHAT",
     )
@@ -53,6 +53,7 @@ def add(commands: Any) -> None:
     add_common(offline, "results/offline.json")
     add_scheduler(kinds)
     bench_device.add(kinds)
+    bench_gemm.add(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:

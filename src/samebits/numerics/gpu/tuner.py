@@ -7,7 +7,7 @@ decode meets its weights.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,23 +15,13 @@ import torch
 
 from samebits.errors import NumericsError
 from samebits.numerics.gpu.operator import Operator, Problem, Recipe, Round, Workload
+from samebits.numerics.gpu.proofs import ProofRecord, TriedRecord
 from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, words_of
 
 REPLAYS = 5
 FINAL_REPLAYS = 15
 CLOSE = 1.05
 """Candidates within this factor of the fastest are timed again, interleaved."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """What became of one candidate at one shape and bucket."""
-
-    name: str
-    identity: str
-    seconds: float | None
-    """of one run; None where it was rejected"""
-    rejection: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,14 +32,22 @@ class Bound:
     problem: str
     bucket: int
     candidate: Candidate
-    tried: tuple[Tried, ...]
+    tried: tuple[TriedRecord, ...]
     bytes: int
     operations: int
 
-    @property
-    def seconds(self) -> float:
-        chosen = next(entry for entry in self.tried if entry.name == self.candidate.name)
-        return chosen.seconds or 0.0
+    def record(self) -> ProofRecord:
+        """What the store keeps."""
+        return ProofRecord(
+            self.clause,
+            self.problem,
+            self.bucket,
+            self.candidate.name,
+            self.candidate.identity,
+            self.bytes,
+            self.operations,
+            self.tried,
+        )
 
 
 class TimedGraph:
@@ -91,17 +89,17 @@ def interleaved_seconds(
     return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
-def prove_and_time(recipe: Recipe, found: Round, workload: Workload) -> tuple[Candidate | None, Tried]:
+def prove_and_time(recipe: Recipe, found: Round, workload: Workload) -> tuple[Candidate | None, TriedRecord]:
     """Make a candidate, hold it against the reference, and time it if it may serve."""
     try:
         candidate = recipe.make()
     except Exception as error:  # a kernel that cannot be compiled or loaded here is rejected, not fatal
-        return None, Tried(recipe.name, "", None, words_of(error))
+        return None, TriedRecord(recipe.name, "", None, words_of(error))
     verdict = found.trial.prove(candidate)
     if isinstance(verdict, Rejection):
-        return None, Tried(candidate.name, candidate.identity, None, verdict.reason)
+        return None, TriedRecord(candidate.name, candidate.identity, None, verdict.reason)
     assert isinstance(verdict, Proof)
-    return candidate, Tried(candidate.name, candidate.identity, median_seconds(candidate, workload))
+    return candidate, TriedRecord(candidate.name, candidate.identity, median_seconds(candidate, workload))
 
 
 def bind(operator: Operator[Any], problem: Problem, found: Round) -> Bound:
@@ -109,7 +107,7 @@ def bind(operator: Operator[Any], problem: Problem, found: Round) -> Bound:
     proven."""
     workload = found.workload()
     proven: dict[str, tuple[Candidate, float]] = {}
-    tried: dict[str, Tried] = {}
+    tried: dict[str, TriedRecord] = {}
     for recipe in operator.recipes(problem, found.bucket):
         candidate, entry = prove_and_time(recipe, found, workload)
         tried[entry.name] = entry
@@ -124,7 +122,7 @@ def bind(operator: Operator[Any], problem: Problem, found: Round) -> Bound:
     best = min(seconds for _, seconds in proven.values())
     close = [candidate for candidate, seconds in proven.values() if seconds <= best * CLOSE]
     for candidate, seconds in zip(close, interleaved_seconds(close, workload), strict=True):
-        tried[candidate.name] = Tried(candidate.name, candidate.identity, seconds)
+        tried[candidate.name] = TriedRecord(candidate.name, candidate.identity, seconds)
     chosen = min(close, key=lambda candidate: tried[candidate.name].seconds or 0.0)
     return Bound(
         operator.clause,
@@ -135,6 +133,3 @@ def bind(operator: Operator[Any], problem: Problem, found: Round) -> Bound:
         workload.bytes,
         workload.operations,
     )
-
-
-Progress = Callable[[str, int, int], None]
