@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch import Tensor
 from samebits.errors import NumericsError
 
 LOOPBACK = "127.0.0.1"
+# torch's type stubs lack most of what this class offers.
+_Gloo: Any = dist.ProcessGroupGloo
 
 
 class GlooGroup:
@@ -22,14 +25,14 @@ class GlooGroup:
         self.rank = rank
         self.size = size
         patience = datetime.timedelta(seconds=patience_seconds)
-        options = dist.ProcessGroupGloo._Options()
+        options = _Gloo._Options()
         # By address: a host's own name need not resolve, and ranks never leave the host.
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
+        options._devices = [_Gloo.create_device(hostname=LOOPBACK)]
         options._timeout = patience
         store = dist.FileStore(str(meeting_file), size)
         store.set_timeout(patience)
         try:
-            self._gloo = dist.ProcessGroupGloo(store, rank, size, options)
+            self._gloo = _Gloo(store, rank, size, options)
         except RuntimeError as error:
             raise NumericsError(f"rank {rank} of {size} did not find the others: {error}") from error
 

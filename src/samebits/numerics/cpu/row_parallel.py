@@ -1,4 +1,4 @@
-"""Row-parallel products on CPU: K is cut over ranks, and under `tp-invariant` into leaves; the parts are joined here."""
+"""Row-parallel products on CPU: K is cut over ranks, and under `tp-invariant` into leaves; here parts are joined."""
 
 from __future__ import annotations
 
