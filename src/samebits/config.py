@@ -73,6 +73,9 @@ class EngineConfig:
         "overlapped", "prepare the next step while one runs, or one after another", ("overlapped", "simple")
     )
     threads: int = setting(0, "threads of the CPU numerics; 0: one a core")
+    data_parallel: int = setting(
+        1, "engines behind one server, each with the whole model; it changes no bit", flag="--dp"
+    )
 
 
 @dataclass(frozen=True)

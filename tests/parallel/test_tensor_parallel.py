@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from samebits import LLM, SamplingParams
 from samebits.engine.build import build_engine
 from samebits.engine.engine import Engine
 from samebits.errors import ConfigError, EngineError, UnsupportedModelError
-from samebits.verify.golden import digests
+from samebits.verify import golden
+from samebits.verify.local import LocalTarget
+from samebits.verify.modes import Settings
+from samebits.verify.run import mode_names, run
 
 SETTINGS: dict[str, Any] = {
     "model": "tiny",
@@ -24,24 +28,33 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "tiny-tp-invariant.json"
+
+
 @pytest.fixture(scope="module")
-def invariant_alone() -> tuple[str, dict[str, str]]:
+def invariant_fingerprint() -> str:
     with LLM(**SETTINGS, numerics="tp-invariant") as llm:
-        return llm.facts.fingerprint, digests(llm)
+        assert golden.differing(GOLDEN, llm) == []
+        return llm.facts.fingerprint
 
 
 @pytest.mark.parametrize("degree", [2, 4])
-def test_tp_invariant_is_one_plan_with_the_same_bits(invariant_alone, degree: int) -> None:
+def test_tp_invariant_is_one_plan_with_the_same_bits(invariant_fingerprint: str, degree: int) -> None:
+    """Every kind of sampling, in one batch, against digests kept from one rank; and every mode of `verify`."""
     with LLM(**SETTINGS, numerics="tp-invariant", tensor_parallel=degree) as llm:
-        assert (llm.facts.fingerprint, digests(llm)) == invariant_alone
+        assert llm.facts.fingerprint == invariant_fingerprint
+        assert golden.differing(GOLDEN, llm) == []
+        settings = Settings(2, 7, 6, 3)
+        report = run(LocalTarget(llm), mode_names(["all"]), [0.8], settings, lambda line: None)
+        assert report.passed
 
 
-def test_exact_is_another_plan_with_other_bits(invariant_alone) -> None:
+def test_exact_is_another_plan_with_other_bits() -> None:
     """The inverse: in `exact` the degree is part of the plan, and the comparison above would see its bits."""
     with LLM(**SETTINGS) as llm:
-        alone = llm.facts.fingerprint, digests(llm)
+        alone = llm.facts.fingerprint, golden.digests(llm)
     with LLM(**SETTINGS, tensor_parallel=2) as llm:
-        two = llm.facts.fingerprint, digests(llm)
+        two = llm.facts.fingerprint, golden.digests(llm)
         prompt = list(range(5, 90))
         asked = SamplingParams(max_new_tokens=12, temperature=0.8, ignore_eos=True)
         [solo] = llm.generate(prompt, asked, return_logprob=True)
@@ -50,7 +63,8 @@ def test_exact_is_another_plan_with_other_bits(invariant_alone) -> None:
         )
     assert two[0] != alone[0]
     assert all(two[1][name] != digest for name, digest in alone[1].items())
-    assert all(two[1][name] != digest for name, digest in invariant_alone[1].items())
+    invariant = golden.read(GOLDEN)["digests"]
+    assert all(two[1][name] != digest for name, digest in invariant.items())
     assert (batch[1].token_ids, batch[1].logprobs) == (solo.token_ids, solo.logprobs)
 
 
