@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 
@@ -73,6 +73,9 @@ class Engine:
     mask_source: MaskSource | None = None
     mask_wait_seconds: float = 0.02
     """how long a turn with nothing else to do waits for a mask, before it looks for new requests again"""
+    check_ranks: Callable[[], None] = lambda: None
+    """raises `RanksLostError` when a process that shares the model has died"""
+    close_ranks: Callable[[], None] = lambda: None
     counters: Counters = field(default_factory=Counters)
     step_times: Histogram = field(default_factory=lambda: Histogram(STEP_SECONDS))
     """seconds of each turn that finished a step"""
@@ -125,8 +128,9 @@ class Engine:
         """Take one turn of the loop and return the news. May return nothing while a step is on its way.
 
         An exception costs the steps on their way and nothing else: everybody is recomputed, the requests of those
-        steps one at a time, and only one that raises alone again is failed.
+        steps one at a time, and only one that raises alone again is failed. `RanksLostError` ends the engine.
         """
+        self.check_ranks()
         events, self._events = self._events, []
         started = time.perf_counter()
         try:
@@ -167,8 +171,9 @@ class Engine:
         return self.scheduler.flush_cache()
 
     def close(self) -> None:
-        """Let go of threads; the engine cannot be used afterwards."""
+        """Let go of threads and processes; the engine cannot be used afterwards."""
         self.loop.close()
+        self.close_ranks()
 
     def _make_masks(self, request: EngineRequest) -> RequestMasks | None:
         if not request.grammar:

@@ -36,6 +36,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     use_prefix_cache: bool = True
     grammar: str = ""
     """what the output must match, in the language of the engine's mask source; empty: anything"""
+    replica: int | None = None
+    """which of several engines behind a server is to run it; None: any, for the bits are the same"""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from samebits.errors import NumericsError
+from samebits.errors import RanksLostError
 
 LOOPBACK = "127.0.0.1"
 # torch's type stubs lack most of what this class offers.
@@ -34,7 +34,7 @@ class GlooGroup:
         try:
             self._gloo = _Gloo(store, rank, size, options)
         except RuntimeError as error:
-            raise NumericsError(f"rank {rank} of {size} did not find the others: {error}") from error
+            raise RanksLostError(f"rank {rank} of {size} did not find the others: {error}") from error
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         tensor = tensor.contiguous()
@@ -46,5 +46,5 @@ class GlooGroup:
         try:
             self._gloo.allgather([parts], [tensor.view(-1).view(torch.uint8)]).wait()
         except RuntimeError as error:
-            raise NumericsError(f"rank {self.rank} lost another rank: {error}") from error
+            raise RanksLostError(f"rank {self.rank} lost another rank: {error}") from error
         return gathered

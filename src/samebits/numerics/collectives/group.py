@@ -19,7 +19,7 @@ class Group(Protocol):
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks, of one shape and dtype, in rank order: [size, *shape]. Bytes are copied,
-        nothing is added. Raises `NumericsError` when another rank is gone."""
+        nothing is added. Raises `RanksLostError` when another rank is gone."""
 
 
 @dataclass(frozen=True)
