@@ -94,6 +94,11 @@ class ServerConfig:
     )
     max_body_mib: int = setting(16, "largest request body in MiB", group="limits")
     max_in_flight: int = setting(4096, "most HTTP requests being answered; more get 503", group="limits")
+    default_deadline_seconds: float = setting(
+        0.0,
+        "end requests that name no deadline_seconds after so long, waiting included; 0: never",
+        group="limits",
+    )
     drain_seconds: float = setting(30.0, "how long SIGTERM waits for running requests", group="limits")
     engine_restarts: int = setting(
         3, "how often in 10 minutes a dead engine is started anew; 0: exit at once", group="limits"

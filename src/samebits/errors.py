@@ -33,6 +33,10 @@ class RequestError(SamebitsError):
         self.code = code
 
 
+class DeadlineError(SamebitsError):
+    """The deadline of a request passed before anything of its answer was there."""
+
+
 class EngineError(SamebitsError):
     """The engine (or its process) failed; the message carries the cause."""
 
