@@ -13,7 +13,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 
@@ -34,13 +34,21 @@ LAST_FRAMES_SECONDS = 5
 log = logging.getLogger("samebits.server")
 
 
-def serve(model: ModelConfig, engine: EngineConfig, server: ServerConfig, build: str = BUILD_ENGINE) -> int:
+def serve(
+    model: ModelConfig,
+    engine: EngineConfig,
+    server: ServerConfig,
+    build: str = BUILD_ENGINE,
+    notes: Sequence[str] = (),
+) -> int:
     """Serve until told to stop; returns the exit status: 0 after an orderly stop, 1 when the engine failed.
 
-    `build` names the function that makes the engine in its process, as `module:function`. Raises `ConfigError`
-    when the address cannot be had, or for a setting of the server that makes no sense.
+    `build` names the function that makes the engine in its process, as `module:function`; `notes` are logged
+    first. Raises `ConfigError` when the address cannot be had, or for a setting of the server that makes no sense.
     """
     configure_logging(server.log_level, ("uvicorn",), server.log_format)
+    for note in notes:
+        log.info("%s", note)
     listener = bind(server.host, server.port)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
