@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 
+import msgspec
+
 from samebits.engine.deadlines import Deadlines
 from samebits.engine.histogram import STEP_SECONDS, Histogram
 from samebits.engine.loops import Loop, StepFailure
@@ -79,6 +81,8 @@ class Engine:
     close_ranks: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
     """what deadlines are readings of"""
+    prefix_cache: bool = True
+    """False: every request is computed from its first token, whatever it asks for"""
     counters: Counters = field(default_factory=Counters)
     step_times: Histogram = field(default_factory=lambda: Histogram(STEP_SECONDS))
     """seconds of each turn that finished a step"""
@@ -103,6 +107,8 @@ class Engine:
             raise RequestError(f"a request with rid {request.rid!r} is running already", "rid")
         if self.scheduler.waiting_count >= self.max_waiting:
             raise QueueFullError(f"the queue is full ({self.max_waiting} requests are waiting)")
+        if not self.prefix_cache:
+            request = msgspec.structs.replace(request, use_prefix_cache=False)
         masks = self._make_masks(request)
         added = new_request(request, self._arrivals, self._eos, self.facts.context_length)
         self.scheduler.add(added)
