@@ -38,7 +38,7 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
         log.warning(
             "numerics profile '%s' promises nothing: bits may change with the batch", operators.profile
         )
-    operators.compile(lambda name, done, total: progress(f"compiling kernels: {name}", done, total))
+    operators.compile(lambda name, done, total: progress("compiling kernels", done, total))
     loaded = load_model(model, operators, progress)
     plan = make_plan(loaded, operators, default_seed)
     pages = _page_count(engine, loaded, operators)

@@ -26,6 +26,7 @@ from samebits.engine.process import BUILD_ENGINE, ProcessTransport
 from samebits.errors import ConfigError
 from samebits.server.app import create_app
 from samebits.server.front import Front, Phase
+from samebits.server.start_log import StartLog
 from samebits.server.supervise import keep_running
 
 LAST_FRAMES_SECONDS = 5
@@ -86,7 +87,8 @@ async def _serve(
 ) -> int:
     def make_engine() -> AsyncEngine:
         transport = ProcessTransport(model, engine, build, config.log_level, config.log_format)
-        return AsyncEngine(transport, _log_progress)
+        log.info("starting the engine: model %s, numerics profile %s", model.model, model.numerics)
+        return AsyncEngine(transport, StartLog())
 
     front = Front(config, make_engine())
     app = create_app(front, model, engine)
@@ -189,13 +191,6 @@ def _warn_if_open(config: ServerConfig) -> None:
     is_local = config.host == "localhost" or config.host.startswith("127.") or config.host == "::1"
     if not is_local and not (config.api_key or config.api_key_file):
         log.warning("whoever reaches %s may use this server: there is no --api-key", config.host)
-
-
-def _log_progress(stage: str, done: int, total: int) -> None:
-    if done == total:
-        log.info("%s: done", stage)
-    else:
-        log.debug("%s: %d of %d", stage, done, total)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
