@@ -109,6 +109,7 @@ class ServerConfig:
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(30000, "port to listen on")
     served_model_name: str = setting("", "name in responses; empty: the model's own")
+    page: bool = setting(True, "serve a page to chat with the model at /")
     api_key: tuple[str, ...] = setting(
         (), "key that requests must carry; may be repeated", group="access", secret=True
     )

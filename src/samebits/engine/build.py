@@ -71,7 +71,7 @@ def _build(
         log.warning(
             "numerics profile '%s' promises nothing: bits may change with the batch", operators.profile
         )
-    operators.compile(lambda name, done, total: progress(f"compiling kernels: {name}", done, total))
+    operators.compile(lambda name, done, total: progress("compiling kernels", done, total))
     shard = ModelShard(group.rank, group.size)
     loaded = load_model(model, operators, progress, shard=shard)
     plan = make_plan(loaded, operators, default_seed)

@@ -16,7 +16,9 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import closing
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 
 import msgspec
@@ -77,7 +79,8 @@ class ProcessTransport:
             name="samebits-engine",
             daemon=self._settings[0].tensor_parallel == 1,  # a daemon may not start the other ranks
         )
-        self._process.start()
+        with _signals_held():
+            self._process.start()
         self._encoder = msgspec.msgpack.Encoder()
         loop = asyncio.get_running_loop()
         self._dead = asyncio.Event()
@@ -144,6 +147,17 @@ class ProcessTransport:
             assert self._process is not None
             self._process.join()
             deliver([EngineFailed(message=_describe_exit(self._process.exitcode))])
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Around the start of a child: it inherits the mask, and so does not die of a Ctrl-C before it ignores it."""
+    resource_tracker.ensure_running()  # which would lift the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _describe_exit(code: int | None) -> str:

@@ -30,6 +30,7 @@ from samebits.engine.transport import Transport
 from samebits.errors import ConfigError
 from samebits.server.app import create_app
 from samebits.server.front import Front, Phase
+from samebits.server.start_log import StartLog
 from samebits.server.supervise import keep_running
 
 LAST_FRAMES_SECONDS = 5
@@ -110,7 +111,8 @@ async def _serve(
     listener: socket.socket,
 ) -> int:
     def make_engine() -> AsyncEngine:
-        return AsyncEngine(_transport(model, engine, config, build), _log_progress)
+        log.info("starting the engine: model %s, numerics profile %s", model.model, model.numerics)
+        return AsyncEngine(_transport(model, engine, config, build), StartLog())
 
     front = Front(config, make_engine())
     app = create_app(front, model, engine)
@@ -213,13 +215,6 @@ def _warn_if_open(config: ServerConfig) -> None:
     is_local = config.host == "localhost" or config.host.startswith("127.") or config.host == "::1"
     if not is_local and not (config.api_key or config.api_key_file):
         log.warning("whoever reaches %s may use this server: there is no --api-key", config.host)
-
-
-def _log_progress(stage: str, done: int, total: int) -> None:
-    if done == total:
-        log.info("%s: done", stage)
-    else:
-        log.debug("%s: %d of %d", stage, done, total)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
