@@ -98,7 +98,7 @@ def graphs_against_eager_and_solo() -> object:
     lines = []
     for wishes in (False, True):
         captured = engine_of("bundled")
-        eager = engine_of("bundled", disable_cuda_graph=True)
+        eager = engine_of("bundled", cuda_graph_max_bs=0)
         simple = engine_of("bundled", loop="simple")
         asked = requests(23, captured.facts.vocabulary, wishes)
         base = answers(eager, asked)

@@ -13,10 +13,15 @@ from samebits.engine.decoder_runner import DecoderRunner
 from samebits.engine.engine import Engine
 from samebits.engine.loops import LOOPS, Loop
 from samebits.engine.messages import EngineFacts
-from samebits.engine.sizes import device_memory, filled_in, kv_page_count
-from samebits.errors import ConfigError, NumericsError
+from samebits.engine.parallel_runner import ParallelRunner
+from samebits.engine.rank_worker import AllocateKv, check_fingerprints, default_threads
+from samebits.engine.ranks import RankProcesses
+from samebits.engine.runner import Runner
+from samebits.engine.sizes import check_sizes, device_memory, filled_in, kv_page_count, log_idle_settings
+from samebits.errors import ConfigError, NumericsError, RanksLostError
 from samebits.models.load import LoadedModel, load_model, make_plan, read_model_files, weights_dtype
-from samebits.numerics.contract import CONTRACT
+from samebits.models.shards import ModelShard
+from samebits.numerics.collectives.group import SOLO, Group
 from samebits.numerics.operators import Operators
 from samebits.numerics.profiles import make_operators
 from samebits.plan import Plan
@@ -30,15 +35,39 @@ log = logging.getLogger(__name__)
 def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -> Engine:
     """Load the model and make the engine. Raises `ConfigError` and `ModelFileError` that say what to change."""
     default_seed = parse_default_seed(model.default_seed)
-    _check_sizes(engine)
+    check_sizes(engine)
+    if model.tensor_parallel < 1:
+        raise ConfigError(f"--tensor-parallel must be at least 1, got {model.tensor_parallel}")
     files = read_model_files(model)  # a model that cannot be served is refused before the compiler's minute
+    ModelShard(0, model.tensor_parallel).check(files.spec)
+    size = model.tensor_parallel
+    ranks = RankProcesses(model, engine, default_seed, size) if size > 1 else None
     try:
+        return _build(model, engine, default_seed, ranks, progress)
+    except BaseException as error:
+        if ranks is None:
+            raise
+        try:
+            if isinstance(error, RanksLostError):
+                raise ranks.explanation(error) from error
+            raise
+        finally:
+            ranks.close()
+
+
+def _build(
+    model: ModelConfig,
+    engine: EngineConfig,
+    default_seed: int | None,
+    ranks: RankProcesses | None,
+    progress: Progress,
+) -> Engine:
+    group: Group = SOLO if ranks is None else ranks.group
+    try:
+        threads = engine.threads or (0 if ranks is None else default_threads(group.size))
+        dtype: torch.dtype = getattr(torch, weights_dtype(model, read_model_files(model)))
         operators = make_operators(
-            model.numerics,
-            model.device,
-            engine.threads,
-            getattr(torch, weights_dtype(model, files)),
-            model.attention_split_tokens,
+            model.numerics, model.device, threads, group, dtype, model.attention_split_tokens
         )
     except NumericsError as error:
         raise ConfigError(str(error)) from error
@@ -46,14 +75,16 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
         log.warning(
             "numerics profile '%s' promises nothing: bits may change with the batch", operators.profile
         )
-    operators.compile(lambda name, done, total: progress(f"compiling kernels: {name}", done, total))
-    engine = filled_in(engine, operators.device)
-    loaded = load_model(model, operators, progress)
+    operators.compile(lambda name, done, total: progress("compiling kernels", done, total))
+    shard = ModelShard(group.rank, group.size)
+    loaded = load_model(model, operators, progress, shard=shard)
     plan = make_plan(loaded, operators, default_seed)
+    check_fingerprints(group, plan)
     on_gpu = operators.device.type == "cuda"
+    engine = filled_in(engine, operators.device)
     bytes_per_page = operators.kv_bytes_per_token(loaded.spec.layers, loaded.spec.heads) * engine.page_tokens
     pages = kv_page_count(engine, bytes_per_page, device_memory(operators.device) if on_gpu else None)
-    runner = DecoderRunner(
+    runner: Runner = DecoderRunner(
         spec=loaded.spec,
         weights=loaded.weights,
         operators=operators,
@@ -61,6 +92,9 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
         # On a GPU one page more, for padding rows.
         kv=operators.allocate_kv(loaded.spec.layers, pages + on_gpu, engine.page_tokens, loaded.spec.heads),
     )
+    if ranks is not None:
+        ranks.tell(AllocateKv(pages))
+        runner = ParallelRunner(runner, ranks)
     facts = _facts(model, engine, loaded, operators, plan, pages, default_seed)
     limits = SchedulerLimits(
         step_tokens=engine.step_tokens,
@@ -69,15 +103,18 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
         pages_per_request=-(-min(facts.context_length, facts.kv_tokens) // engine.page_tokens),
     )
     _log_decisions(facts, engine, operators, pages)
-    loop = _make_loop(runner, engine, limits, pages, progress)
-    return Engine(facts, runner, Scheduler(limits, PagePool(pages)), loop, engine.max_waiting)
+    scheduler = Scheduler(limits, PagePool(pages))
+    loop = _make_loop(runner, engine, limits, pages, progress) if on_gpu else LOOPS[engine.loop](runner)
+    built = Engine(facts, runner, scheduler, loop, engine.max_waiting, prefix_cache=engine.prefix_cache)
+    if ranks is not None:
+        built.check_ranks, built.close_ranks = ranks.check, ranks.close
+    return built
 
 
 def _make_loop(
-    runner: DecoderRunner, engine: EngineConfig, limits: SchedulerLimits, pages: int, progress: Progress
+    runner: Runner, engine: EngineConfig, limits: SchedulerLimits, pages: int, progress: Progress
 ) -> Loop:
-    if runner.operators.device.type != "cuda":
-        return LOOPS[engine.loop](runner)
+    """The loop of a GPU."""
     from samebits.engine.device.build import build_device_loop
 
     return build_device_loop(runner, engine, limits, pages, progress)
@@ -94,18 +131,6 @@ def parse_default_seed(text: str) -> int | None:
     if not -(1 << 63) <= seed < 1 << 64:
         raise ConfigError(f"--default-seed must fit in 64 bits, got {seed}")
     return seed
-
-
-def _check_sizes(engine: EngineConfig) -> None:
-    if engine.page_tokens <= 0 or engine.page_tokens % CONTRACT.key_block_tokens:
-        raise ConfigError(
-            f"--page-tokens must be a multiple of {CONTRACT.key_block_tokens}, got {engine.page_tokens}"
-        )
-    for name, least in (("step_tokens", 0), ("max_running", 0), ("max_waiting", 1)):
-        if getattr(engine, name) < least:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} must be at least {least}, got {getattr(engine, name)}"
-            )
 
 
 def _facts(
@@ -138,7 +163,10 @@ def _log_decisions(facts: EngineFacts, engine: EngineConfig, operators: Operator
     described = ", ".join(f"{name} {value}" for name, value in operators.description().items())
     log.info("model %s (%s), context %d tokens", facts.model, facts.family, facts.context_length)
     log.info("numerics %s on %s: %s", facts.profile, operators.device, described)
-    log.info("KV: %d pages of %d tokens", pages, engine.page_tokens)
+    kept = "" if engine.prefix_cache else ", no prefix cache"
+    log.info("KV: %d pages of %d tokens%s", pages, engine.page_tokens, kept)
+    if operators.device.type == "cpu":
+        log_idle_settings(engine)
     log.info(
         "a step: at most %d tokens of %d requests; fingerprint %s",
         engine.step_tokens,

@@ -7,8 +7,12 @@ from importlib.util import find_spec
 import torch
 
 from samebits.errors import NumericsError
+from samebits.numerics.collectives.group import SOLO, Group
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.operators import Operators
+
+CPU_PROFILES = ("exact", "tp-invariant")
+GPU_PROFILES = ("exact", "unpinned")
 
 
 def choose_device(device: str) -> torch.device:
@@ -22,22 +26,24 @@ def make_operators(
     profile: str,
     device: str = "auto",
     threads: int = 0,
+    group: Group = SOLO,
     dtype: torch.dtype = torch.bfloat16,
     split_tokens: int = 0,
 ) -> Operators:
-    """The operators of a profile on a device.
+    """The operators of a profile on a device, for one rank of `group`.
 
     `threads` is for the CPU (0: one a core); `dtype` is the weights', in which a GPU keeps its activations;
-    `split_tokens` is the attention's split (0: the contract's). Raises `NumericsError` when there is no such thing.
+    `split_tokens` is the attention's split (0: the contract's). Raises `NumericsError` when the combination does not
+    exist.
     """
     place = choose_device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
         raise NumericsError("--device cuda: this machine has no CUDA device that torch can use")
-    if split_tokens and (split_tokens < 0 or split_tokens % CONTRACT.key_block_tokens):
+    if split_tokens < 0 or split_tokens % CONTRACT.key_block_tokens:
         raise NumericsError(
             f"--attention-split-tokens must be a multiple of {CONTRACT.key_block_tokens}, got {split_tokens}"
         )
-    if place.type == "cuda" and profile in ("exact", "unpinned"):
+    if profile in GPU_PROFILES and place.type == "cuda" and group.size == 1:
         from samebits.numerics.gpu.operators import make_gpu_operators
 
         return make_gpu_operators(profile, place, dtype, split_tokens or CONTRACT.split_tokens)
@@ -46,15 +52,20 @@ def make_operators(
             f"--attention-split-tokens {split_tokens}: the splits of this profile on {place.type} hold "
             f"{CONTRACT.split_tokens} keys"
         )
+    if profile in CPU_PROFILES and place.type == "cpu":
+        from samebits.numerics.cpu.operators import CpuOperators
+
+        return CpuOperators(threads=threads, profile=profile, group=group)
+    if group.size > 1:
+        raise NumericsError(
+            f"--tensor-parallel {group.size}: --numerics {profile} runs on one rank on {place.type}; several ranks are "
+            "for 'exact' and 'tp-invariant' on cpu"
+        )
     if profile == "torch":
         from samebits.numerics.torch_profile.operators import torch_operators
 
         return torch_operators(place, dtype)
-    if profile == "exact" and place.type == "cpu":
-        from samebits.numerics.cpu.operators import CpuOperators
-
-        return CpuOperators(threads=threads)
     raise NumericsError(
         f"--numerics {profile} has no proven kernels on {place.type}; this version offers 'exact' on cpu and cuda, "
-        "and, without any promise, 'torch' on both and 'unpinned' on cuda"
+        "'tp-invariant' on cpu, and, without any promise, 'torch' on both and 'unpinned' on cuda"
     )

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from samebits.config import EngineConfig
-from samebits.engine.decoder_runner import DecoderRunner
 from samebits.engine.device.inputs import InputSizes
 from samebits.engine.device.loop import DeviceLoop
 from samebits.engine.device.place import CudaCapture, Place
 from samebits.engine.device.runner import DeviceRunner
+from samebits.engine.runner import Runner
 from samebits.errors import ConfigError
 from samebits.numerics.gpu.buckets import BUCKETS, bucket_of
 from samebits.schedule.scheduler import SchedulerLimits
@@ -30,14 +30,13 @@ def check_device_sizes(engine: EngineConfig) -> None:
             f"a step on a GPU holds at most {BUCKETS[-1]} tokens; --step-tokens is {engine.step_tokens}, --max-running "
             f"is {engine.max_running}"
         )
-    if not 0.0 < engine.mem_fraction_static <= 1.0:
-        raise ConfigError(f"--mem-fraction-static must lie in (0, 1], got {engine.mem_fraction_static}")
 
 
 def build_device_loop(
-    model: DecoderRunner, engine: EngineConfig, limits: SchedulerLimits, pages: int, progress: Progress
+    model: Runner, engine: EngineConfig, limits: SchedulerLimits, pages: int, progress: Progress
 ) -> DeviceLoop:
     """The loop of a model whose KV storage has `pages` pages for requests and one more for padding rows."""
+    check_device_sizes(engine)
     started = time.monotonic()
     sizes = InputSizes(
         rows=bucket_of(limits.step_tokens),
@@ -60,7 +59,8 @@ def build_device_loop(
 
 def graph_buckets(engine: EngineConfig) -> Sequence[int]:
     """The decode steps that are captured."""
-    if engine.disable_cuda_graph or engine.cuda_graph_max_bs < 1:
+    largest = engine.max_running if engine.cuda_graph_max_bs < 0 else engine.cuda_graph_max_bs
+    if not largest:
         return []
-    largest = bucket_of(min(engine.cuda_graph_max_bs, engine.max_running))
+    largest = bucket_of(min(largest, engine.max_running))
     return [bucket for bucket in BUCKETS if bucket <= largest]

@@ -73,6 +73,12 @@ class GpuOperators:
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> GpuLinear:
         return pack_linear(weight, bias, self._device, self._act)
 
+    def pack_row_linear(self, weight: Tensor, bias: Tensor | None = None) -> GpuLinear:
+        return self.pack_linear(weight, bias)
+
+    def pack_output(self, weight: Tensor, vocabulary: int) -> GpuLinear:
+        return self.pack_linear(weight)
+
     def allocate_kv(
         self, layers: int, pages: int, page_tokens: int, heads: HeadLayout
     ) -> tuple[KvLayer, ...]:
@@ -92,6 +98,9 @@ class GpuOperators:
     def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
         return self._products.run(x, weight, self._act)
+
+    def row_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        return self.linear(x, weight)
 
     def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
         assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
