@@ -11,6 +11,8 @@ from torch import Tensor
 
 from samebits.errors import NumericsError
 from samebits.numerics.batch import RaggedBatch, SampleResult, SamplingBatch
+from samebits.numerics.gpu import activation, attention, embedding, log_sum_exp, norm, rope_store
+from samebits.numerics.gpu.attention_work import AttentionScheduler
 from samebits.numerics.gpu.gemm_operator import reference_candidate
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.products import GpuLinear, Products, pack_linear
@@ -24,7 +26,14 @@ ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 class GpuOperators:
     """Numerics on one GPU. Activations have the weights' dtype."""
 
-    def __init__(self, device: torch.device, act: torch.dtype, split_tokens: int, products: Products) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        act: torch.dtype,
+        split_tokens: int,
+        products: Products,
+        pinned: bool = True,
+    ) -> None:
         if act not in ACTIVATIONS:
             raise NumericsError(f"activations on a GPU are bfloat16, float16 or float32, not {act}")
         self._device = device
@@ -32,6 +41,7 @@ class GpuOperators:
         self._split_tokens = split_tokens
         self._products = products
         self._kit = StandIns(act, split_tokens)
+        self._attention = AttentionScheduler(device, split_tokens, pinned)
 
     @property
     def profile(self) -> str:
@@ -82,7 +92,13 @@ class GpuOperators:
     def allocate_kv(
         self, layers: int, pages: int, page_tokens: int, heads: HeadLayout
     ) -> tuple[KvLayer, ...]:
-        return self._kit.allocate_kv(layers, pages, page_tokens, heads, self._device)
+        shape = attention.kv_shape(pages, page_tokens, heads)
+        self._attention.prepare(heads, page_tokens, self._act)
+
+        def zeros() -> Tensor:
+            return torch.zeros(shape, dtype=self._act, device=self._device)
+
+        return tuple(KvLayer(zeros(), zeros(), page_tokens) for _ in range(layers))
 
     def kv_bytes_per_token(self, layers: int, heads: HeadLayout) -> int:
         return layers * 2 * heads.kv_width * self._act.itemsize
@@ -90,10 +106,10 @@ class GpuOperators:
     # Forward
 
     def share_out(self, batch: RaggedBatch, host: RaggedBatch | None) -> RaggedBatch:
-        return replace(batch, work=self._kit.share_out(batch, host))
+        return replace(batch, work=self._attention.share_out(batch, host))
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
-        return self._kit.embed(token_ids, table)
+        return embedding.embed(token_ids, table)
 
     def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
@@ -107,10 +123,10 @@ class GpuOperators:
         return self._products.run(x, weight, torch.float32)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return self._kit.rms_norm(x, weight, eps)
+        return norm.rms_norm(x, weight, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        return self._kit.add_rms_norm(x, residual, weight, eps)
+        return norm.add_rms_norm(x, residual, weight, eps)
 
     def norm_rope_store(
         self,
@@ -123,23 +139,35 @@ class GpuOperators:
         batch: RaggedBatch,
         kv: KvLayer,
     ) -> Tensor:
-        return self._kit.norm_rope_store(qkv, heads, query_norm, key_norm, eps, rope, batch, kv)
+        return rope_store.norm_rope_store(
+            qkv,
+            heads,
+            query_norm,
+            key_norm,
+            eps,
+            rope,
+            batch.positions,
+            batch.slots,
+            batch.row_faults,
+            kv.keys,
+            kv.values,
+        )
 
     def attention(
         self, queries: Tensor, heads: HeadLayout, scale: float, batch: RaggedBatch, kv: KvLayer
     ) -> Tensor:
-        return self._kit.attention(queries, heads, scale, batch, kv)
+        return self._attention.run(queries, heads, scale, batch, kv)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
-        return self._kit.silu_mul(gate_up)
+        return activation.silu_mul(gate_up)
 
     # Sampling stage
 
     def log_sum_exp(self, logits: Tensor) -> Tensor:
-        return self._kit.log_sum_exp(logits)
+        return log_sum_exp.log_sum_exp(logits)
 
     def token_logprobs(self, logits: Tensor, lse: Tensor, rows: Tensor, token_ids: Tensor) -> Tensor:
-        return self._kit.token_logprobs(logits, lse, rows, token_ids)
+        return log_sum_exp.token_logprobs(logits, lse, rows, token_ids)
 
     def top_tokens(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         return self._kit.top_tokens(logits, count)
