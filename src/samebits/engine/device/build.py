@@ -14,8 +14,11 @@ from samebits.engine.device.loop import DeviceLoop
 from samebits.engine.device.place import CudaCapture, Place
 from samebits.engine.device.runner import DeviceRunner
 from samebits.engine.runner import Runner
-from samebits.errors import ConfigError
+from samebits.engine.sampling_stage import SCORED_ROWS_AT_ONCE
+from samebits.errors import ConfigError, NumericsError
+from samebits.models.digests import user_cache_folder
 from samebits.numerics.gpu.buckets import BUCKETS, bucket_of
+from samebits.numerics.gpu.operators import GpuOperators
 from samebits.schedule.scheduler import SchedulerLimits
 
 Progress = Callable[[str, int, int], None]
@@ -46,6 +49,8 @@ def build_device_loop(
         page_tokens=limits.page_tokens,
         padding_page=pages,
     )
+    if isinstance(model.operators, GpuOperators):
+        bind_products(model.operators, sizes, progress)
     runner = DeviceRunner(model, Place(model.operators.device), sizes, bucket_of)
     buckets = graph_buckets(engine)
     if buckets and model.operators.captures:
@@ -55,6 +60,17 @@ def build_device_loop(
         log.info("no CUDA graphs: every step is eager")
     torch.cuda.synchronize()
     return DeviceLoop(runner, ahead=engine.loop == "overlapped")
+
+
+def bind_products(operators: GpuOperators, sizes: InputSizes, progress: Progress) -> None:
+    """Prove the products of the model, or find their proofs. Raises `ConfigError` where nothing is proven for one."""
+    started = time.monotonic()
+    folder = user_cache_folder() / "proofs"
+    try:
+        operators.bind(sizes.rows, max(sizes.sampled, bucket_of(SCORED_ROWS_AT_ONCE)), folder, progress)
+    except NumericsError as error:
+        raise ConfigError(str(error)) from error
+    log.info("kernels bound in %.1f s", time.monotonic() - started)
 
 
 def graph_buckets(engine: EngineConfig) -> Sequence[int]:

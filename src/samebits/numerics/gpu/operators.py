@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import triton
@@ -13,10 +14,9 @@ from samebits.errors import NumericsError
 from samebits.numerics.batch import RaggedBatch, SampleResult, SamplingBatch
 from samebits.numerics.gpu import activation, attention, embedding, log_sum_exp, norm, rope_store
 from samebits.numerics.gpu.attention_work import AttentionScheduler
-from samebits.numerics.gpu.gemm_operator import reference_candidate
+from samebits.numerics.gpu.buckets import buckets_up_to
 from samebits.numerics.gpu.gemm_problem import GemmProblem
-from samebits.numerics.gpu.products import GpuLinear, Products, pack_linear
-from samebits.numerics.gpu.prover import Candidate
+from samebits.numerics.gpu.products import FreeProducts, GpuLinear, Products, ProvenProducts, pack_linear
 from samebits.numerics.gpu.stand_ins import StandIns
 from samebits.numerics.operators import HeadLayout, KvLayer, PackedLinear
 
@@ -32,7 +32,7 @@ class GpuOperators:
         act: torch.dtype,
         split_tokens: int,
         products: Products,
-        pinned: bool = True,
+        promises: bool = True,
     ) -> None:
         if act not in ACTIVATIONS:
             raise NumericsError(f"activations on a GPU are bfloat16, float16 or float32, not {act}")
@@ -40,16 +40,18 @@ class GpuOperators:
         self._act = act
         self._split_tokens = split_tokens
         self._products = products
+        self._promises = promises
+        self._problems: list[GemmProblem] = []
         self._kit = StandIns(act, split_tokens)
-        self._attention = AttentionScheduler(device, split_tokens, pinned)
+        self._attention = AttentionScheduler(device, split_tokens, pinned=promises)
 
     @property
     def profile(self) -> str:
-        return "exact"
+        return "exact" if self._promises else "unpinned"
 
     @property
     def promises_bits(self) -> bool:
-        return True
+        return self._promises
 
     @property
     def device(self) -> torch.device:
@@ -81,13 +83,31 @@ class GpuOperators:
     # Set-up
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> GpuLinear:
-        return pack_linear(weight, bias, self._device, self._act)
+        return self._pack(weight, bias, self._act)
 
     def pack_row_linear(self, weight: Tensor, bias: Tensor | None = None) -> GpuLinear:
         return self.pack_linear(weight, bias)
 
     def pack_output(self, weight: Tensor, vocabulary: int) -> GpuLinear:
-        return self.pack_linear(weight)
+        return self._pack(weight, None, torch.float32)
+
+    def _pack(self, weight: Tensor, bias: Tensor | None, out: torch.dtype) -> GpuLinear:
+        linear = pack_linear(weight, bias, self._device, self._act, out)
+        self._problems.append(linear.problem)
+        return linear
+
+    def bind(
+        self, step_rows: int, sampled_rows: int, folder: Path, progress: Callable[[str, int, int], None]
+    ) -> None:
+        """Prove and choose the products of all weights that were packed, for steps of up to `step_rows` rows of which
+        up to `sampled_rows` get logits at once; proofs are kept in `folder`. Raises `NumericsError` where nothing
+        is proven for a shape."""
+
+        def buckets(problem: GemmProblem) -> Sequence[int]:
+            gives_logits = problem.out == torch.float32 != self._act
+            return buckets_up_to(sampled_rows if gives_logits else max(step_rows, sampled_rows))
+
+        self._products.bind(self._problems, buckets, folder, progress)
 
     def allocate_kv(
         self, layers: int, pages: int, page_tokens: int, heads: HeadLayout
@@ -113,14 +133,14 @@ class GpuOperators:
 
     def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
-        return self._products.run(x, weight, self._act)
+        return self._products.run(x, weight)
 
     def row_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         return self.linear(x, weight)
 
     def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
         assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
-        return self._products.run(x, weight, torch.float32)
+        return self._products.run(x, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)
@@ -181,13 +201,10 @@ class GpuOperators:
         return {}
 
 
-def reference_products(problem: GemmProblem, buckets: Sequence[int]) -> dict[int, Candidate]:
-    """The clause's own kernel for every bucket: right, and slow."""
-    return dict.fromkeys(buckets, reference_candidate(problem))
-
-
 def make_gpu_operators(
     profile: str, device: torch.device, dtype: torch.dtype, split_tokens: int
 ) -> GpuOperators:
-    """The operators of `exact` or `unpinned`."""
-    return GpuOperators(device, dtype, split_tokens, Products(reference_products))
+    """The operators of `exact`, or of `unpinned`: the same engine with every freedom that costs bits."""
+    if profile == "unpinned":
+        return GpuOperators(device, dtype, split_tokens, FreeProducts(), promises=False)
+    return GpuOperators(device, dtype, split_tokens, ProvenProducts(device))

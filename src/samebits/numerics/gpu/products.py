@@ -1,20 +1,25 @@
-"""The matrix products of a model: each shape and bucket with the candidate that serves it."""
+"""The matrix products of a model: each shape and bucket with what serves it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from samebits.errors import NumericsError
-from samebits.numerics.gpu.buckets import BUCKETS
+from samebits.numerics.gpu.bindings import Bindings, bind_all
+from samebits.numerics.gpu.device_key import device_key
+from samebits.numerics.gpu.gemm_operator import GemmOperator, reference_candidate
 from samebits.numerics.gpu.gemm_problem import GemmProblem
+from samebits.numerics.gpu.operator import Wish
+from samebits.numerics.gpu.proofs import ProofStore
 from samebits.numerics.gpu.prover import Candidate
 
-Bind = Callable[[GemmProblem, Sequence[int]], dict[int, Candidate]]
-"""Proves a problem at some buckets and returns what serves each. Raises `NumericsError` where nothing is proven."""
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class GpuLinear:
     """act [out, in]"""
     bias: Tensor | None
     """act [out]"""
+    out: torch.dtype
+    """of the products: act, or float32 for logits"""
 
     @property
     def in_features(self) -> int:
@@ -34,46 +41,108 @@ class GpuLinear:
     def out_features(self) -> int:
         return self.weight.shape[0]
 
-    def problem(self, out: torch.dtype) -> GemmProblem:
-        return GemmProblem(self.out_features, self.in_features, self.weight.dtype, out, self.bias is not None)
+    @property
+    def problem(self) -> GemmProblem:
+        return GemmProblem(
+            self.out_features, self.in_features, self.weight.dtype, self.out, self.bias is not None
+        )
 
 
-def pack_linear(weight: Tensor, bias: Tensor | None, device: torch.device, act: torch.dtype) -> GpuLinear:
+def pack_linear(
+    weight: Tensor, bias: Tensor | None, device: torch.device, act: torch.dtype, out: torch.dtype
+) -> GpuLinear:
     """Take a weight [out, in] and a bias as they are. Raises `NumericsError` for a dtype other than `act`."""
     if weight.dtype != act:
         raise NumericsError(f"weights are {weight.dtype}, but these operators compute in {act}")
     packed = weight.to(device).contiguous()
-    return GpuLinear(packed, None if bias is None else bias.to(device, act).contiguous())
+    return GpuLinear(packed, None if bias is None else bias.to(device, act).contiguous(), out)
 
 
-class Products:
-    """Products that were bound before they are needed. A shape or row count that was not is refused."""
+class Products(Protocol):
+    """Computes linear layers."""
 
-    def __init__(self, bind: Bind) -> None:
-        self._bind = bind
-        self._bound: dict[tuple[GemmProblem, int], Candidate] = {}
+    def bind(
+        self,
+        problems: Sequence[GemmProblem],
+        buckets: Callable[[GemmProblem], Sequence[int]],
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        """Make ready what the problems need at their buckets; proofs are kept in `folder`. Afterwards nothing else
+        may run."""
 
-    def bind(self, problem: GemmProblem, buckets: Sequence[int]) -> None:
-        """Prove and choose what serves a problem at these buckets, where that was not done yet."""
-        missing = [bucket for bucket in buckets if (problem, bucket) not in self._bound]
-        if missing:
-            for bucket, candidate in self._bind(problem, missing).items():
-                self._bound[problem, bucket] = candidate
+    def run(self, x: Tensor, linear: GpuLinear) -> Tensor:
+        """x act [bucket, in] -> `linear.out` [bucket, out features]."""
 
-    def run(self, x: Tensor, linear: GpuLinear, out: torch.dtype) -> Tensor:
-        """x act [bucket, in] -> `out` [bucket, out features]."""
-        problem, rows = linear.problem(out), x.shape[0]
-        candidate = self._bound.get((problem, rows))
-        if candidate is None:
-            candidate = self._late(problem, rows)
-        result = torch.empty((rows, linear.out_features), dtype=out, device=x.device)
+    @property
+    def identities(self) -> frozenset[str]:
+        """Binaries and library algorithms that are proven to serve; none where nothing is promised."""
+
+
+class ProvenProducts:
+    """Products of the GEMM clause. Until they are bound, the clause's reference serves; then what was proven and is
+    fastest, and a shape or row count that was not bound is refused."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._bindings: Bindings | None = None
+        self._references: dict[GemmProblem, Candidate] = {}
+        self._found: dict[tuple[GemmProblem, int], Candidate] = {}
+
+    @property
+    def identities(self) -> frozenset[str]:
+        return frozenset() if self._bindings is None else self._bindings.identities
+
+    def bind(
+        self,
+        problems: Sequence[GemmProblem],
+        buckets: Callable[[GemmProblem], Sequence[int]],
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        store = ProofStore(folder, device_key(self._device))
+        operator = GemmOperator(self._device)
+        wishes = [Wish(operator, problem, tuple(buckets(problem))) for problem in dict.fromkeys(problems)]
+        self._bindings = bind_all(wishes, store, progress)
+        self._references.clear()
+
+    def run(self, x: Tensor, linear: GpuLinear) -> Tensor:
+        rows = x.shape[0]
+        candidate = self._candidate(linear.problem, rows)
+        result = torch.empty((rows, linear.out_features), dtype=linear.out, device=x.device)
         inputs = (x, linear.weight) if linear.bias is None else (x, linear.weight, linear.bias)
         candidate.run(inputs, (result,))
         return result
 
-    def _late(self, problem: GemmProblem, rows: int) -> Candidate:
-        """Bind at the first call, which only set-up makes."""
-        if rows not in BUCKETS:
-            raise NumericsError(f"no product is proven for {problem.key} at {rows} rows")
-        self.bind(problem, [rows])
-        return self._bound[problem, rows]
+    def _candidate(self, problem: GemmProblem, rows: int) -> Candidate:
+        if self._bindings is None:
+            if problem not in self._references:
+                self._references[problem] = reference_candidate(problem)
+            return self._references[problem]
+        found = self._found.get((problem, rows))
+        if found is None:
+            found = self._bindings.candidate(GemmOperator.clause, problem, rows)
+            self._found[problem, rows] = found
+        return found
+
+
+class FreeProducts:
+    """cuBLAS as torch calls it: it may split K and choose anew at every row count. Promises nothing."""
+
+    identities: frozenset[str] = frozenset()
+
+    def bind(
+        self,
+        problems: Sequence[GemmProblem],
+        buckets: Callable[[GemmProblem], Sequence[int]],
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        """There is nothing to prove."""
+
+    def run(self, x: Tensor, linear: GpuLinear) -> Tensor:
+        if linear.out != x.dtype:
+            return torch.mm(x, linear.weight.t(), out_dtype=linear.out)
+        if linear.bias is not None:
+            return torch.addmm(linear.bias, x, linear.weight.t())
+        return torch.mm(x, linear.weight.t())
