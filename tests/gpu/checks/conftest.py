@@ -38,23 +38,39 @@ def _fused(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     return np.where(inexact, (bits + towards).view(np.float64), total).astype(np.float32)
 
 
+def _chain(a: np.ndarray, b: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """A matrix product as a chain of atoms 16 deep, ascending: no element depends on the tile's shape."""
+    total = start.astype(np.float32)
+    for first in range(0, a.shape[1], 16):
+        atom = total.astype(np.float64)
+        for k in range(first, first + 16):
+            atom += a[:, k, None].astype(np.float64) * b[None, k, :].astype(np.float64)
+        total = atom.astype(np.float32)
+    return total
+
+
 @pytest.fixture(scope="session", autouse=True)
-def fused_multiply_add() -> Iterator[None]:
-    """Triton's interpreter rounds the product of `tl.fma`; with this, it gives a GPU's bits for float32."""
+def atoms_of_a_gpu() -> Iterator[None]:
+    """Give Triton's interpreter a GPU's atoms: it rounds the product inside `tl.fma`, and its `tl.dot` is a BLAS
+    call whose order follows the tile."""
     if not INTERPRETED:
         yield
         return
     from triton.runtime import interpreter
 
     builder = interpreter.InterpreterBuilder
-    plain = builder.create_fma
+    plain = builder.create_fma, builder.create_dot
 
     def create_fma(self: object, x: Any, y: Any, z: Any) -> Any:
         if x.data.dtype != np.float32:
-            return plain(self, x, y, z)
+            return plain[0](self, x, y, z)
         with np.errstate(all="ignore"):
             return interpreter.TensorHandle(_fused(x.data, y.data, z.data), x.dtype.scalar)
 
-    builder.create_fma = create_fma
+    def create_dot(self: object, a: Any, b: Any, d: Any, precision: Any, imprecise: int) -> Any:
+        with np.errstate(all="ignore"):
+            return interpreter.TensorHandle(_chain(a.data, b.data, d.data), d.dtype.scalar)
+
+    builder.create_fma, builder.create_dot = create_fma, create_dot
     yield
-    builder.create_fma = plain
+    builder.create_fma, builder.create_dot = plain
