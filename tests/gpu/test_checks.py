@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_checks(file: str, **environment: str) -> None:
-    paths = [str(ROOT / "src"), str(ROOT), str(ROOT / "tests" / "helpers")]
+    paths = [str(ROOT / "src"), str(ROOT), str(ROOT / "tests" / "helpers"), str(ROOT / "tests" / "numerics")]
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(CHECKS / file)]
     done = subprocess.run(
         [*command, "-o", "python_files=check_*.py", "-o", "python_functions=check_*"],

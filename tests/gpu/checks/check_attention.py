@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_cases import Case, Inputs, in_float64, make_inputs
-from conftest import INTERPRETED
 
+from conftest import INTERPRETED
 from samebits.numerics.gpu import attention
 from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch, TileLaunch
 from samebits.numerics.gpu.attention_plan import plan_attention

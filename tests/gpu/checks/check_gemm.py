@@ -8,10 +8,13 @@ import pytest
 import torch
 from gemm_mutants import MUTANTS, RIGHT, SHIFTED, mutant_candidate
 
+from samebits.errors import NumericsError
 from samebits.numerics import reference
-from samebits.numerics.gpu.gemm_candidates import DESCRIPTORS, PERSISTENT, Tile, launch_tile
+from samebits.numerics.gpu import cublaslt
+from samebits.numerics.gpu.gemm_candidates import DESCRIPTORS, PERSISTENT, Tile, launch_tile, library_recipes
 from samebits.numerics.gpu.gemm_operator import reference_candidate
 from samebits.numerics.gpu.gemm_problem import GemmProblem, case_of, proof_inputs
+from samebits.numerics.gpu.graph_nodes import captured_nodes, unknown_nodes
 from samebits.numerics.gpu.launch import load
 from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, Tensors, Trial
 
@@ -116,3 +119,62 @@ def check_tiles_are_near_float64(
             bound = 8 * reference.gemm_bound(x, weight, addend)
             error = (out.double() - expected).abs()
             assert bool((error <= bound).all()), f"{problem.key} at {rows} rows: {error.max()}"
+
+
+@pytest.mark.skipif(INTERPRETED, reason="graphs are captured on a GPU")
+@pytest.mark.parametrize("source", ["tile", "library"])
+def check_captured_kernels_are_the_proven_ones(source: str, device: torch.device) -> None:
+    problem = GemmProblem(512, 1024, torch.bfloat16, torch.bfloat16)
+    if source == "tile":
+        candidate = tile_candidate(Tile(16, 64, 64, 4, 4), problem, 16)
+        other = tile_candidate(Tile(16, 32, 64, 4, 4), problem, 16)
+    else:
+        candidate = next(iter(library_recipes(problem, 16, 1))).make()
+        other = tile_candidate(Tile(16, 32, 64, 4, 4), problem, 16)
+    x = torch.randn(16, 1024, device=device).bfloat16()
+    weight = torch.randn(512, 1024, device=device).bfloat16()
+    out = torch.empty(16, 512, device=device, dtype=torch.bfloat16)
+
+    def run(which: Candidate) -> None:
+        which.run((x, weight), (out,))
+
+    for which in (candidate, other):
+        run(which)
+    torch.cuda.synchronize()
+    proven = captured_nodes(lambda: run(candidate))
+    assert len(proven) == 1
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        run(candidate)
+        run(other)
+    assert [node.handle for node in unknown_nodes(graph, proven)] == [
+        node.handle for node in captured_nodes(lambda: run(other))
+    ]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the library runs on a GPU")
+def check_the_library_splits_k_only_where_it_may(device: torch.device) -> None:
+    """Algorithms come back by their bytes, none of them divides K, and all give the reference's bits."""
+    for problem in (
+        GemmProblem(4096, 4096, torch.bfloat16, torch.bfloat16),
+        GemmProblem(512, 2048, torch.float16, torch.float32, bias=False),
+        GemmProblem(512, 2048, torch.bfloat16, torch.bfloat16, bias=True),
+    ):
+        trial = trial_of(problem, 64, device)
+        recipes = list(library_recipes(problem, 64, 4))
+        assert recipes
+        verdicts = [trial.prove(recipe.make()) for recipe in recipes]
+        assert any(isinstance(verdict, Proof) for verdict in verdicts), verdicts
+        assert all(not cublaslt.splits(cublaslt.algorithm_of(v.identity.split()[-1])) for v in verdicts)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="alignment matters on a GPU")
+def check_an_offset_pointer_is_refused(device: torch.device) -> None:
+    problem = GemmProblem(512, 1024, torch.bfloat16, torch.bfloat16)
+    weight = torch.randn(512, 1024, device=device).bfloat16()
+    x = torch.randn(16 * 1024 + 1, device=device).bfloat16()[1:].view(16, 1024)
+    out = torch.empty(16, 512, device=device, dtype=torch.bfloat16)
+    tile = tile_candidate(Tile(16, 64, 64, 4, 4), problem, 16)
+    for candidate in (tile, next(iter(library_recipes(problem, 16, 1))).make()):
+        with pytest.raises(NumericsError, match="16 bytes"):
+            candidate.run((x, weight), (out,))
