@@ -12,13 +12,23 @@ from torch import Tensor
 
 from samebits.errors import NumericsError
 from samebits.numerics.batch import RaggedBatch, SampleResult, SamplingBatch
-from samebits.numerics.gpu import activation, attention, embedding, log_sum_exp, norm, rope_store
+from samebits.numerics.gpu import (
+    activation,
+    attention,
+    embedding,
+    log_sum_exp,
+    norm,
+    rope_store,
+    sampling,
+    top,
+)
 from samebits.numerics.gpu.attention_work import AttentionScheduler
 from samebits.numerics.gpu.buckets import buckets_up_to
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.products import FreeProducts, GpuLinear, Products, ProvenProducts, pack_linear
-from samebits.numerics.gpu.stand_ins import StandIns
+from samebits.numerics.gpu.sampling import SamplingWorkspace, Wants, sampling_workspace
 from samebits.numerics.operators import HeadLayout, KvLayer, PackedLinear
+from samebits.numerics.probes import probe_digests
 
 ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -42,7 +52,7 @@ class GpuOperators:
         self._products = products
         self._promises = promises
         self._problems: list[GemmProblem] = []
-        self._kit = StandIns(act, split_tokens)
+        self._workspace: SamplingWorkspace | None = None
         self._attention = AttentionScheduler(device, split_tokens, pinned=promises)
 
     @property
@@ -190,15 +200,29 @@ class GpuOperators:
         return log_sum_exp.token_logprobs(logits, lse, rows, token_ids)
 
     def top_tokens(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        return self._kit.top_tokens(logits, count)
+        return top.top_tokens(logits, count)
 
     def sample(self, logits: Tensor, batch: SamplingBatch, want_processed: bool = False) -> SampleResult:
-        return self._kit.sample(logits, batch, want_processed)
+        needs = batch.found_needs()
+        wants = Wants(patched=needs.penalties or needs.bias or needs.exclusions, filtered=needs.filters)
+        workspace = self._sampling_workspace(*logits.shape)
+        return sampling.sample(logits, batch, want_processed, wants=wants, workspace=workspace)
+
+    def _sampling_workspace(self, rows: int, vocabulary: int) -> SamplingWorkspace:
+        """Storage that every call shares, for calls run one after another; larger where a call needs more."""
+        found = self._workspace
+        if found is None or found.orders.shape[0] < rows or found.orders.shape[1] != vocabulary:
+            found = self._workspace = sampling_workspace(rows, vocabulary, self._device)
+        return found
 
     # Self-test
 
     def probe_digests(self, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
-        return {}
+        """The clauses' references decide; other kernels are proven to give the same."""
+        if not self._promises:
+            return {}
+        fresh = GpuOperators(self._device, self._act, self._split_tokens, ProvenProducts(self._device))
+        return probe_digests(fresh, dtypes) | {"attention split": f"{self._split_tokens} keys"}
 
 
 def make_gpu_operators(
