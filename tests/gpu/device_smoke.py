@@ -163,7 +163,7 @@ def proven_products() -> object:
     from samebits.engine.device import build
 
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
-    build.bind_products = BIND
+    build.prepare_operators = BIND
     lines = []
     for _ in range(2):
         started = time.perf_counter()
@@ -178,8 +178,8 @@ def main() -> None:
     global BIND
     from samebits.engine.device import build
 
-    BIND = build.bind_products
-    build.bind_products = lambda *given: None
+    BIND = build.prepare_operators
+    build.prepare_operators = lambda *given: None
     torch.cuda.set_device(0)
     for name, run in CASES.items():
         if len(sys.argv) > 1 and name not in sys.argv[1:]:

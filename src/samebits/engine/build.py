@@ -82,6 +82,10 @@ def _build(
     check_fingerprints(group, plan)
     on_gpu = operators.device.type == "cuda"
     engine = filled_in(engine, operators.device)
+    if on_gpu:
+        from samebits.engine.device.build import prepare_operators
+
+        prepare_operators(operators, engine, progress)
     bytes_per_page = operators.kv_bytes_per_token(loaded.spec.layers, loaded.spec.heads) * engine.page_tokens
     pages = kv_page_count(engine, bytes_per_page, device_memory(operators.device) if on_gpu else None)
     runner: Runner = DecoderRunner(

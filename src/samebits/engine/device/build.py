@@ -19,6 +19,7 @@ from samebits.errors import ConfigError, NumericsError
 from samebits.models.digests import user_cache_folder
 from samebits.numerics.gpu.buckets import BUCKETS, bucket_of
 from samebits.numerics.gpu.operators import GpuOperators
+from samebits.numerics.operators import Operators
 from samebits.schedule.scheduler import SchedulerLimits
 
 Progress = Callable[[str, int, int], None]
@@ -39,7 +40,6 @@ def build_device_loop(
     model: Runner, engine: EngineConfig, limits: SchedulerLimits, pages: int, progress: Progress
 ) -> DeviceLoop:
     """The loop of a model whose KV storage has `pages` pages for requests and one more for padding rows."""
-    check_device_sizes(engine)
     started = time.monotonic()
     sizes = InputSizes(
         rows=bucket_of(limits.step_tokens),
@@ -49,8 +49,6 @@ def build_device_loop(
         page_tokens=limits.page_tokens,
         padding_page=pages,
     )
-    if isinstance(model.operators, GpuOperators):
-        bind_products(model.operators, sizes, progress)
     runner = DeviceRunner(model, Place(model.operators.device), sizes, bucket_of)
     buckets = graph_buckets(engine)
     if buckets and model.operators.captures:
@@ -62,12 +60,17 @@ def build_device_loop(
     return DeviceLoop(runner, ahead=engine.loop == "overlapped")
 
 
-def bind_products(operators: GpuOperators, sizes: InputSizes, progress: Progress) -> None:
-    """Prove the products of the model, or find their proofs. Raises `ConfigError` where nothing is proven for one."""
+def prepare_operators(operators: Operators, engine: EngineConfig, progress: Progress) -> None:
+    """Prove the products of the model, or find their proofs, before KV pages take the memory. Raises `ConfigError`
+    where nothing is proven for one, or where a step could hold more rows than any bucket."""
+    check_device_sizes(engine)
+    if not isinstance(operators, GpuOperators):
+        return
     started = time.monotonic()
-    folder = user_cache_folder() / "proofs"
+    rows = bucket_of(engine.step_tokens)
+    sampled = max(bucket_of(engine.max_running), bucket_of(SCORED_ROWS_AT_ONCE))
     try:
-        operators.bind(sizes.rows, max(sizes.sampled, bucket_of(SCORED_ROWS_AT_ONCE)), folder, progress)
+        operators.bind(rows, sampled, user_cache_folder() / "proofs", progress)
     except NumericsError as error:
         raise ConfigError(str(error)) from error
     log.info("kernels bound in %.1f s", time.monotonic() - started)

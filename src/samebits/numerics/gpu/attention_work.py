@@ -29,6 +29,7 @@ UNIT_TOKENS = 1
 PROGRAMS_A_PROCESSOR = 4
 SPLITS_A_REQUEST = 16
 """Room for partials, in splits a unit on average; with more than that the work is shared less evenly."""
+LEAST_SPLITS = 1024
 TILE = TileLaunch(rows=64, warps=4, stages=2)
 
 
@@ -60,10 +61,9 @@ class AttentionScheduler:
         self._shape = AttentionShape(heads, page_tokens, self._split_tokens)
 
     def reserve(self, units: int) -> None:
-        """Room for so many decoding requests, at an address that stays."""
-        if units > self._room or self._shape not in self._buffers:
-            self._room = max(units, self._room)
-            self._buffers.clear()
+        """Room for so many decoding requests, at an address that stays: captured steps keep using it."""
+        self._room = max(units, self._room)
+        self._buffers.clear()
 
     def share_out(self, batch: RaggedBatch, host: RaggedBatch | None) -> StepWork:
         """Plan a step; queues what the device must know, waits for nothing."""
@@ -88,7 +88,8 @@ class AttentionScheduler:
         found = self._buffers.get(shape)
         if found is None or found.split_start.shape[0] <= units:
             room = max(units, self._room)
-            capacity = SPLITS_A_REQUEST * shape.heads.kv_heads * room + self._launch.programs
+            splits = max(SPLITS_A_REQUEST * room, LEAST_SPLITS)
+            capacity = splits * shape.heads.kv_heads + self._launch.programs
             found = range_buffers(shape, room, UNIT_TOKENS, self._launch.programs, capacity, self._device)
             self._buffers[shape] = found
         return found

@@ -118,6 +118,11 @@ class GpuOperators:
             return buckets_up_to(sampled_rows if gives_logits else max(step_rows, sampled_rows))
 
         self._products.bind(self._problems, buckets, folder, progress)
+        # What captured steps use stays where it is.
+        self._attention.reserve(sampled_rows)
+        for problem in self._problems:
+            if problem.out == torch.float32:
+                self._sampling_workspace(sampled_rows, problem.columns)
 
     def allocate_kv(
         self, layers: int, pages: int, page_tokens: int, heads: HeadLayout
