@@ -23,7 +23,7 @@ FUSABLE = re.compile(r"\b(?:mul|add|sub)\.(?:ftz\.|sat\.)*f32(?:x2)?\b")
 """A float32 operation without its rounding: the assembler may fuse two of them (trap 1)."""
 APPROXIMATE = re.compile(r"\b(?:div\.(?:approx|full)|sqrt\.approx|rcp\.approx|lg2|sin|cos|tanh)\.\S*f32\b")
 """Estimates where a clause wants the IEEE-754 operation. ex2 is the attention clause's own and not in here."""
-FLUSHING = re.compile(r"\.ftz\b")
+FLUSHING = re.compile(r"(?<!ex2\.approx)\.ftz\b")
 
 
 def compile_for(

@@ -14,7 +14,7 @@ from numba import njit
 from samebits.numerics.cpu import math as cpu_math
 from samebits.numerics.cpu.kernel import COMPILE_OPTIONS
 from samebits.numerics.gpu import arithmetic, philox
-from samebits.numerics.gpu.configuration import Launch
+from samebits.numerics.gpu.configuration import Launch, start
 from samebits.numerics.philox import philox4x32
 
 
@@ -76,7 +76,7 @@ def check_functions_have_the_cpu_bits(function: int, device: torch.device) -> No
     given = torch.from_numpy(x).to(device)
     got = torch.empty_like(given)
     blocks = -(-len(x) // 1024)
-    apply[(blocks,)](given, got, len(x), FUNCTION=function, BLOCK=1024, **Launch().options())
+    start(apply, (blocks,), given, got, len(x), FUNCTION=function, BLOCK=1024, launch=Launch())
     answer = got.cpu().numpy()
     numbers = ~np.isnan(expected)
     assert np.array_equal(np.isnan(answer), ~numbers)
@@ -90,7 +90,7 @@ def check_noise_has_the_cpu_words(seed: int, device: torch.device) -> None:
     count, first, position, index = 64, 151_900 // 4 * 4, 40_000, 3
     arguments = [torch.tensor([value], device=device) for value in (seed, position, index)]
     got = torch.empty(2 * count, device=device)
-    draw_noise[(1,)](got, first, *arguments, COUNT=count, **Launch().options())
+    start(draw_noise, (1,), got, first, *arguments, COUNT=count, launch=Launch())
     key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
     words = np.array(
         [philox4x32((i // 4, position, index, 0), key)[i % 4] for i in range(first, first + count)], np.uint32

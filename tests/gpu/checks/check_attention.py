@@ -17,13 +17,15 @@ from samebits.numerics.operators import HeadLayout
 
 # Relative to the largest output: rounding of weights and output to the activation's type.
 BOUNDS = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-RATIOS = (1, 3, 4, 5, 7, 8)
+RATIOS = (1, 5, 8) if INTERPRETED else (1, 2, 3, 4, 5, 6, 7, 8)
+LAUNCHES = ((16, 1, 4096), (32, 7, 4096), (64, 40, 4096), (64, 5, 1))
+"""(rows of a tile, ranges, partials that have room)"""
 
 
 def case_of(group: int, head_dim: int = 16, page_tokens: int = 64) -> Case:
     heads = HeadLayout(2 * group, 2, head_dim)
     if INTERPRETED:
-        return Case(heads, page_tokens, (0, 255, 300, 70, 511), (3, 1, 2, 9, 2))
+        return Case(heads, page_tokens, (0, 255, 511, 250), (3, 1, 2, 9))
     return Case(heads, page_tokens, (0, 255, 256, 300, 1000, 4095, 63, 64), (300, 1, 1, 70, 129, 2, 1, 5))
 
 
@@ -84,12 +86,12 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 def check_kernels_have_the_reference_bits(
     group: int, device: torch.device, dtypes: list[torch.dtype]
 ) -> None:
-    for dtype in dtypes:
+    for dtype in dtypes[-1:] if INTERPRETED else dtypes:
         inputs = make_inputs(case_of(group), device, dtype, seed=group)
         expected = by_reference(inputs)
         error = (expected.cpu().double() - in_float64(inputs, scale_of(inputs))).abs().max()
         assert error <= BOUNDS[dtype] * inputs.values.abs().max(), (dtype, float(error))
-        for rows, programs, capacity in ((16, 1, 4096), (32, 7, 4096), (64, 40, 4096), (64, 5, 1)):
+        for rows, programs, capacity in LAUNCHES[-2:] if INTERPRETED else LAUNCHES:
             got = by_kernels(inputs, TileLaunch(rows=rows), RangeLaunch(programs), capacity=capacity)
             assert same_bits(got, expected), (dtype, rows, programs)
 
@@ -108,7 +110,7 @@ def check_free_splits_are_right_and_differ(device: torch.device, dtypes: list[to
 
 
 def check_unwritten_slots_do_not_matter(device: torch.device, dtypes: list[torch.dtype]) -> None:
-    for dtype in dtypes:
+    for dtype in dtypes[:1] if INTERPRETED else dtypes:
         clean = make_inputs(case_of(4), device, dtype)
         dirty = make_inputs(case_of(4), device, dtype, poison=math.nan)
         expected = by_reference(clean)
@@ -116,7 +118,10 @@ def check_unwritten_slots_do_not_matter(device: torch.device, dtypes: list[torch
         assert same_bits(by_kernels(dirty, TileLaunch(), RangeLaunch(7)), expected)
 
 
-@pytest.mark.parametrize(("head_dim", "page_tokens"), [(32, 64), (48, 128), (64, 192), (128, 64), (256, 64)])
+WIDTHS = [(48, 128), (256, 64)] if INTERPRETED else [(32, 64), (48, 128), (64, 192), (128, 64), (256, 64)]
+
+
+@pytest.mark.parametrize(("head_dim", "page_tokens"), WIDTHS)
 def check_widths_and_pages(
     head_dim: int, page_tokens: int, device: torch.device, dtypes: list[torch.dtype]
 ) -> None:

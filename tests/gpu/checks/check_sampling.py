@@ -74,16 +74,17 @@ def expect_equal(cpu: CpuOperators, logits: torch.Tensor, batch: SamplingBatch, 
     workspace = sampling_workspace(logits.shape[0], logits.shape[1], device)
     plain = sample(given, target, wants=Wants.of(batch), workspace=workspace)
     assert plain.token_ids.tolist() == expected.token_ids.tolist()
-    again = sample(given, target, workspace=workspace)
-    assert again.token_ids.tolist() == expected.token_ids.tolist()
-    assert again.faults.tolist() == expected.faults.tolist()
+    if not INTERPRETED:
+        again = sample(given, target, workspace=workspace)
+        assert again.token_ids.tolist() == expected.token_ids.tolist()
+        assert again.faults.tolist() == expected.faults.tolist()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2 if INTERPRETED else 8))
 def check_random_rows(seed: int, cpu: CpuOperators, device: torch.device) -> None:
     choice = random.Random(seed)
     vocabulary = (301, 2500)[seed % 2] if INTERPRETED else (301, 151_936)[seed % 2]
-    count = 12 if INTERPRETED else 64
+    count = 9 if INTERPRETED else 64
     rows = [random_row(vocabulary, choice) for _ in range(count)]
     logits = torch.randn((count, vocabulary), generator=torch.Generator().manual_seed(seed)) * 4
     logits[::3] = logits[::3].round()
@@ -92,6 +93,7 @@ def check_random_rows(seed: int, cpu: CpuOperators, device: torch.device) -> Non
     expect_equal(cpu, logits, make_batch(rows, vocabulary), device)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="takes minutes in the interpreter")
 def check_probe_rows(cpu: CpuOperators, device: torch.device) -> None:
     expect_equal(cpu, wide_rows(51, ROWS, VOCABULARY, 2), probe_batch(torch.device("cpu")), device)
 
@@ -101,7 +103,7 @@ def check_top_tokens(vocabulary: int, cpu: CpuOperators, device: torch.device) -
     logits = torch.randn((5, vocabulary), generator=torch.Generator().manual_seed(vocabulary))
     logits[1] = logits[1].round()
     logits[2, ::2] = -0.0
-    for count in (0, 1, 5, 16, 17):
+    for count in (0, 5, 17):
         expected = cpu.top_tokens(logits, count)
         got = top_tokens(logits.to(device), count)
         assert torch.equal(got[0].cpu(), expected[0])

@@ -9,7 +9,7 @@ from torch import Tensor
 from samebits.errors import NumericsError
 from samebits.numerics.gpu.arithmetic import exp
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
-from samebits.numerics.gpu.configuration import Launch
+from samebits.numerics.gpu.configuration import Launch, start
 
 BLOCK = 1024
 SILU_LAUNCH = Launch(warps=4, stages=1)
@@ -36,5 +36,5 @@ def silu_mul(gate_up: Tensor, out: Tensor | None = None, launch: Launch = SILU_L
     y = result("activation output", out, gate_up, gate_up.dtype, (rows, width))
     if rows:
         grid = (rows, triton.cdiv(width, BLOCK))
-        silu_mul_rows[grid](gate_up, y, WIDTH=width, BLOCK=BLOCK, **launch.options())
+        start(silu_mul_rows, grid, gate_up, y, WIDTH=width, BLOCK=BLOCK, launch=launch)
     return y

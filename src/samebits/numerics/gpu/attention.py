@@ -17,7 +17,7 @@ from samebits.numerics.gpu import attention_ranges as ranges
 from samebits.numerics.gpu.attention_plan import Units
 from samebits.numerics.gpu.attention_reference import attention_reference
 from samebits.numerics.gpu.attention_tiles import attention_tiles
-from samebits.numerics.gpu.configuration import Launch
+from samebits.numerics.gpu.configuration import Launch, start
 from samebits.numerics.operators import HeadLayout
 
 LOG2_E = 1.4426950408889634
@@ -64,7 +64,7 @@ class AttentionShape:
         """Rows of the smallest tile that holds so many query tokens."""
         return max(SMALLEST_TILE, int(triton.next_power_of_2(tokens * self.group)))
 
-    def constants(self, dtype: torch.dtype) -> dict[str, Any]:
+    def constants(self) -> dict[str, Any]:
         return {
             "QUERY_HEADS": self.heads.query_heads,
             "KV_HEADS": self.heads.kv_heads,
@@ -73,7 +73,6 @@ class AttentionShape:
             "PAGE": self.page_tokens,
             "KEYS": self.key_block_tokens,
             "SPLIT": self.split_tokens,
-            "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         }
 
 
@@ -112,7 +111,9 @@ def reference(
     row_request int32 [rows]: each row's place in the page table."""
     rows = queries.shape[0]
     if rows:
-        attention_reference[(rows, shape.heads.kv_heads)](
+        start(
+            attention_reference,
+            (rows, shape.heads.kv_heads),
             queries,
             context.keys,
             context.values,
@@ -123,8 +124,8 @@ def reference(
             context.page_table.stride(0),
             softmax_factor(scale),
             ROWS=shape.rows_for(1),
-            **shape.constants(queries.dtype),
-            **Launch(warps=4, stages=1).options(),
+            **shape.constants(),
+            launch=Launch(warps=4, stages=1),
         )
     return output
 
@@ -161,7 +162,9 @@ def tiles(
     values: Any = context.values
     if launch.described:
         keys, values = describe(shape, context.keys), describe(shape, context.values)
-    attention_tiles[(units.units * shape.heads.kv_heads,)](
+    start(
+        attention_tiles,
+        (units.units * shape.heads.kv_heads,),
         queries,
         keys,
         values,
@@ -176,8 +179,8 @@ def tiles(
         ROWS=launch.rows,
         DESCRIBED=launch.described,
         STAGES=launch.stages,
-        **shape.constants(queries.dtype),
-        **Launch(launch.warps, launch.stages).options(),
+        **shape.constants(),
+        launch=Launch(launch.warps, launch.stages),
     )
     return output
 
@@ -253,7 +256,9 @@ def plan_ranges(
     shape: AttentionShape, positions: Tensor, units: Units, buffers: RangeBuffers, launch: RangeLaunch
 ) -> None:
     """Share out the splits of a step, on the device; once a step, before the first layer."""
-    ranges.plan_ranges[(launch.programs,)](
+    start(
+        ranges.plan_ranges,
+        (launch.programs,),
         positions,
         units.first,
         units.count,
@@ -262,7 +267,7 @@ def plan_ranges(
         buffers.program_start,
         KV_HEADS=shape.heads.kv_heads,
         SPLIT=shape.split_tokens,
-        **Launch(warps=4, stages=1).options(),
+        launch=Launch(warps=4, stages=1),
     )
 
 
@@ -285,9 +290,11 @@ def shared(
     if units.units == 0:
         return output
     factor = softmax_factor(scale)
-    constants = shape.constants(queries.dtype)
+    constants = shape.constants()
     partials = (buffers.tops, buffers.totals, buffers.accumulators, buffers.capacity)
-    ranges.attention_ranges[(launch.programs,)](
+    start(
+        ranges.attention_ranges,
+        (launch.programs,),
         queries,
         context.keys,
         context.values,
@@ -308,9 +315,11 @@ def shared(
         PINNED=pinned,
         STAGES=launch.stages,
         **constants,
-        **Launch(launch.warps, launch.stages).options(),
+        launch=Launch(launch.warps, launch.stages),
     )
-    ranges.fold_ranges[(launch.programs, buffers.stride)](
+    start(
+        ranges.fold_ranges,
+        (launch.programs, buffers.stride),
         output,
         units.first,
         units.count,
@@ -326,6 +335,6 @@ def shared(
         STRIDE=buffers.stride,
         PINNED=pinned,
         STAGES=launch.fold_stages,
-        **Launch(launch.fold_warps, launch.fold_stages).options(),
+        launch=Launch(launch.fold_warps, launch.fold_stages),
     )
     return output

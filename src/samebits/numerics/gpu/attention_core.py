@@ -40,11 +40,10 @@ def attend(
     visible,
     factor,
     MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
     KEYS: tl.constexpr,
 ):
     """Add one key block: q [ROWS, D], k and v [KEYS, D], visible [ROWS, KEYS] -> the split's new state."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if MASKED:
         scores = tl.where(visible, scores, HIDDEN)
     new_top = tl.maximum(top, tl.max(scores, 1))
@@ -54,7 +53,7 @@ def attend(
         weights = tl.where(visible, weights, 0.0)
     shrink = tl.exp2((top - new_top) * factor)
     lanes = tl.fma(lanes, shrink[:, None], block_sums(weights, KEYS, SUM_LANES))
-    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
     return new_top, lanes, acc
 
 

@@ -124,7 +124,6 @@ def attention_ranges(
     SPLIT: tl.constexpr,
     ROWS: tl.constexpr,
     STRIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
     PINNED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -167,7 +166,7 @@ def attention_ranges(
                     v = load_block(values, where, key, last, D, WIDTH, KEYS, True)
                     visible = (key + tl.arange(0, KEYS))[None, :] <= position[:, None]
                     split_top, lanes, split_acc = attend(
-                        q, k, v, split_top, lanes, split_acc, visible, factor, True, PRECISION, KEYS
+                        q, k, v, split_top, lanes, split_acc, visible, factor, True, KEYS
                     )
                     if ((key + KEYS) % SPLIT == 0) | (key + KEYS >= stop):
                         split_total = fold_lanes(lanes)

@@ -42,7 +42,6 @@ def attention_reference(
     KEYS: tl.constexpr,
     SPLIT: tl.constexpr,
     ROWS: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Grid (rows, KV_HEADS). queries and output act [rows, QUERY_HEADS, D]; row_request int32 [rows]."""
     row, kv_head = tl.program_id(0), tl.program_id(1)
@@ -62,7 +61,7 @@ def attention_reference(
             v = load_block(values, place, key, last, D, WIDTH, KEYS, True)
             visible = (key + tl.arange(0, KEYS))[None, :] <= position[:, None]
             split_top, lanes, split_acc = attend(
-                q, k, v, split_top, lanes, split_acc, visible, factor, True, PRECISION, KEYS
+                q, k, v, split_top, lanes, split_acc, visible, factor, True, KEYS
             )
         top, total, acc = fold(top, total, acc, split_top, fold_lanes(lanes), split_acc, factor)
     result = finish(total, acc).to(output.dtype.element_ty)

@@ -62,7 +62,6 @@ def attention_tiles(
     KEYS: tl.constexpr,
     SPLIT: tl.constexpr,
     ROWS: tl.constexpr,
-    PRECISION: tl.constexpr,
     DESCRIBED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -87,7 +86,7 @@ def attention_tiles(
             k = read_block(keys, place, key, last, D, WIDTH, KEYS, False, DESCRIBED)
             v = read_block(values, place, key, last, D, WIDTH, KEYS, False, DESCRIBED)
             split_top, lanes, split_acc = attend(
-                q, k, v, split_top, lanes, split_acc, exists[:, None], factor, False, PRECISION, KEYS
+                q, k, v, split_top, lanes, split_acc, exists[:, None], factor, False, KEYS
             )
             if (key + KEYS) % SPLIT == 0:
                 top, total, acc = fold(top, total, acc, split_top, fold_lanes(lanes), split_acc, factor)
@@ -98,7 +97,7 @@ def attention_tiles(
             v = read_block(values, place, key, last, D, WIDTH, KEYS, True, DESCRIBED)
             visible = (key + tl.arange(0, KEYS))[None, :] <= position[:, None]
             split_top, lanes, split_acc = attend(
-                q, k, v, split_top, lanes, split_acc, visible, factor, True, PRECISION, KEYS
+                q, k, v, split_top, lanes, split_acc, visible, factor, True, KEYS
             )
             if (key + KEYS) % SPLIT == 0:
                 top, total, acc = fold(top, total, acc, split_top, fold_lanes(lanes), split_acc, factor)

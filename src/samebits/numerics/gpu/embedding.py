@@ -8,13 +8,13 @@ import triton.language as tl
 from torch import Tensor
 
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
-from samebits.numerics.gpu.configuration import Launch
+from samebits.numerics.gpu.configuration import Launch, start
 
 BLOCK = 1024
 COPY_LAUNCH = Launch(warps=4, stages=1)
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def copy_rows(token_ids, table, y, vocabulary, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Grid (rows, blocks of a row). An id outside the vocabulary gives a row of zeros, and reads nothing."""
     row = tl.program_id(0).to(tl.int64)
@@ -34,5 +34,5 @@ def embed(
     y = result("embedding output", out, table, table.dtype, (rows, width))
     if rows:
         grid = (rows, triton.cdiv(width, BLOCK))
-        copy_rows[grid](token_ids, table, y, vocabulary, WIDTH=width, BLOCK=BLOCK, **launch.options())
+        start(copy_rows, grid, token_ids, table, y, vocabulary, WIDTH=width, BLOCK=BLOCK, launch=launch)
     return y

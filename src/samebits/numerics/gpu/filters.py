@@ -80,14 +80,13 @@ def add_weights(
             chosen = chosen & ((distance >> (shift + bits)) == tl.load(prefixes + row))
         digit = (distance >> shift) & ((1 << bits) - 1)
         tl.atomic_add(sums + row * BINS + digit, weight, mask=chosen, sem="relaxed")
-        if MODE == TOP_P:
-            if (tl.program_id(1) == 0) & (border < WEIGHTLESS):
-                tied = weights_of(border) * tl.load(ties + row)
-                here = tied > 0
-                if LEVEL > 0:
-                    here = here & ((border >> (shift + bits)) == tl.load(prefixes + row))
-                border_digit = (border >> shift) & ((1 << bits) - 1)
-                tl.atomic_add(sums + row * BINS + border_digit, tied, mask=here, sem="relaxed")
+        if MODE == TOP_P and (tl.program_id(1) == 0) & (border < WEIGHTLESS):
+            tied = weights_of(border) * tl.load(ties + row)
+            here = tied > 0
+            if LEVEL > 0:
+                here = here & ((border >> (shift + bits)) == tl.load(prefixes + row))
+            border_digit = (border >> shift) & ((1 << bits) - 1)
+            tl.atomic_add(sums + row * BINS + border_digit, tied, mask=here, sem="relaxed")
 
 
 @triton.jit

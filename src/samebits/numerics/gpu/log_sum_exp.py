@@ -13,7 +13,7 @@ from torch import Tensor
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu.arithmetic import INFINITY, exp, fold_halves, log
 from samebits.numerics.gpu.checks import check_tensor, result
-from samebits.numerics.gpu.configuration import Launch
+from samebits.numerics.gpu.configuration import Launch, start
 
 BLOCK = CONTRACT.vocabulary_block
 BLOCK_LAUNCH = Launch(warps=4, stages=1)
@@ -29,7 +29,7 @@ def finite_base(value):
     return tl.where(value == -INFINITY, 0.0, value)
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def block_partials(logits, partials, vocabulary, BLOCK: tl.constexpr):
     """Grid (rows, blocks): the block's maximum and its sum of exponentials, float32 [rows, blocks, 2]."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -43,7 +43,7 @@ def block_partials(logits, partials, vocabulary, BLOCK: tl.constexpr):
     tl.store(place + 1 + tl.arange(0, 1), total)
 
 
-@triton.jit(do_not_specialize=("blocks",))
+@triton.jit
 def fold_partials(partials, lse, blocks):
     """Grid (rows,)."""
     row = tl.program_id(0).to(tl.int64)
@@ -69,8 +69,8 @@ def log_sum_exp(
     partials = result("lse workspace", workspace, logits, torch.float32, workspace_shape(rows, vocabulary))
     if rows:
         blocks = partials.shape[1]
-        block_partials[(rows, blocks)](logits, partials, vocabulary, BLOCK=BLOCK, **launch.options())
-        fold_partials[(rows,)](partials, lse, blocks, **FOLD_LAUNCH.options())
+        start(block_partials, (rows, blocks), logits, partials, vocabulary, BLOCK=BLOCK, launch=launch)
+        start(fold_partials, (rows,), partials, lse, blocks, launch=FOLD_LAUNCH)
     return lse
 
 
@@ -79,7 +79,7 @@ def workspace_shape(rows: int, vocabulary: int) -> tuple[int, int, int]:
     return rows, triton.cdiv(vocabulary, BLOCK), 2
 
 
-@triton.jit(do_not_specialize=("vocabulary", "pairs"))
+@triton.jit
 def logprobs_of_pairs(logits, lse, rows, token_ids, logprobs, vocabulary, pairs, BLOCK: tl.constexpr):
     """logits[row, id] - lse[row]; the added zero turns -0 into +0."""
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -102,7 +102,9 @@ def token_logprobs(
     check_tensor("token_ids", token_ids, (torch.int64,), (pairs,))
     logprobs = result("logprobs", out, logits, torch.float32, (pairs,))
     if pairs:
-        logprobs_of_pairs[(triton.cdiv(pairs, PAIRS_AT_ONCE),)](
+        start(
+            logprobs_of_pairs,
+            (triton.cdiv(pairs, PAIRS_AT_ONCE),),
             logits,
             lse,
             rows,
@@ -111,6 +113,6 @@ def token_logprobs(
             vocabulary,
             pairs,
             BLOCK=PAIRS_AT_ONCE,
-            **BLOCK_LAUNCH.options(),
+            launch=BLOCK_LAUNCH,
         )
     return logprobs

@@ -12,7 +12,7 @@ from torch import Tensor
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu.arithmetic import fold_halves
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
-from samebits.numerics.gpu.configuration import Launch
+from samebits.numerics.gpu.configuration import Launch, start
 
 LANES = CONTRACT.device_reduction_lanes
 NORM_LAUNCH = Launch(warps=4, stages=1)
@@ -43,12 +43,12 @@ def rms_norm_rows(
     """Grid (rows,). y = norm(x), or of the sum with the residual, which is written to `total`."""
     row = tl.program_id(0).to(tl.int64) * WIDTH
     squares = tl.zeros((LANES,), tl.float32)
-    for start in tl.static_range(0, WIDTH, LANES):
-        value = load_part(x + row, residual + row, start + tl.arange(0, LANES), WIDTH, ADDED).to(tl.float32)
+    for begin in tl.static_range(0, WIDTH, LANES):
+        value = load_part(x + row, residual + row, begin + tl.arange(0, LANES), WIDTH, ADDED).to(tl.float32)
         squares = tl.fma(value, value, squares)
     scale = inverse_root_mean_square(tl.reshape(squares, (1, LANES)), LANES, WIDTH, eps)
-    for start in tl.static_range(0, WIDTH, LANES):
-        columns = start + tl.arange(0, LANES)
+    for begin in tl.static_range(0, WIDTH, LANES):
+        columns = begin + tl.arange(0, LANES)
         value = load_part(x + row, residual + row, columns, WIDTH, ADDED)
         factor = tl.load(weight + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
         if ADDED:
@@ -65,8 +65,20 @@ def rms_norm(
     check_tensor("norm weight", weight, ACTIVATIONS, (width,))
     y = result("norm output", out, x, x.dtype, (rows, width))
     if rows:
-        options = launch.options()
-        rms_norm_rows[(rows,)](x, x, weight, y, y, eps, WIDTH=width, LANES=LANES, ADDED=False, **options)
+        start(
+            rms_norm_rows,
+            (rows,),
+            x,
+            x,
+            weight,
+            y,
+            y,
+            eps,
+            WIDTH=width,
+            LANES=LANES,
+            ADDED=False,
+            launch=launch,
+        )
     return y
 
 
@@ -85,7 +97,18 @@ def add_rms_norm(
     y = result("norm output", None if out is None else out[0], x, x.dtype, (rows, width))
     total = result("residual output", None if out is None else out[1], x, x.dtype, (rows, width))
     if rows:
-        rms_norm_rows[(rows,)](
-            x, residual, weight, y, total, eps, WIDTH=width, LANES=LANES, ADDED=True, **launch.options()
+        start(
+            rms_norm_rows,
+            (rows,),
+            x,
+            residual,
+            weight,
+            y,
+            total,
+            eps,
+            WIDTH=width,
+            LANES=LANES,
+            ADDED=True,
+            launch=launch,
         )
     return y, total

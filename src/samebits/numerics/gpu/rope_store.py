@@ -17,7 +17,7 @@ from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu.arithmetic import is_finite
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
-from samebits.numerics.gpu.configuration import Launch
+from samebits.numerics.gpu.configuration import Launch, start
 from samebits.numerics.gpu.norm import inverse_root_mean_square
 from samebits.numerics.operators import HeadLayout
 
@@ -104,7 +104,44 @@ def all_finite(x, kind: tl.constexpr):
     return tl.min(is_finite(x.to(kind).to(tl.float32)).to(tl.int32)) != 0
 
 
-@triton.jit(do_not_specialize=())
+@triton.jit
+def rotate_queries(
+    source, target, heads, weight, eps, angles, COUNT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+    HALF: tl.constexpr, PART: tl.constexpr, NORMED: tl.constexpr,
+):  # fmt: skip
+    """Norm and rotate some query heads of a row."""
+    known = heads < COUNT
+    columns = tl.arange(0, WIDTH)
+    first, second, scales = rotated(source, heads, known, weight, eps, angles, D, WIDTH, HALF, PART, NORMED)
+    rest = normed_part(source, heads, known, columns, D, scales, weight, D, NORMED)
+    store_heads(target, heads, known, first, second, rest, D, D, WIDTH, HALF, PART)
+
+
+@triton.jit
+def store_row(
+    source, keys, values, fault, heads, weight, eps, angles, COUNT: tl.constexpr, D: tl.constexpr,
+    WIDTH: tl.constexpr, HALF: tl.constexpr, PART: tl.constexpr, PAGE: tl.constexpr, NORMED: tl.constexpr,
+):  # fmt: skip
+    """Norm and rotate a row's keys and store them and its values, or zeros and a fault."""
+    known = heads < COUNT
+    columns = tl.arange(0, WIDTH)
+    first, second, scales = rotated(source, heads, known, weight, eps, angles, D, WIDTH, HALF, PART, NORMED)
+    rest = normed_part(source, heads, known, columns, D, scales, weight, D, NORMED)
+    value = normed_part(source + COUNT * D, heads, known, columns, D, scales, weight, D, False)
+    kind: tl.constexpr = keys.dtype.element_ty
+    fine = all_finite(first, kind) & all_finite(second, kind) & all_finite(value, kind)
+    if 2 * HALF < D:
+        fine = fine & all_finite(rest, kind)
+    if not fine:
+        tl.store(fault, tl.full((), 1, tl.uint8))
+    first, second = tl.where(fine, first, 0.0), tl.where(fine, second, 0.0)
+    rest, value = tl.where(fine, rest, 0.0), tl.where(fine, value, 0.0)
+    store_heads(keys, heads, known, first, second, rest, PAGE * D, D, WIDTH, HALF, PART)
+    places = values + (heads.to(tl.int64) * (PAGE * D))[:, None] + columns[None, :]
+    tl.store(places, value.to(kind), mask=known[:, None] & (columns < D)[None, :])
+
+
+@triton.jit
 def norm_rope_store_rows(
     qkv,
     queries,
@@ -132,38 +169,19 @@ def norm_rope_store_rows(
     row = tl.program_id(0).to(tl.int64)
     source = qkv + row * ((QUERY_HEADS + 2 * KV_HEADS) * D)
     angles = rope + tl.load(positions + row) * (2 * HALF)
-    columns = tl.arange(0, WIDTH)
     if tl.program_id(1) > 0:
-        heads = (tl.program_id(1) - 1) * HEADS + tl.arange(0, HEADS)
-        known = heads < QUERY_HEADS
-        first, second, scales = rotated(
-            source, heads, known, query_weight, eps, angles, D, WIDTH, HALF, PART, NORMED
-        )
-        rest = normed_part(source, heads, known, columns, D, scales, query_weight, D, NORMED)
+        group = (tl.program_id(1) - 1) * HEADS + tl.arange(0, HEADS)
         target = queries + row * (QUERY_HEADS * D)
-        store_heads(target, heads, known, first, second, rest, D, D, WIDTH, HALF, PART)
-    else:
-        heads = tl.arange(0, KV_PADDED)
-        known = heads < KV_HEADS
-        source += QUERY_HEADS * D
-        first, second, scales = rotated(
-            source, heads, known, key_weight, eps, angles, D, WIDTH, HALF, PART, NORMED
+        rotate_queries(
+            source, target, group, query_weight, eps, angles, QUERY_HEADS, D, WIDTH, HALF, PART, NORMED
         )
-        rest = normed_part(source, heads, known, columns, D, scales, key_weight, D, NORMED)
-        value = normed_part(source + KV_HEADS * D, heads, known, columns, D, scales, key_weight, D, False)
-        kind: tl.constexpr = keys.dtype.element_ty
-        fine = all_finite(first, kind) & all_finite(second, kind) & all_finite(value, kind)
-        if 2 * HALF < D:
-            fine = fine & all_finite(rest, kind)
-        if not fine:
-            tl.store(row_faults + row, tl.full((), 1, tl.uint8))
+    else:
         slot = tl.load(slots + row)
-        target = (slot // PAGE * KV_HEADS * PAGE + slot % PAGE) * D
-        first, second = tl.where(fine, first, 0.0), tl.where(fine, second, 0.0)
-        rest, value = tl.where(fine, rest, 0.0), tl.where(fine, value, 0.0)
-        store_heads(keys + target, heads, known, first, second, rest, PAGE * D, D, WIDTH, HALF, PART)
-        places = values + target + (heads.to(tl.int64) * (PAGE * D))[:, None] + columns[None, :]
-        tl.store(places, value.to(kind), mask=known[:, None] & (columns < D)[None, :])
+        place = (slot // PAGE * KV_HEADS * PAGE + slot % PAGE) * D
+        store_row(
+            source + QUERY_HEADS * D, keys + place, values + place, row_faults + row, tl.arange(0, KV_PADDED),
+            key_weight, eps, angles, KV_HEADS, D, WIDTH, HALF, PART, PAGE, NORMED,
+        )  # fmt: skip
 
 
 def norm_rope_store(
@@ -214,7 +232,9 @@ def norm_rope_store(
             "NORMED": query_norm is not None,
         }
         groups = triton.cdiv(heads.query_heads, constants["HEADS"])
-        norm_rope_store_rows[(rows, 1 + groups)](
+        start(
+            norm_rope_store_rows,
+            (rows, 1 + groups),
             qkv,
             queries,
             qkv if query_norm is None else query_norm,
@@ -227,6 +247,6 @@ def norm_rope_store(
             keys,
             values,
             **constants,
-            **launch.options(),
+            launch=launch,
         )
     return queries

@@ -15,7 +15,7 @@ from torch import Tensor
 from samebits.numerics.batch import SampleResult, SamplingBatch, TokenLists
 from samebits.numerics.gpu import filters, sampling_rows
 from samebits.numerics.gpu.checks import check_tensor, result
-from samebits.numerics.gpu.configuration import Launch
+from samebits.numerics.gpu.configuration import Launch, start
 
 CHUNK = 2048
 LIST_BLOCK = 128
@@ -119,14 +119,16 @@ def patch(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace) -> None:
     """Penalties, bias and masks of the rows that ask for them, into their orders."""
     rows, vocabulary = bits.shape
     grid = (rows, work.chunk_keys.shape[1])
-    options = CHUNK_LAUNCH.options()
-    sampling_rows.clear_counts[grid](work.counts, work.kinds, vocabulary, CHUNK=CHUNK, **options)
+    options = CHUNK_LAUNCH
+    start(sampling_rows.clear_counts, grid, work.counts, work.kinds, vocabulary, CHUNK=CHUNK, launch=options)
     prompt, output, bias, forbidden = batch.prompt, batch.output, batch.bias, batch.forbidden
-    sampling_rows.count_tokens[(rows, LIST_PARTS)](
+    start(sampling_rows.count_tokens, (rows, LIST_PARTS), 
         work.counts, work.kinds, prompt.start, prompt.ids, output.start, output.ids, vocabulary, BLOCK=LIST_BLOCK,
-        **options,
+        launch=options,
     )  # fmt: skip
-    sampling_rows.patch_orders[grid](
+    start(
+        sampling_rows.patch_orders,
+        grid,
         bits,
         work.orders,
         work.counts,
@@ -137,9 +139,11 @@ def patch(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace) -> None:
         batch.repetition_penalty,
         vocabulary,
         CHUNK=CHUNK,
-        **options,
+        launch=options,
     )
-    sampling_rows.patch_lists[(rows,)](
+    start(
+        sampling_rows.patch_lists,
+        (rows,),
         bits,
         work.orders,
         work.kinds,
@@ -151,7 +155,7 @@ def patch(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace) -> None:
         forbidden.ids,
         vocabulary,
         BLOCK=LIST_BLOCK,
-        **ROW_LAUNCH.options(),
+        launch=ROW_LAUNCH,
     )
 
 
@@ -172,8 +176,10 @@ def find_borders(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace, ch
     allowed = AllowedIds.of(batch, bits)
     rows, vocabulary = bits.shape
     grid = (rows, work.chunk_keys.shape[1])
-    options = CHUNK_LAUNCH.options()
-    sampling_rows.store_distances[grid](
+    options = CHUNK_LAUNCH
+    start(
+        sampling_rows.store_distances,
+        grid,
         bits,
         work.orders,
         allowed.words,
@@ -185,20 +191,45 @@ def find_borders(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace, ch
         HAS_ALLOWED=allowed.given,
         CHUNK=CHUNK,
         CHUNKS=chunks_padded,
-        **options,
+        launch=options,
     )
-    filters.reset_borders[(rows,)](work.borders, work.ties, **Launch(warps=1, stages=1).options())
+    start(filters.reset_borders, (rows,), work.borders, work.ties, launch=Launch(warps=1, stages=1))
     asked = (work.kinds, batch.top_k, batch.top_p, work.borders, work.ties, work.prefixes)
     for mode in (0, 1):
         for level in range(3):
-            filters.add_weights[grid](
-                work.orders, *asked, work.sums, vocabulary, LEVEL=level, MODE=mode, CHUNK=CHUNK, **options
+            start(
+                filters.add_weights,
+                grid,
+                work.orders,
+                *asked,
+                work.sums,
+                vocabulary,
+                LEVEL=level,
+                MODE=mode,
+                CHUNK=CHUNK,
+                launch=options,
             )
-            filters.next_digit[(rows,)](
-                *asked, work.needs, work.sums, vocabulary, LEVEL=level, MODE=mode, **ROW_LAUNCH.options()
+            start(
+                filters.next_digit,
+                (rows,),
+                *asked,
+                work.needs,
+                work.sums,
+                vocabulary,
+                LEVEL=level,
+                MODE=mode,
+                launch=ROW_LAUNCH,
             )
-    filters.count_ties[grid](
-        work.orders, work.kinds, work.borders, work.tie_counts, vocabulary, CHUNK=CHUNK, **options
+    start(
+        filters.count_ties,
+        grid,
+        work.orders,
+        work.kinds,
+        work.borders,
+        work.tie_counts,
+        vocabulary,
+        CHUNK=CHUNK,
+        launch=options,
     )
 
 
@@ -214,10 +245,19 @@ def processed_logprobs(
     rows, vocabulary = processed.shape
     grid = (rows, work.chunk_keys.shape[1])
     state = (work.orders, work.kinds, work.borders, work.ties, work.tie_counts, batch.min_p, work.chunk_sums)
-    options = CHUNK_LAUNCH.options()
-    filters.sum_survivors[grid](*state, vocabulary, CHUNK=CHUNK, CHUNKS=padded, **options)
-    filters.write_processed[grid](
-        *state, tokens, faults, processed, vocabulary, CHUNK=CHUNK, CHUNKS=padded, **options
+    options = CHUNK_LAUNCH
+    start(filters.sum_survivors, grid, *state, vocabulary, CHUNK=CHUNK, CHUNKS=padded, launch=options)
+    start(
+        filters.write_processed,
+        grid,
+        *state,
+        tokens,
+        faults,
+        processed,
+        vocabulary,
+        CHUNK=CHUNK,
+        CHUNKS=padded,
+        launch=options,
     )
 
 
@@ -246,7 +286,9 @@ def sample(
     chunks = work.chunk_keys.shape[1]
     padded = int(triton.next_power_of_2(chunks))
     filtered = wants.filtered or want_processed
-    sampling_rows.classify_rows[(rows,)](
+    start(
+        sampling_rows.classify_rows,
+        (rows,),
         work.kinds,
         work.bad,
         batch.top_k,
@@ -260,13 +302,15 @@ def sample(
         batch.temperature,
         vocabulary,
         WANT_PROCESSED=want_processed,
-        **Launch(warps=1, stages=1).options(),
+        launch=Launch(warps=1, stages=1),
     )
     if wants.patched:
         patch(bits, batch, work)
-    options = CHUNK_LAUNCH.options()
+    options = CHUNK_LAUNCH
     allowed = AllowedIds.of(batch, bits)
-    sampling_rows.best_of_chunks[(rows, chunks)](
+    start(
+        sampling_rows.best_of_chunks,
+        (rows, chunks),
         bits,
         work.orders,
         allowed.words,
@@ -277,11 +321,13 @@ def sample(
         allowed.words.shape[1],
         HAS_ALLOWED=allowed.given,
         CHUNK=CHUNK,
-        **options,
+        launch=options,
     )
     if filtered:
         find_borders(bits, batch, work, padded)
-    sampling_rows.scores_of_chunks[(rows, chunks)](
+    start(
+        sampling_rows.scores_of_chunks,
+        (rows, chunks),
         bits,
         work.orders,
         allowed.words,
@@ -302,9 +348,11 @@ def sample(
         HAS_ALLOWED=allowed.given,
         CHUNK=CHUNK,
         CHUNKS=padded,
-        **options,
+        launch=options,
     )
-    sampling_rows.choose_tokens[(rows,)](
+    start(
+        sampling_rows.choose_tokens,
+        (rows,),
         work.kinds,
         work.bad,
         work.chunk_keys,
@@ -314,7 +362,7 @@ def sample(
         faults,
         chunks,
         CHUNKS=padded,
-        **Launch(warps=1, stages=1).options(),
+        launch=Launch(warps=1, stages=1),
     )
     if processed is not None:
         processed_logprobs(batch, work, tokens, faults, processed, padded)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samebits.numerics.gpu.arithmetic import bits_float, bits_of_order, order_of_bits
 from samebits.numerics.gpu.checks import check_tensor
-from samebits.numerics.gpu.configuration import Launch
+from samebits.numerics.gpu.configuration import Launch, start
 
 CHUNK = 2048
 TOP_LAUNCH = Launch(warps=4, stages=1)
@@ -18,7 +18,7 @@ MERGED_AT_ONCE = 8192
 LARGEST_KEY = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
 
-@triton.jit(do_not_specialize=("vocabulary", "count"))
+@triton.jit
 def best_of_chunks(logits, candidates, vocabulary, count, CHUNK: tl.constexpr):
     """Grid (rows, chunks): the `count` smallest keys (order * 2**32 + id) of each chunk, ascending."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -33,7 +33,7 @@ def best_of_chunks(logits, candidates, vocabulary, count, CHUNK: tl.constexpr):
         keys = tl.where(keys == best, LARGEST_KEY, keys)
 
 
-@triton.jit(do_not_specialize=("size", "count"))
+@triton.jit
 def merge_chunks(candidates, ids, values, size, count, SIZE: tl.constexpr):
     """Grid (rows,): the first `count` of a row's `size` candidate keys."""
     row = tl.program_id(0).to(tl.int64)
@@ -59,11 +59,11 @@ def top_tokens(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     each = min(count, CHUNK)
     candidates = torch.empty((rows, chunks * each), dtype=torch.int64, device=logits.device)
     bits = logits.view(torch.int32)
-    best_of_chunks[(rows, chunks)](bits, candidates, vocabulary, each, CHUNK=CHUNK, **TOP_LAUNCH.options())
+    start(best_of_chunks, (rows, chunks), bits, candidates, vocabulary, each, CHUNK=CHUNK, launch=TOP_LAUNCH)
     size = candidates.shape[1]
     if size > MERGED_AT_ONCE:
         candidates = torch.sort(candidates, dim=1).values[:, :count].contiguous()
         size = count
     padded = int(triton.next_power_of_2(size))
-    merge_chunks[(rows,)](candidates, ids, values, size, count, SIZE=padded, **TOP_LAUNCH.options())
+    start(merge_chunks, (rows,), candidates, ids, values, size, count, SIZE=padded, launch=TOP_LAUNCH)
     return ids, values
