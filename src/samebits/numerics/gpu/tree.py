@@ -55,7 +55,7 @@ def tree_reference(
     # Level by level: sums of one leaf, of two, of four.
     ones = ()
     for index in tl.static_range(LEAVES):
-        ones = ones + (
+        ones = ones + (  # type: ignore[assignment]
             leaf_chain(
                 x, weight, row_inside, column_inside, row, column, k, depth, index * leaf, (index + 1) * leaf,
                 COLUMNS, ROWS, ATOM,
