@@ -93,7 +93,7 @@ def run(
     return result
 
 
-def kv_mebibytes(spec: ModelSpec, batch: int, tokens: int = 2048) -> int:
+def kv_mebibytes(spec: ModelSpec, batch: int, tokens: int = 1216) -> int:
     """Room for `tokens` of each request."""
     return 2 * 2 * spec.layers * spec.heads.kv_width * tokens * batch >> 20
 

@@ -58,6 +58,13 @@ def split_units(
     return np.ascontiguousarray(np.stack([first, count, owner])[:, order], dtype=np.int32)
 
 
+def aligned(units: np.ndarray) -> np.ndarray:
+    """int32 [3, units] with units that are skipped behind them, so that every row starts at 16 bytes."""
+    room = np.zeros((3, -(-units.shape[1] // 4) * 4), dtype=np.int32)
+    room[:, : units.shape[1]] = units
+    return room
+
+
 @dataclass(frozen=True)
 class AttentionWork:
     """All rows of a step: tiles for the long runs of rows, shared units for the short ones; None where empty."""
@@ -85,7 +92,7 @@ def plan_attention(
         if len(requests) == 0:
             made.append(None)
             continue
-        table = torch.from_numpy(split_units(query_start, positions, requests, rows))
+        table = torch.from_numpy(aligned(split_units(query_start, positions, requests, rows)))
         if device.type == "cuda":
             table = table.pin_memory()
         made.append(Units(*table.to(device, non_blocking=True).unbind(0)))

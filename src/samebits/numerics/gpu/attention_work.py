@@ -6,7 +6,7 @@ the bits of one clause.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class AttentionScheduler:
         processors = 8
         if device.type == "cuda":
             processors = torch.cuda.get_device_properties(device).multi_processor_count
-        self._launch = RangeLaunch(programs=PROGRAMS_A_PROCESSOR * processors)
+        self._launch = RangeLaunch(PROGRAMS_A_PROCESSOR * processors, warps=2, stages=3)
         self._shape: AttentionShape | None = None
         self._room = 1
 
@@ -109,8 +109,7 @@ class AttentionScheduler:
             attention.tiles(shape, queries, context, work.units.tiles, scale, output, TILE)
         if work.units.shared is not None:
             assert work.buffers is not None
-            rows = shape.rows_for(UNIT_TOKENS)
-            launch = RangeLaunch(self._launch.programs, rows=rows)
+            launch = replace(self._launch, rows=shape.rows_for(UNIT_TOKENS))
             attention.shared(
                 shape, queries, context, work.units.shared, scale, output, work.buffers, launch, self._pinned
             )
