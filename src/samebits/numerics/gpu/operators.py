@@ -49,7 +49,7 @@ class GpuOperators:
         self._device = device
         self._act = act
         self._split_tokens = split_tokens
-        self._products = products
+        self.products = products
         self._promises = promises
         self._problems: list[GemmProblem] = []
         self._workspace: SamplingWorkspace | None = None
@@ -117,7 +117,7 @@ class GpuOperators:
             gives_logits = problem.out == torch.float32 != self._act
             return buckets_up_to(sampled_rows if gives_logits else max(step_rows, sampled_rows))
 
-        self._products.bind(self._problems, buckets, folder, progress)
+        self.products.bind(self._problems, buckets, folder, progress)
         # What captured steps use stays where it is.
         self._attention.reserve(sampled_rows)
         for problem in self._problems:
@@ -148,14 +148,14 @@ class GpuOperators:
 
     def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
-        return self._products.run(x, weight)
+        return self.products.run(x, weight)
 
     def row_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         return self.linear(x, weight)
 
     def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
         assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
-        return self._products.run(x, weight)
+        return self.products.run(x, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)

@@ -93,6 +93,11 @@ class ProvenProducts:
     def identities(self) -> frozenset[str]:
         return frozenset() if self._bindings is None else self._bindings.identities
 
+    @property
+    def bound(self) -> dict[tuple[GemmProblem, int], Candidate]:
+        """What has served so far, by shape and rows."""
+        return dict(self._found)
+
     def bind(
         self,
         problems: Sequence[GemmProblem],
