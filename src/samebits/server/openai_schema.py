@@ -8,13 +8,11 @@ value that asks for nothing. Null is the same as not given.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from samebits.server.schema import convert_object, decode_object
-
-Body = TypeVar("Body", bound=msgspec.Struct)
+from samebits.server.fields import Body, convert_object, decode_object
 
 INERT_FIELDS = {
     "cache_salt": "the prefix cache cannot change a result",
