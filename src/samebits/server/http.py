@@ -162,6 +162,11 @@ def event_frame(value: Any) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
+def typed_frame(value: dict[str, Any]) -> bytes:
+    """One frame that names its `type` as the event, too."""
+    return b"event: " + value["type"].encode() + b"\ndata: " + msgspec.json.encode(value) + b"\n\n"
+
+
 DONE_FRAME = b"data: [DONE]\n\n"
 
 

@@ -19,6 +19,7 @@ from samebits.server.openai_completions import CompletionRoutes
 from samebits.server.openai_logprobs import TokenNames
 from samebits.server.openai_prompt import tokenize_prompt
 from samebits.server.openai_schema import DetokenizeFields, TokenizeFields, decode_small
+from samebits.server.responses import ResponsesRoutes
 
 NOT_OFFERED = {
     "/v1/audio/{path:path}": "audio",
@@ -54,7 +55,9 @@ class OpenAIRoutes:
             Route(path, partial(_not_offered, what), methods=["GET", "POST"])
             for path, what in NOT_OFFERED.items()
         ]
-        return [*own, *CompletionRoutes(self._front).routes(), *ChatRoutes(self._front).routes(), *refused]
+        front = self._front
+        own += CompletionRoutes(front).routes() + ChatRoutes(front).routes() + ResponsesRoutes(front).routes()
+        return [*own, *refused]
 
     async def models(self, request: Request) -> Response:
         return json_response({"object": "list", "data": [self._model()]})

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -14,6 +12,7 @@ from starlette.types import ASGIApp
 
 from samebits.engine.messages import EngineFacts
 from samebits.generation.samples import Sample, SampleResult
+from samebits.server.answer import call_id
 from samebits.server.front import Front
 from samebits.server.openai_chat_run import prepare_chat
 from samebits.server.openai_common import read_request
@@ -151,13 +150,11 @@ class ChatChoice:
         if call["name"] is None:
             return {"function": function}
         function = {"name": call["name"], **function}
-        return {"id": self._call_id(call["number"]), "type": "function", "function": function}
-
-    def _call_id(self, number: int) -> str:
-        """An id that follows from the request, so that a replayed conversation is the same to its last character."""
-        sampling = self._sample.request.sampling
-        seen = [self._sample.request.prompt_ids, sampling.seed, sampling.sample_index, number]
-        return "call_" + hashlib.sha256(msgspec.json.encode(seen)).hexdigest()[:24]
+        return {
+            "id": call_id("call_", self._sample, call["number"]),
+            "type": "function",
+            "function": function,
+        }
 
     def _prompt_logprobs(self, part: SampleResult) -> list[dict[str, Any] | None]:
         top = self._view.prompt_logprobs or 0

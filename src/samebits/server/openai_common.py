@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import msgspec
 from starlette.requests import Request
@@ -19,7 +20,7 @@ from samebits.server.fields import Body
 from samebits.server.front import Front
 from samebits.server.http import NotFoundError, read_body
 from samebits.server.native import LARGE_PROMPT, to_params
-from samebits.server.openai_schema import CommonFields, SamplingFields, decode_request
+from samebits.server.openai_schema import INERT_FIELDS, CommonFields, SamplingFields, decode_request
 from samebits.server.schema import NativeSampling
 
 OWN_NAMES = ("max_tokens", "min_tokens", "seed", "include_stop_str_in_output")
@@ -28,7 +29,11 @@ ANY_MODEL = ("", "default")
 
 
 async def read_request(
-    front: Front, request: Request, kind: type[Body], refused: Mapping[str, str]
+    front: Front,
+    request: Request,
+    kind: type[Body],
+    refused: Mapping[str, str],
+    inert: Mapping[str, str] = INERT_FIELDS,
 ) -> tuple[Body, CommonFields, SamplingFields]:
     """The body of a route whose own fields are `kind`, with the shared fields checked.
 
@@ -36,7 +41,7 @@ async def read_request(
     """
     front.check_ready()
     data = await read_body(request, front.body_limit)
-    body, common, given = decode_request(data, kind, refused)
+    body, common, given = decode_request(data, kind, refused, inert)
     check_model(front, common.model)
     check_common(common, given)
     return body, common, given
@@ -74,6 +79,19 @@ def check_common(common: CommonFields, given: SamplingFields) -> None:
         raise RequestError("rid must not be empty", "rid")
     if common.prompt_logprobs is not None and common.prompt_logprobs < 0:
         raise RequestError("prompt_logprobs must not be negative", "prompt_logprobs")
+
+
+def check_single(common: CommonFields, given: SamplingFields) -> None:
+    """Raise `RequestError` for shared fields that mean nothing where a response is one answer to one chat."""
+    if given.n not in (None, 1):
+        refuse("n", "a response holds one answer; /v1/chat/completions has n")
+    if common.prompt_logprobs is not None:
+        refuse("prompt_logprobs", "/v1/chat/completions and /v1/completions have them")
+
+
+def refuse(field: str, reason: str) -> NoReturn:
+    """Refuse a field that other routes take."""
+    raise RequestError(f"{field} is not offered on this route: {reason}", field, "unsupported_parameter")
 
 
 def to_sampling(given: SamplingFields, max_new_tokens: int | None) -> SamplingParams:
