@@ -11,7 +11,7 @@ from samebits.errors import RequestError
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """templates know the developer as the system"""
 MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content"}
-INERT_MESSAGE_FIELDS = {"annotations", "cache_control", "id"}
+INERT_MESSAGE_FIELDS = {"annotations", "cache_control", "id", "provider_specific_fields"}
 REFUSED_MESSAGE_FIELDS = {"audio", "function_call", "refusal", "reasoning"}
 TEXT_PARTS = {"text", "input_text", "output_text"}
 
