@@ -121,7 +121,7 @@ class MessageWriter:
         """`stop_reason` and `stop_sequence`."""
         finish = self._answer.finish
         assert finish is not None
-        reason: str = {"length": "max_tokens"}.get(finish.type, finish.type)
+        reason: str = {"length": "max_tokens", "deadline": "abort"}.get(finish.type, finish.type)
         sequence = None
         if finish.type == "stop":
             own_end = isinstance(finish.matched, int) and finish.matched in self._facts.eos_token_ids

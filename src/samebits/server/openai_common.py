@@ -58,6 +58,7 @@ def generation_request(
         rid=rid,
         priority=common.priority or 0,
         use_prefix_cache=common.use_prefix_cache is not False,
+        deadline_seconds=common.deadline_seconds,
     )
 
 

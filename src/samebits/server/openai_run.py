@@ -22,6 +22,7 @@ from samebits.server.http import (
     CLIENT_CLOSED_REQUEST,
     DONE_FRAME,
     EventStream,
+    check_in_time,
     json_error_frame,
     json_response,
     until_disconnect,
@@ -132,9 +133,10 @@ async def respond(
 async def results_of(
     generator: Generator, samples: Sequence[Sample], names: Mapping[str, str]
 ) -> list[SampleResult]:
-    """Run samples together to their ends. Raises `EngineError` when one fails."""
+    """Run samples together to their ends. Raises `EngineError` when one fails, `DeadlineError` when none began."""
     with field_names(names):
         results = await generator.complete_all(samples)
+    check_in_time(results)
     for result in results:
         check_finish(result)
     return results
@@ -144,6 +146,7 @@ async def parts_of(
     generator: Generator, samples: Sequence[Sample], names: Mapping[str, str]
 ) -> AsyncGenerator[tuple[int, SampleResult], None]:
     """Run samples together; yields (index, what is new of that sample). Raises `EngineError` when one fails."""
+    started = False
     collectors = [Collector(sample) for sample in samples]
     with field_names(names):
         async with aclosing(generator.stream_all(samples)) as turns:
@@ -153,6 +156,9 @@ async def parts_of(
                 part = collectors[index].result()
                 collectors[index].clear()
                 check_finish(part)
+                if not started:
+                    check_in_time([part])
+                    started = True
                 yield index, part
 
 
