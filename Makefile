@@ -3,6 +3,7 @@
 #   make demo      start the server on the bundled model, ask it, and check what is promised
 #   make serve     serve the bundled model on port 30000 (ARGS="--port 8000 ..." for more)
 #   make test      the test suite (ARGS="tests/verify -k prefix" for a part of it)
+#   make schedules 2,020 simulated schedules of the fake model and 101 of a tiny real one
 #   make check     formatter, linter, type checker
 #   make format    rewrite the sources as the formatter wants them
 #   make clean     remove .venv and every cache
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/.runtime-installed
 DEVELOPMENT := $(VENV)/.development-installed
 
-.PHONY: demo serve test check format clean venv
+.PHONY: demo serve test schedules check format clean venv
 .DEFAULT_GOAL := demo
 
 demo: $(RUNTIME)
@@ -33,6 +34,9 @@ serve: $(RUNTIME)
 
 test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest $(ARGS)
+
+schedules: $(DEVELOPMENT)
+	$(BIN)/samebits verify schedules --n-trials 2121 $(ARGS)
 
 check: $(DEVELOPMENT)
 	$(BIN)/ruff format --check .
