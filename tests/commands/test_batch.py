@@ -162,7 +162,7 @@ def test_a_server_that_goes_away_ends_the_run_and_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr("samebits.commands.batch_run.PAUSES", (0.0, 0.0))
-        patch.setattr("samebits.commands.batch_run.AsyncClient", Leaving)
+        patch.setattr("samebits.commands.asked.AsyncClient", Leaving)
         assert main(command(batch, output, fake.url, "--max-concurrency", "1")) == 2
     told = capsys.readouterr().err
     assert "nobody is there" in told
