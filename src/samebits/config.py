@@ -61,6 +61,9 @@ class ModelConfig:
         synonyms={"half": "float16", "float": "float32"},
     )
     device: str = setting("auto", "where the numerics run", ("auto", "cpu", "cuda"))
+    tensor_parallel: int = setting(
+        1, "ranks that share the model, a process each; under tp-invariant it changes no bit", flag="--tp"
+    )
     context_length: int = setting(0, "longest request in tokens, prompt and output; 0: the model's own limit")
     sampling_defaults: str = setting(
         "model",
@@ -91,6 +94,9 @@ class EngineConfig:
         "overlapped", "prepare the next step while one runs, or one after another", ("overlapped", "simple")
     )
     threads: int = setting(0, "threads of the CPU numerics; 0: one a core")
+    data_parallel: int = setting(
+        1, "engines behind one server, each with the whole model; it changes no bit", flag="--dp"
+    )
     cuda_graph_max_bs: int = setting(
         -1, "largest batch that a GPU decodes as a CUDA graph; 0: none, -1: max_running"
     )
@@ -103,6 +109,7 @@ class ServerConfig:
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(30000, "port to listen on")
     served_model_name: str = setting("", "name in responses; empty: the model's own")
+    page: bool = setting(True, "serve a page to chat with the model at /")
     api_key: tuple[str, ...] = setting(
         (), "key that requests must carry; may be repeated", group="access", secret=True
     )
@@ -112,6 +119,11 @@ class ServerConfig:
     )
     max_body_mib: int = setting(16, "largest request body in MiB", group="limits")
     max_in_flight: int = setting(4096, "most HTTP requests being answered; more get 503", group="limits")
+    default_deadline_seconds: float = setting(
+        0.0,
+        "end requests that name no deadline_seconds after so long, waiting included; 0: never",
+        group="limits",
+    )
     drain_seconds: float = setting(30.0, "how long SIGTERM waits for running requests", group="limits")
     engine_restarts: int = setting(
         3, "how often in 10 minutes a dead engine is started anew; 0: exit at once", group="limits"

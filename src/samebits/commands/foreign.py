@@ -206,22 +206,18 @@ FLAGS = (
         "--enable-torch-compile --skip-server-warmup",
         "kernels are compiled before the server is ready, in one way",
     ),
-    # devices: where tensor parallelism becomes a setting, its line becomes `means`
+    # devices
+    means("--tp-size --tensor-parallel-size -tp", "tensor_parallel", positive),
+    means("--dp-size --data-parallel-size -dp", "data_parallel", positive),
     only(
-        "--tp --tp-size --tensor-parallel-size -tp",
+        "--pp-size --pipeline-parallel-size -pp --ep-size --nnodes",
         ("1",),
-        "tensor parallelism is not offered yet: one device holds the model; leave it out",
+        "a model is cut over the ranks of one host by --tp alone; leave it out",
     ),
-    only(
-        "--dp --dp-size --data-parallel-size -dp --pp-size --pipeline-parallel-size -pp --ep-size --nnodes",
-        ("1",),
-        "one device holds the model; start one server a device behind a balancer, for equal fingerprints "
-        "give equal bits",
-    ),
-    only("--node-rank", ("0",), "one device holds the model"),
+    only("--node-rank", ("0",), "the model is on one host"),
     only("--splitwise-role", ("mixed",), "one engine computes prompts and answers"),
     refused("--enable-expert-parallel --enable-dp-attention", "mixtures of experts are not offered yet"),
-    idle("--disable-custom-all-reduce", "one device has nothing to reduce with others"),
+    idle("--disable-custom-all-reduce", "the collectives that join ranks are part of the plan"),
     # server
     only(
         "--tool-call-parser",

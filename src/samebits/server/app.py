@@ -16,6 +16,7 @@ from samebits.server.info import InfoRoutes
 from samebits.server.metrics_route import MetricsRoutes
 from samebits.server.native import NativeRoutes
 from samebits.server.openai import OpenAIRoutes
+from samebits.server.page_routes import page_routes
 
 
 def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> ASGIApp:
@@ -26,5 +27,6 @@ def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> ASGIAp
         *MetricsRoutes(front).routes(),
         *NativeRoutes(front).routes(),
         *OpenAIRoutes(front).routes(),
+        *(page_routes() if front.config.page else ()),
     ]
     return guarded(Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, error_response)), front)

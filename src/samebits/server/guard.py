@@ -6,6 +6,7 @@ a request id, a log line, metrics -> CORS -> API key -> limit on requests in fli
 from __future__ import annotations
 
 import logging
+import math
 import re
 import secrets
 import time
@@ -25,10 +26,11 @@ from samebits.server.front import Front
 from samebits.server.http import CLIENT_CLOSED_REQUEST, RETRY_AFTER_SECONDS, error_body, json_response
 from samebits.server.keys import Keys, load_keys
 from samebits.server.metrics import ServerMetrics
+from samebits.server.page_routes import PAGE_PATHS
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+HEALTH_PATHS = frozenset({"/health", "/ready"})
 """need no key and are never too many: a supervisor has to reach them"""
-QUIET_PATHS = OPEN_PATHS | {"/metrics"}
+QUIET_PATHS = HEALTH_PATHS | {"/metrics"}
 """asked for every few seconds: logged only at `debug`, and outside of the limit"""
 REQUEST_ID_HEADER = b"x-request-id"
 WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -46,9 +48,13 @@ def guarded(app: Starlette, front: Front) -> ASGIApp:
         raise ConfigError(f"--max-in-flight must be at least 1, got {config.max_in_flight}")
     if config.engine_restarts < 0:
         raise ConfigError(f"--engine-restarts must not be negative, got {config.engine_restarts}")
+    if not 0 <= config.default_deadline_seconds < math.inf:
+        raise ConfigError(
+            f"--default-deadline-seconds must not be negative, got {config.default_deadline_seconds:g}"
+        )
     inner: ASGIApp = LimitInFlight(app, metrics, config.max_in_flight)
     if keys := load_keys(config):
-        inner = RequireKey(inner, keys)
+        inner = RequireKey(inner, keys, HEALTH_PATHS | (PAGE_PATHS if config.page else frozenset()))
     if config.cors_origins:
         inner = _with_cors(inner, config)
     return Observe(inner, metrics, route_namer(app))
@@ -91,14 +97,15 @@ class Observe:
 
 
 class RequireKey:
-    """Refuses requests without a key with 401."""
+    """Refuses requests without a key with 401, but for the open paths."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, open_paths: frozenset[str]) -> None:
         self._app = app
         self._keys = keys
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in OPEN_PATHS or self._keys.admit(scope["headers"]):
+        if scope["path"] in self._open_paths or self._keys.admit(scope["headers"]):
             await self._app(scope, receive, send)
             return
         message = "this server needs an API key, as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
