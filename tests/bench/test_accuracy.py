@@ -165,3 +165,17 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     assert main(["bench", "accuracy", "--url", fake.url, *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_committed_result_is_what_the_readme_says() -> None:
+    root = Path(__file__).parents[2]
+    result = json.loads((root / "results" / "accuracy-bundled.json").read_text())
+    figures = result["results"]
+    assert figures["spread"] == 0 and figures["unique_answer_sets"] == 1
+    assert not result["commit"].endswith("+changes")
+    told = (
+        f"{figures['questions']} questions, {figures['runs']} runs: mean {100 * figures['mean']:.2f} %, "
+        "spread 0.00 points, 1 unique answer sets"
+    )
+    assert told in " ".join((root / "README.md").read_text().split())
+    assert result["command"] in (root / "README.md").read_text()
