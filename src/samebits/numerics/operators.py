@@ -154,6 +154,9 @@ class Operators(Protocol):
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """silu(first half) * second half. act [rows, 2 width] -> act [rows, width]."""
 
+    def gated_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        """silu_mul(linear(x)), bit for bit, perhaps in one go. x act [rows, in] -> act [rows, out / 2]."""
+
     # Sampling stage
 
     def log_sum_exp(self, logits: Tensor) -> Tensor:

@@ -370,6 +370,9 @@ class CpuOperators:
             self._run_rows(elementwise.SILU_MUL.address, arguments, rows, double)
         return y
 
+    def gated_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        return self.silu_mul(self.linear(x, weight))
+
     # Sampling stage
 
     def log_sum_exp(self, logits: Tensor) -> Tensor:

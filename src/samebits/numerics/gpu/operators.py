@@ -196,6 +196,11 @@ class GpuOperators:
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         return activation.silu_mul(gate_up)
 
+    def gated_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
+        fused = self.products.run_gated(x, weight)
+        return activation.silu_mul(self.products.run(x, weight)) if fused is None else fused
+
     # Sampling stage
 
     def log_sum_exp(self, logits: Tensor) -> Tensor:

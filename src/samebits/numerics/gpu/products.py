@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,12 +14,15 @@ from torch import Tensor
 from samebits.errors import NumericsError
 from samebits.numerics.gpu.bindings import Bindings, bind_all
 from samebits.numerics.gpu.device_key import device_key
+from samebits.numerics.gpu.gated_operator import GatedOperator, GatedProblem
 from samebits.numerics.gpu.gemm_operator import GemmOperator, reference_candidate
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.operator import Wish
 from samebits.numerics.gpu.proofs import ProofStore
 from samebits.numerics.gpu.prover import Candidate
 
+MOST_FUSED_ROWS = 64
+"""Beyond this the product alone and the activation are faster than any fused kernel."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -74,6 +78,9 @@ class Products(Protocol):
     def run(self, x: Tensor, linear: GpuLinear) -> Tensor:
         """x act [bucket, in] -> `linear.out` [bucket, out features]."""
 
+    def run_gated(self, x: Tensor, linear: GpuLinear) -> Tensor | None:
+        """The same with the gated activation behind it, act [bucket, out features / 2]; None: to be done in two."""
+
     @property
     def identities(self) -> frozenset[str]:
         """Binaries and library algorithms that are proven to serve; none where nothing is promised."""
@@ -88,10 +95,14 @@ class ProvenProducts:
         self._bindings: Bindings | None = None
         self._references: dict[GemmProblem, Candidate] = {}
         self._found: dict[tuple[GemmProblem, int], Candidate] = {}
+        self._gated: dict[GemmProblem, GatedProblem] = {}
+        """products that were seen with an activation behind them"""
+        self._fused: dict[tuple[GemmProblem, int], Candidate] = {}
 
     @property
     def identities(self) -> frozenset[str]:
-        return frozenset() if self._bindings is None else self._bindings.identities
+        bound = frozenset() if self._bindings is None else self._bindings.identities
+        return bound | {candidate.identity for candidate in self._fused.values()}
 
     @property
     def bound(self) -> dict[tuple[GemmProblem, int], Candidate]:
@@ -108,8 +119,21 @@ class ProvenProducts:
         store = ProofStore(folder, device_key(self._device))
         operator = GemmOperator(self._device)
         wishes = [Wish(operator, problem, tuple(buckets(problem))) for problem in dict.fromkeys(problems)]
-        self._bindings = bind_all(wishes, store, progress)
+        bindings = self._bindings = bind_all(wishes, store, progress)
         self._references.clear()
+        gated = GatedOperator(self._device, partial(bindings.candidate, GemmOperator.clause))
+        few = {
+            problem: [bucket for bucket in buckets(problem) if bucket <= MOST_FUSED_ROWS]
+            for problem in self._gated
+        }
+        fused = bind_all(
+            [Wish(gated, self._gated[problem], tuple(some)) for problem, some in few.items() if some],
+            store,
+            progress,
+        )
+        for problem, some in few.items():
+            for bucket in some:
+                self._fused[problem, bucket] = fused.candidate(gated.clause, self._gated[problem], bucket)
 
     def run(self, x: Tensor, linear: GpuLinear) -> Tensor:
         rows = x.shape[0]
@@ -117,6 +141,19 @@ class ProvenProducts:
         result = torch.empty((rows, linear.out_features), dtype=linear.out, device=x.device)
         inputs = (x, linear.weight) if linear.bias is None else (x, linear.weight, linear.bias)
         candidate.run(inputs, (result,))
+        return result
+
+    def run_gated(self, x: Tensor, linear: GpuLinear) -> Tensor | None:
+        problem, rows = linear.problem, x.shape[0]
+        if self._bindings is None:
+            if linear.bias is None:
+                self._gated[problem] = GatedProblem(problem.columns // 2, problem.depth, problem.act)
+            return None
+        candidate = self._fused.get((problem, rows))
+        if candidate is None:
+            return None
+        result = torch.empty((rows, linear.out_features // 2), dtype=linear.out, device=x.device)
+        candidate.run((x, linear.weight), (result,))
         return result
 
     def _candidate(self, problem: GemmProblem, rows: int) -> Candidate:
@@ -144,6 +181,9 @@ class FreeProducts:
         progress: Progress,
     ) -> None:
         """There is nothing to prove."""
+
+    def run_gated(self, x: Tensor, linear: GpuLinear) -> Tensor | None:
+        return None
 
     def run(self, x: Tensor, linear: GpuLinear) -> Tensor:
         if linear.out != x.dtype:

@@ -162,6 +162,9 @@ class TorchOperators:
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate) * up
 
+    def gated_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        return self.silu_mul(self.linear(x, weight))
+
     def log_sum_exp(self, logits: Tensor) -> Tensor:
         return torch.logsumexp(logits, dim=-1)
 
