@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from device_engine import device_loop, with_padding_page
+from small_engine import request, small_engine
 
 from samebits.engine.device import runner as device_runner
 from samebits.engine.device.inputs import StepInputs
+from samebits.engine.device.loop import DeviceLoop
 from samebits.engine.device.sampling import PlainSamples
+from samebits.errors import DeviceLostError
 from samebits.verify.simulation import simulate
 from samebits.verify.simulation.schedules import scenario_of, simulated_model
 from samebits.verify.simulation.simulate import Counts, run_scenario
@@ -104,6 +107,22 @@ def test_plain_and_general_sampling_give_the_same_bits(monkeypatch: pytest.Monke
     for seed in SEEDS[:40]:
         run(seed)
     assert any(plain)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_lost_device_ends_the_engine(ahead: bool) -> None:
+    """A device that failed computes nothing more: isolating requests on it would fail every one of them."""
+
+    class LostDevice:
+        def launch(self, step: Any, before: Any) -> Any:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    engine = small_engine()
+    engine.loop = DeviceLoop(LostDevice(), ahead)
+    engine.submit(request("one", [1, 2, 3]))
+    with pytest.raises(DeviceLostError, match="illegal memory access"):
+        for _ in range(3):
+            engine.step()
 
 
 def test_inputs_start_at_multiples_of_16_bytes() -> None:

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from samebits.engine.device.launched import Launched
 from samebits.engine.loops import Prepare, StepFailure
 from samebits.engine.step import ChunkResult, PreparedStep
+from samebits.errors import DeviceLostError
 
 
 class Launcher(Protocol):
@@ -77,7 +80,10 @@ class DeviceLoop:
         return launched
 
     def _lost(self, broken: Broken) -> StepFailure:
-        """Forget the broken step and the one queued after it, which has no sound tokens to begin with."""
+        """Forget the broken step and the one queued after it, which has no sound tokens to begin with. Raises
+        `DeviceLostError` where no later step could run: the process has to be started anew."""
+        if isinstance(broken.cause, torch.AcceleratorError):
+            raise DeviceLostError(f"the device failed: {broken.cause}") from broken.cause
         steps = [broken.step]
         if self._running is not None and self._running is not broken:
             steps.append(self._running.step)
