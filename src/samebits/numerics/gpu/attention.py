@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -199,33 +198,33 @@ def describe(shape: AttentionShape, storage: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class RangeLaunch:
-    """How the shared ranges are walked. `programs` is the number of ranges."""
+    """How the shared ranges are walked. `programs` is the number of ranges; `unroll`: partials that are read at
+    once where a cut pair is folded."""
 
     programs: int
-    rows: int = 16
-    warps: int = 4
+    rows: int = SMALLEST_TILE
+    warps: int = 2
     stages: int = 3
-    fold_warps: int = 1
-    fold_stages: int = 4
-
-    def with_programs(self, programs: int) -> RangeLaunch:
-        return replace(self, programs=programs)
+    unroll: int = 4
 
 
 @dataclass(frozen=True)
 class RangeBuffers:
-    """Fixed-address storage of the shared ranges: which range begins where, and partials. Made once."""
+    """Fixed-address storage of the shared ranges: which range begins where, and partials. Made once, and used by one
+    stream at a time."""
 
     split_start: Tensor
     """int32 [units + 1]"""
-    program_start: Tensor
-    """int32 [programs, 2]"""
+    plans: Tensor
+    """int32 [programs, 16]"""
     tops: Tensor
     """float32 [capacity, stride]"""
     totals: Tensor
     """float32 [capacity, stride]"""
     accumulators: Tensor
     """float32 [capacity, stride, head_dim]"""
+    arrivals: Tensor
+    """int32 [units * kv_heads], zero between launches"""
 
     @property
     def capacity(self) -> int:
@@ -242,13 +241,13 @@ def range_buffers(
     """Room for `units` units of at most `tokens` rows, and for partials of `capacity` splits (of one kv head
     each): a batch with more than that is shared out by whole pairs, which is slower where few requests are long."""
     stride = tokens * shape.group
-    make: Callable[..., Tensor] = torch.empty
     return RangeBuffers(
-        make(units + 1, dtype=torch.int32, device=device),
-        make((programs, 2), dtype=torch.int32, device=device),
-        make((capacity, stride), device=device),
-        make((capacity, stride), device=device),
-        make((capacity, stride, shape.heads.head_dim), device=device),
+        torch.zeros(units + 1, dtype=torch.int32, device=device),
+        torch.zeros((programs, int(ranges.PLAN_WORDS)), dtype=torch.int32, device=device),
+        torch.zeros((capacity, stride), device=device),
+        torch.zeros((capacity, stride), device=device),
+        torch.zeros((capacity, stride, shape.heads.head_dim), device=device),
+        torch.zeros(units * shape.heads.kv_heads, dtype=torch.int32, device=device),
     )
 
 
@@ -262,9 +261,11 @@ def plan_ranges(
         positions,
         units.first,
         units.count,
-        units.units,
+        units.request,
         buffers.split_start,
-        buffers.program_start,
+        buffers.plans,
+        units.units,
+        buffers.capacity,
         KV_HEADS=shape.heads.kv_heads,
         SPLIT=shape.split_tokens,
         launch=Launch(warps=4, stages=1),
@@ -289,9 +290,6 @@ def shared(
     """
     if units.units == 0:
         return output
-    factor = softmax_factor(scale)
-    constants = shape.constants()
-    partials = (buffers.tops, buffers.totals, buffers.accumulators, buffers.capacity)
     start(
         ranges.attention_ranges,
         (launch.programs,),
@@ -303,38 +301,23 @@ def shared(
         units.first,
         units.count,
         units.request,
-        units.units,
         buffers.split_start,
-        buffers.program_start,
+        buffers.plans,
         context.page_table,
+        buffers.tops,
+        buffers.totals,
+        buffers.accumulators,
+        buffers.arrivals,
+        units.units,
         context.page_table.stride(0),
-        factor,
-        *partials,
+        softmax_factor(scale),
         ROWS=launch.rows,
         STRIDE=buffers.stride,
+        PADDED=int(triton.next_power_of_2(buffers.stride)),
         PINNED=pinned,
         STAGES=launch.stages,
-        **constants,
+        UNROLL=launch.unroll,
+        **shape.constants(),
         launch=Launch(launch.warps, launch.stages),
-    )
-    start(
-        ranges.fold_ranges,
-        (launch.programs, buffers.stride),
-        output,
-        units.first,
-        units.count,
-        units.units,
-        buffers.split_start,
-        buffers.program_start,
-        factor,
-        *partials,
-        QUERY_HEADS=shape.heads.query_heads,
-        KV_HEADS=shape.heads.kv_heads,
-        D=shape.heads.head_dim,
-        WIDTH=shape.width,
-        STRIDE=buffers.stride,
-        PINNED=pinned,
-        STAGES=launch.fold_stages,
-        launch=Launch(launch.fold_warps, launch.fold_stages),
     )
     return output
