@@ -109,7 +109,8 @@ def launch_sampling() -> None:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     made = Recorder()
-    monkeypatch.setattr(configuration, "load", made)
+    for module in (configuration, attention):
+        monkeypatch.setattr(module, "load", made)
     yield made
 
 

@@ -16,7 +16,8 @@ from samebits.numerics.gpu import attention_ranges as ranges
 from samebits.numerics.gpu.attention_plan import Units
 from samebits.numerics.gpu.attention_reference import attention_reference
 from samebits.numerics.gpu.attention_tiles import attention_tiles
-from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.configuration import Launch, named_source, start
+from samebits.numerics.gpu.launch import KernelSource, descriptor, load, pointer
 from samebits.numerics.operators import HeadLayout
 
 LOG2_E = 1.4426950408889634
@@ -110,9 +111,8 @@ def reference(
     row_request int32 [rows]: each row's place in the page table."""
     rows = queries.shape[0]
     if rows:
-        start(
-            attention_reference,
-            (rows, shape.heads.kv_heads),
+        load(reference_source(shape, queries.dtype)).launch(
+            (rows, shape.heads.kv_heads, 1),
             queries,
             context.keys,
             context.values,
@@ -122,11 +122,16 @@ def reference(
             context.page_table,
             context.page_table.stride(0),
             softmax_factor(scale),
-            ROWS=shape.rows_for(1),
-            **shape.constants(),
-            launch=Launch(warps=4, stages=1),
         )
     return output
+
+
+def reference_source(shape: AttentionShape, dtype: torch.dtype) -> KernelSource:
+    """The binary that `reference` launches."""
+    act, wide, narrow = pointer(dtype), pointer(torch.int64), pointer(torch.int32)
+    arguments = (act, act, act, act, wide, narrow, narrow, "i32", "fp32")
+    constants = {"ROWS": shape.rows_for(1), **shape.constants()}
+    return named_source(attention_reference, arguments, constants, Launch(warps=4, stages=1))
 
 
 @dataclass(frozen=True)
@@ -161,9 +166,8 @@ def tiles(
     values: Any = context.values
     if launch.described:
         keys, values = describe(shape, context.keys), describe(shape, context.values)
-    start(
-        attention_tiles,
-        (units.units * shape.heads.kv_heads,),
+    load(tile_source(shape, queries.dtype, launch)).launch(
+        (units.units * shape.heads.kv_heads, 1, 1),
         queries,
         keys,
         values,
@@ -175,13 +179,24 @@ def tiles(
         context.page_table,
         context.page_table.stride(0),
         softmax_factor(scale),
-        ROWS=launch.rows,
-        DESCRIBED=launch.described,
-        STAGES=launch.stages,
-        **shape.constants(),
-        launch=Launch(launch.warps, launch.stages),
     )
     return output
+
+
+def tile_source(shape: AttentionShape, dtype: torch.dtype, launch: TileLaunch) -> KernelSource:
+    """The binary that `tiles` launches."""
+    storage = act = pointer(dtype)
+    if launch.described:
+        storage = descriptor(dtype, (shape.key_block_tokens, shape.width))
+    wide, narrow = pointer(torch.int64), pointer(torch.int32)
+    arguments = (act, storage, storage, act, wide, narrow, narrow, narrow, narrow, "i32", "fp32")
+    constants = {
+        "ROWS": launch.rows,
+        "DESCRIBED": launch.described,
+        "STAGES": launch.stages,
+        **shape.constants(),
+    }
+    return named_source(attention_tiles, arguments, constants, Launch(launch.warps, launch.stages))
 
 
 def describe(shape: AttentionShape, storage: Tensor) -> Any:
@@ -290,9 +305,8 @@ def shared(
     """
     if units.units == 0:
         return output
-    start(
-        ranges.attention_ranges,
-        (launch.programs,),
+    load(range_source(shape, queries.dtype, buffers.stride, launch, pinned)).launch(
+        (launch.programs, 1, 1),
         queries,
         context.keys,
         context.values,
@@ -311,13 +325,24 @@ def shared(
         units.units,
         context.page_table.stride(0),
         softmax_factor(scale),
-        ROWS=launch.rows,
-        STRIDE=buffers.stride,
-        PADDED=int(triton.next_power_of_2(buffers.stride)),
-        PINNED=pinned,
-        STAGES=launch.stages,
-        UNROLL=launch.unroll,
-        **shape.constants(),
-        launch=Launch(launch.warps, launch.stages),
     )
     return output
+
+
+def range_source(
+    shape: AttentionShape, dtype: torch.dtype, stride: int, launch: RangeLaunch, pinned: bool = True
+) -> KernelSource:
+    """The binary that `shared` launches for units of at most `stride` rows (tokens times group)."""
+    act, wide, narrow, partial = (pointer(kind) for kind in (dtype, torch.int64, torch.int32, torch.float32))
+    places = (wide, narrow, narrow, narrow, narrow, narrow, narrow)
+    constants = {
+        "ROWS": launch.rows,
+        "STRIDE": stride,
+        "PADDED": int(triton.next_power_of_2(stride)),
+        "PINNED": pinned,
+        "STAGES": launch.stages,
+        "UNROLL": launch.unroll,
+        **shape.constants(),
+    }
+    arguments = (act, act, act, act, *places, partial, partial, partial, narrow, "i32", "i32", "fp32")
+    return named_source(ranges.attention_ranges, arguments, constants, Launch(launch.warps, launch.stages))
