@@ -6,6 +6,7 @@ shared ranges), and `TILES` for prefill, where tiles walk all their splits.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -262,13 +263,11 @@ class AttentionOperator:
                 if tile.tokens(problem.shape.group) and (
                     not tile.described or problem.shape.width == problem.shape.heads.head_dim
                 ):
-                    yield Recipe(tile_name(tile), lambda number=number: tile_candidate(problem, number))
+                    yield Recipe(tile_name(tile), functools.partial(tile_candidate, problem, number))
             return
         for launch in range_launches(problem, bucket, self._processors()):
-            yield Recipe(
-                range_name(launch),
-                lambda launch=launch: range_candidate(problem, bucket, launch, self._units, self.device),
-            )
+            make = functools.partial(range_candidate, problem, bucket, launch, self._units, self.device)
+            yield Recipe(range_name(launch), make)
 
     def restore(self, problem: AttentionProblem, bucket: int, name: str, identity: str) -> Recipe | None:
         return next((recipe for recipe in self.recipes(problem, bucket) if recipe.name == name), None)
@@ -279,7 +278,7 @@ class AttentionOperator:
             yield Round(
                 bucket,
                 Trial.of(reference, proof_cases(problem, bucket, self.device)),
-                lambda bucket=bucket: timing_workload(problem, bucket, self.device),
+                functools.partial(timing_workload, problem, bucket, self.device),
             )
 
 
