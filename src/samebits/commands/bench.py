@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from samebits.commands import bench_gemm
+from samebits.commands import bench_attention, bench_gemm
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import ModelConfig
 
@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         commands,
         "bench",
         "measure speed, as ratios out of one run",
-        KERNELS + OFFLINE + SCHEDULER + bench_gemm.EXAMPLES,
+        KERNELS + OFFLINE + SCHEDULER + bench_gemm.EXAMPLES + bench_attention.EXAMPLES,
         run,
         "bench WHAT",
     )
@@ -53,6 +53,7 @@ def add(commands: Any) -> None:
     add_common(offline, "results/offline.json")
     add_scheduler(kinds)
     bench_gemm.add(kinds)
+    bench_attention.add(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:

@@ -197,9 +197,9 @@ def tile_name(launch: TileLaunch) -> str:
     return f"tiles of {launch.rows}, {launch.warps} warps, {launch.stages} stages, {way}"
 
 
-def range_launches(problem: AttentionProblem, tokens: int, processors: int) -> list[RangeLaunch]:
+def range_launches(shape: AttentionShape, tokens: int, processors: int) -> list[RangeLaunch]:
     """The launches that may serve units of `tokens` rows."""
-    rows = problem.shape.rows_for(tokens)
+    rows = shape.rows_for(tokens)
     return [
         RangeLaunch(each * processors, rows, *options)
         for each in RANGES_A_PROCESSOR
@@ -254,7 +254,7 @@ class AttentionOperator:
                     yield attention.tile_source(problem.shape, problem.act, tile)
             else:
                 stride = bucket * problem.shape.group
-                for launch in range_launches(problem, bucket, 1):
+                for launch in range_launches(problem.shape, bucket, 1):
                     yield attention.range_source(problem.shape, problem.act, stride, launch)
 
     def recipes(self, problem: AttentionProblem, bucket: int) -> Iterable[Recipe]:
@@ -265,7 +265,7 @@ class AttentionOperator:
                 ):
                     yield Recipe(tile_name(tile), functools.partial(tile_candidate, problem, number))
             return
-        for launch in range_launches(problem, bucket, self._processors()):
+        for launch in range_launches(problem.shape, bucket, self._processors()):
             make = functools.partial(range_candidate, problem, bucket, launch, self._units, self.device)
             yield Recipe(range_name(launch), make)
 
