@@ -25,6 +25,7 @@ from samebits.numerics.gpu.attention_core import (
     score,
     tile_rows,
 )
+from samebits.numerics.gpu.dependent import wait_ahead
 
 UNITS_AT_ONCE = tl.constexpr(256)
 PLAN_WORDS = tl.constexpr(16)
@@ -220,11 +221,13 @@ def attention_ranges(
     PINNED: tl.constexpr,
     STAGES: tl.constexpr,
     UNROLL: tl.constexpr,
+    WAIT: tl.constexpr,
 ):
     """Grid (programs,). Partials lie in tops and totals float32 [capacity, STRIDE] and accumulators float32
     [capacity, STRIDE, D]; `arrivals` int32 [units * KV_HEADS] counts the splits of cut pairs that have been written,
     and is zero before and after. Without PINNED a range's splits make one partial, so that results follow the batch:
     for the profile that promises nothing."""
+    wait_ahead(WAIT)
     group: tl.constexpr = QUERY_HEADS // KV_HEADS
     programs = tl.num_programs(0)
     plan = plans + tl.program_id(0) * PLAN_WORDS

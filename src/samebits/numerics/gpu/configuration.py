@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from samebits.numerics.gpu.dependent import device_waits
 from samebits.numerics.gpu.launch import KernelSource, load, pointer
 
 
@@ -30,9 +31,14 @@ def kind_of(argument: Any) -> str:
 def named_source(
     kernel: Any, arguments: tuple[str, ...], constants: dict[str, Any], launch: Launch
 ) -> KernelSource:
-    """One binary: types of the run-time arguments in order, values of the constants by name."""
-    values = tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
-    return KernelSource(kernel, arguments, values, launch.warps, launch.stages)
+    """One binary: types of the run-time arguments in order, values of the constants by name. A kernel whose constant
+    `WAIT` is true is launched as a dependent one; unless told otherwise, it is where the device can do that."""
+    names = kernel.arg_names[len(arguments) :]
+    if "WAIT" in names:
+        constants = {"WAIT": device_waits()} | constants
+    values = tuple(constants[name] for name in names)
+    dependent = bool(constants.get("WAIT", False))
+    return KernelSource(kernel, arguments, values, launch.warps, launch.stages, dependent)
 
 
 def start(kernel: Any, grid: tuple[int, ...], *arguments: Any, launch: Launch, **constants: Any) -> None:

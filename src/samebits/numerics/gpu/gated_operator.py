@@ -10,6 +10,7 @@ import torch
 
 from samebits.numerics.gpu import gated
 from samebits.numerics.gpu.activation import BLOCK, silu_mul_rows
+from samebits.numerics.gpu.dependent import device_waits
 from samebits.numerics.gpu.gemm_candidates import (
     DESCRIPTORS,
     PERSISTENT,
@@ -58,7 +59,8 @@ class GatedProblem:
 
 def activation_source(problem: GatedProblem) -> KernelSource:
     act = pointer(problem.act)
-    return KernelSource(silu_mul_rows, (act, act), (problem.width, BLOCK), warps=4, stages=1)
+    waits = device_waits()
+    return KernelSource(silu_mul_rows, (act, act), (problem.width, BLOCK, waits), 4, 1, waits)
 
 
 def pair_candidate(problem: GatedProblem, product: Candidate) -> Candidate:
