@@ -67,6 +67,7 @@ def command(
     """A subcommand whose help ends with examples. `usage` is what its usage line shows, without the flags."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
+        prog=f"samebits {usage.split(' [')[0]}",
         usage=f"samebits {usage} [FLAGS]",
         help=help_text,
         description=help_text[0].upper() + help_text[1:] + ".",
@@ -74,7 +75,7 @@ def command(
         formatter_class=_HelpFormatter,
         allow_abbrev=False,  # a flag of another server, cut short, must not become one of ours
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
