@@ -145,6 +145,13 @@ def test_figures_of_known_times() -> None:
     assert result["ttft_ms"] == pytest.approx({"mean": 750, "p50": 750, "p90": 950, "most": 1000})
     assert result["most_concurrent"] == most_at_once([first, second, failed]) == 3
     assert most_at_once([Answer(0, [], 1), Answer(1, [], 2)]) == 1
+    for limits, kept in [
+        ({"ttft": 600}, 1),
+        ({"ttft": 2000}, 2),
+        ({"ttft": 2000, "tpot": 150}, 1),
+        ({"e2el": 1}, 0),
+    ]:
+        assert summarise([first, second, failed], [50], limits)["goodput"] == pytest.approx(kept / 2)
 
 
 @pytest.mark.parametrize("endpoint", [COMPLETIONS, CHAT])
@@ -226,9 +233,14 @@ def test_command_writes_figures_and_a_picture(
         "--metric-percentiles",
         "50,99.5",
     ]
-    assert main([*arguments, *more]) == 0
+    assert main([*arguments, *more, "--goodput", "e2el:60000"]) == 0
     shown = capsys.readouterr().out
-    assert "12 requests in" in shown and "time to first token (ttft)" in shown and "p99.5" in shown
+    assert (
+        "12 requests in" in shown
+        and "requests/s kept e2el 60000 ms" in shown
+        and "time to first token (ttft)" in shown
+        and "p99.5" in shown
+    )
     written = json.loads(output.read_text())
     results = written["results"]
     assert results["completed"] == 12 and results["failed"] == 0
@@ -272,6 +284,8 @@ def test_datasets_by_the_names_of_others(
         ("--random-range-ratio 2", "--random-range-ratio must lie in"),
         ("--metric-percentiles 50,x", "--metric-percentiles is a list"),
         ("--metric-percentiles 101", "--metric-percentiles must lie in"),
+        ("--goodput ttft", "--goodput is a list"),
+        ("--goodput itl:3", "--goodput knows"),
         ("--extra-body 3", "--extra-body must be a JSON object"),
         ("--dataset-name sharegpt", "--dataset-path"),
         ("--url ftp://a", "a URL looks like"),

@@ -232,6 +232,7 @@ def test_a_partial_line_is_cut_off_wherever_it_ends(tmp_path: Path) -> None:
         (b"my diary\n", "out.jsonl:1 is no answer of a batch"),
         (b"my diary", "ends in what is no answer of a batch"),
         (b'{"a": 1}\n', "out.jsonl:1 is no answer of a batch"),
+        (b'{"custom_id": "a", "id": "x", "response": [1]}\n', "out.jsonl:1 is no answer of a batch"),
         (answer_line(BatchRequest("z", "/v1/completions", {}), OK), "another request than 'z'"),
         (answer_line(BatchRequest("a", "/v1/completions", {"seed": 1}), OK), "another request than 'a'"),
         (answer_line(BatchRequest("a", "/v1/completions", {}), OK) * 2, "'a' a second time"),

@@ -125,7 +125,7 @@ def read_answers(data: bytes, requests: Sequence[BatchRequest], path: str) -> An
             answer = json.loads(line)
             custom_id, found = answer["custom_id"], answer["id"]
             body = (answer["response"] or {}).get("body") or {}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}:{number} is no answer of a batch; name another --output") from error
         if expected.get(custom_id) != found:
             raise ConfigError(

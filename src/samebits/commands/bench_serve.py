@@ -98,6 +98,13 @@ def add_serve(kinds: Any) -> None:
     group.add_argument(
         "--metric-percentiles", default="50,90,99", metavar="LIST", help="(default: %(default)s)"
     )
+    group.add_argument(
+        "--goodput",
+        nargs="+",
+        default=[],
+        metavar="NAME:MS",
+        help="count the requests that keep these limits, such as ttft:500 tpot:50 e2el:5000",
+    )
 
 
 def add_datasets(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +152,7 @@ def run_serve(options: argparse.Namespace) -> int:
     from samebits.tables import align
 
     percentiles = percentiles_of(options.metric_percentiles)
+    limits = limits_of(options.goodput)
     check(options)
     if options.plot:
         check_plotting()
@@ -162,7 +170,7 @@ def run_serve(options: argparse.Namespace) -> int:
     )
     client = AsyncClient(options.url, options.api_key)
     result, answers = asyncio.run(
-        run(client, plan, dataset, options.num_warmups, percentiles, options.save_detailed)
+        run(client, plan, dataset, options.num_warmups, percentiles, limits, options.save_detailed)
     )
     print("\n".join([*lines(result["results"]), "", *align(table_rows(result["results"]))]))
     if options.output:
@@ -215,3 +223,17 @@ def percentiles_of(text: str) -> list[float]:
     if not all(0 <= share <= 100 for share in found):
         raise ConfigError(f"--metric-percentiles must lie in [0, 100], got {text!r}")
     return found
+
+
+def limits_of(words: list[str]) -> dict[str, float]:
+    """`ttft:500` as a name and milliseconds. Raises `ConfigError`."""
+    limits = {}
+    for word in words:
+        name, _, text = word.partition(":")
+        try:
+            limits[name] = float(text)
+        except ValueError as error:
+            raise ConfigError(f"--goodput is a list such as ttft:500 tpot:50, got {word!r}") from error
+        if name not in ("ttft", "tpot", "e2el"):
+            raise ConfigError(f"--goodput knows ttft, tpot and e2el, got {name!r}")
+    return limits

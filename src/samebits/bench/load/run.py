@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,7 @@ async def run(
     options: DatasetOptions,
     warmups: int,
     percentiles: Sequence[float],
+    limits: Mapping[str, float],
     detailed: bool = False,
 ) -> tuple[dict[str, Any], list[Answer]]:
     """Ask everything; (what to write down, the answers)."""
@@ -139,7 +140,7 @@ async def run(
         "dataset": {**asdict(options), "path": str(options.path or "")},
         "plan": {**asdict(plan), "rate": str(plan.rate), "most": plan.most},
         "warmups": warmups,
-        "results": summarise(answers, percentiles),
+        "results": summarise(answers, percentiles, limits),
     }
     if detailed:
         start = min(answer.sent for answer in answers)
