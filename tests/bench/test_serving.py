@@ -308,6 +308,15 @@ def test_a_plot_without_its_library_is_an_error_before_the_run(
     assert fake.engine()["steps"] == before
 
 
+def test_host_port_and_a_path_of_its_own(fake: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
+    port = fake.url.rsplit(":", 1)[1]
+    arguments = ["--host", "localhost", "--port", port, "--num-prompts", "2", "--random-input-len", "9"]
+    for endpoint in (COMPLETIONS, CHAT):
+        assert main(["bench", "serve", *arguments, "--backend", "vllm", "--endpoint", endpoint]) == 0
+        assert "2 requests in" in capsys.readouterr().out
+    assert plan(endpoint="/base/v1/chat/completions").is_chat and not plan().is_chat
+
+
 def test_failed_requests_are_status_1(fake: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--url", fake.url, "--num-prompts", "2", "--num-warmups", "0", "--random-input-len", "9000"]
     assert main(["bench", "serve", *arguments]) == 1

@@ -28,7 +28,6 @@ ENDPOINTS = {
 }
 DATASETS = {"random": "random", "prefix_repetition": "prefix_repetition", "sharegpt": "sharegpt"}
 DATASETS |= {"generated-shared-prefix": "prefix_repetition"}
-DEFAULT_URL = "http://127.0.0.1:30000"
 
 
 def add_serve(kinds: Any) -> None:
@@ -38,8 +37,10 @@ def add_serve(kinds: Any) -> None:
     )
     group = parser.add_argument_group("server")
     group.add_argument(
-        "--url", "--base-url", default=DEFAULT_URL, metavar="URL", help="where it is (default: %(default)s)"
+        "--url", "--base-url", metavar="URL", help="where it is (default: http://127.0.0.1:30000)"
     )
+    group.add_argument("--host", default="127.0.0.1", help="the same in two parts (default: %(default)s)")
+    group.add_argument("--port", type=positive, default=30000, metavar="N", help="(default: %(default)s)")
     group.add_argument(
         "--backend", choices=ENDPOINTS, default="openai", help="how it is asked (default: %(default)s)"
     )
@@ -168,7 +169,7 @@ def run_serve(options: argparse.Namespace) -> int:
         seed=options.seed,
         body=fields | options.extra_body,
     )
-    client = AsyncClient(options.url, options.api_key)
+    client = AsyncClient(options.url or f"http://{options.host}:{options.port}", options.api_key)
     result, answers = asyncio.run(
         run(client, plan, dataset, options.num_warmups, percentiles, limits, options.save_detailed)
     )

@@ -19,7 +19,7 @@ from samebits.bench.load.datasets import (
     shared_prefix_questions,
     sharegpt_questions,
 )
-from samebits.bench.load.drive import CHAT, Answer, Plan, ask_one, drive
+from samebits.bench.load.drive import Answer, Plan, ask_one, drive
 from samebits.bench.load.report import summarise
 from samebits.client import AsyncClient
 from samebits.errors import ConfigError, EngineError
@@ -69,10 +69,10 @@ async def look_at(client: AsyncClient, model: str) -> ServerFacts:
 
 
 async def make_questions(
-    client: AsyncClient, facts: ServerFacts, options: DatasetOptions, endpoint: str
+    client: AsyncClient, facts: ServerFacts, options: DatasetOptions, as_text: bool
 ) -> list[Question]:
     """The dataset's questions."""
-    speech = Speech(facts.vocabulary, as_text=endpoint == CHAT)
+    speech = Speech(facts.vocabulary, as_text)
     match options.name:
         case "random":
             return random_questions(options.count, options.lengths, speech, options.seed)
@@ -124,10 +124,10 @@ async def run(
 
     facts = await look_at(client, plan.model)
     plan = replace(plan, model=facts.model)
-    questions = await make_questions(client, facts, options, plan.endpoint)
+    questions = await make_questions(client, facts, options, plan.is_chat)
     # Other questions than those that are measured, which must find the prefix cache as it was.
     others = replace(options, count=warmups, seed=~options.seed)
-    for question in await make_questions(client, facts, others, plan.endpoint):
+    for question in await make_questions(client, facts, others, plan.is_chat):
         first = await ask_one(client, plan, question)
         if first.error:
             raise EngineError(first.error)
