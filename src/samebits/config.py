@@ -20,6 +20,7 @@ ENVIRONMENT_PREFIX = "SAMEBITS_"
 CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
 """names the TOML file where `--config` does not"""
 NUMERICS_PROFILES = ("exact", "tp-invariant", "torch", "unpinned")
+PROMISING_PROFILES = ("exact", "tp-invariant")
 Settings = TypeVar("Settings")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
-from samebits.config import EngineConfig, ModelConfig, flag_name, flag_text
+from samebits.config import PROMISING_PROFILES, EngineConfig, ModelConfig, flag_name, flag_text
 from samebits.errors import ConfigError
 
 
@@ -129,10 +129,11 @@ def refused(names: str, instead: str) -> ForeignFlag:
     return ForeignFlag(tuple(names.split()), read, f"refused: {instead}", "*")
 
 
+DETERMINISM = "--enable-deterministic-inference"
 SPECULATION = "speculation is not offered yet; leave it out, which cannot change a bit of an answer"
 FLAGS = (
     idle(
-        "--enable-deterministic-inference",
+        DETERMINISM,
         "determinism is always on, and there is no slower mode that it would switch on",
     ),
     only(
@@ -245,6 +246,14 @@ FLAGS = (
     refused("--metrics-port", "metrics are at /metrics of --port"),
     idle("--engine-worker-queue-port --cache-queue-port", "the engine listens on no port", None),
 )
+
+
+def check_promise(typed: Sequence[tuple[str, str]], numerics: str) -> None:
+    """Raise `ConfigError` where determinism is asked for by name and the numerics profile promises none."""
+    if numerics not in PROMISING_PROFILES and any(name == DETERMINISM for name, _ in typed):
+        raise ConfigError(
+            f"{DETERMINISM} contradicts --numerics {numerics}, which promises nothing; leave one of them out"
+        )
 
 
 def about_unknown(words: Sequence[str], known: Collection[str]) -> str:
