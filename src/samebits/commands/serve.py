@@ -15,8 +15,6 @@ EXAMPLES = """\
   samebits serve Qwen/Qwen3-0.6B --host 0.0.0.0 --kv-memory-mib 4096
   samebits serve --model-path Qwen/Qwen3-8B --attention-backend triton --enable-deterministic-inference
   curl http://127.0.0.1:30000/generate -d '{"text": "2 + 2 =", "sampling_params": {"max_new_tokens": 8}}'
-
-Every flag also comes from the environment (SAMEBITS_PORT=8000) or from the TOML file of --config (port = 8000).
 """
 
 
