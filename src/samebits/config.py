@@ -47,6 +47,9 @@ class ModelConfig:
     numerics: str = setting("exact", "numerics profile", NUMERICS_PROFILES)
     dtype: str = setting("auto", "weights' dtype", ("auto", "bfloat16", "float16", "float32"))
     device: str = setting("auto", "where the numerics run", ("auto", "cpu", "cuda"))
+    tensor_parallel: int = setting(
+        1, "ranks that share the model, a process each; under tp-invariant it changes no bit", flag="--tp"
+    )
     context_length: int = setting(0, "longest request in tokens, prompt and output; 0: the model's own limit")
     sampling_defaults: str = setting(
         "model", "take blank sampling parameters from the model's generation_config.json", ("model", "none")
@@ -70,6 +73,9 @@ class EngineConfig:
         "overlapped", "prepare the next step while one runs, or one after another", ("overlapped", "simple")
     )
     threads: int = setting(0, "threads of the CPU numerics; 0: one a core")
+    data_parallel: int = setting(
+        1, "engines behind one server, each with the whole model; it changes no bit", flag="--dp"
+    )
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,11 @@ class ServerConfig:
     )
     max_body_mib: int = setting(16, "largest request body in MiB", group="limits")
     max_in_flight: int = setting(4096, "most HTTP requests being answered; more get 503", group="limits")
+    default_deadline_seconds: float = setting(
+        0.0,
+        "end requests that name no deadline_seconds after so long, waiting included; 0: never",
+        group="limits",
+    )
     drain_seconds: float = setting(30.0, "how long SIGTERM waits for running requests", group="limits")
     engine_restarts: int = setting(
         3, "how often in 10 minutes a dead engine is started anew; 0: exit at once", group="limits"

@@ -179,9 +179,13 @@ def test_a_second_turn_reuses_the_first_ones_output() -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_siblings_are_computed_once(loop: Loop) -> None:
+@pytest.mark.parametrize("twins", [False, True])
+def test_siblings_and_equal_prompts_are_computed_once(loop: Loop, twins: bool) -> None:
     engine = small_engine(page_tokens=4, pages=200, step_tokens=8, loop=loop)
-    requests = [request(f"sibling {i}", SAFE[:33], 3, sample_index=i) for i in range(6)]
+    requests = [
+        request(f"sibling {i}", SAFE[:33], 3, sample_index=0 if twins else i, seed=i if twins else 7)
+        for i in range(6)
+    ]
     assert_same_bits(requests, run(engine, requests))
     # Each sibling computes its own last, partial page; the 8 pages before it are computed by the first.
     assert engine.counters.prompt_tokens == 33 + 5 * 1

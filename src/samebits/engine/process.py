@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 
@@ -31,7 +32,8 @@ from samebits.engine.service import BuildEngine, progress_sender, run_service
 from samebits.engine.transport import Deliver, describe_failure
 
 BUILD_ENGINE = "samebits.engine.build:build_engine"
-PARENT_CHECK_MILLISECONDS = 1000
+IDLE_MILLISECONDS = 1000
+"""how long an engine without work waits for a command before it looks after itself and its parent"""
 STOP_SECONDS = 5.0
 LONGEST_TEMPORARY_PATH = 70
 """with our part behind it, a socket's address must stay under about 100 characters"""
@@ -75,7 +77,7 @@ class ProcessTransport:
             target=engine_process,
             args=(*self._settings, *addresses, os.getpid()),
             name="samebits-engine",
-            daemon=True,
+            daemon=self._settings[0].tensor_parallel == 1,  # a daemon may not start the other ranks
         )
         with _signals_held():
             self._process.start()
@@ -175,12 +177,11 @@ class _SocketInbox:
         self._decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 
     def take(self, wait: bool) -> list[Command]:
-        timeout = PARENT_CHECK_MILLISECONDS if wait else 0
-        while not self._socket.poll(timeout):
+        timeout = IDLE_MILLISECONDS if wait else 0
+        if not self._socket.poll(timeout):
             if os.getppid() != self._parent:
                 return [Shutdown()]
-            if not wait:
-                return []
+            return []
         commands = []
         while True:
             try:
@@ -202,6 +203,7 @@ def engine_process(
     """Main function of the child. Its last message is an `EngineFailed` unless it was told to leave."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     configure_logging(log_level, style=log_format)
     context = zmq.Context()
     commands, events = context.socket(zmq.PULL), context.socket(zmq.PUSH)
@@ -219,9 +221,9 @@ def engine_process(
     try:
         module, _, function = build.partition(":")
         build_engine: BuildEngine = getattr(importlib.import_module(module), function)
-        built = build_engine(model, engine, progress_sender(send))
-        send([EngineReady(facts=built.facts)])
-        run_service(built, _SocketInbox(commands, parent), send)
+        with closing(build_engine(model, engine, progress_sender(send))) as built:
+            send([EngineReady(facts=built.facts)])
+            run_service(built, _SocketInbox(commands, parent), send)
     except BaseException as error:  # the parent must learn of whatever ends this process
         send([describe_failure(error)])
         status = 1

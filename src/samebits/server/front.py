@@ -63,7 +63,9 @@ class Front:
         """Start the engine and take requests. Raises what the engine or the tokenizer's files raise."""
         text = load_text_parts(await self.engine.start())
         self.chat_template = text.chat_template
-        self._generator = Generator(self.engine, text.tokenizer, self.metrics.requests)
+        self._generator = Generator(
+            self.engine, text.tokenizer, self.metrics.requests, self.config.default_deadline_seconds
+        )
         if self.phase in (Phase.STARTING, Phase.RESTARTING):
             self.phase = Phase.READY
 

@@ -6,6 +6,7 @@ a request id, a log line, metrics -> CORS -> API key -> limit on requests in fli
 from __future__ import annotations
 
 import logging
+import math
 import re
 import secrets
 import time
@@ -47,6 +48,10 @@ def guarded(app: Starlette, front: Front) -> ASGIApp:
         raise ConfigError(f"--max-in-flight must be at least 1, got {config.max_in_flight}")
     if config.engine_restarts < 0:
         raise ConfigError(f"--engine-restarts must not be negative, got {config.engine_restarts}")
+    if not 0 <= config.default_deadline_seconds < math.inf:
+        raise ConfigError(
+            f"--default-deadline-seconds must not be negative, got {config.default_deadline_seconds:g}"
+        )
     inner: ASGIApp = LimitInFlight(app, metrics, config.max_in_flight)
     if keys := load_keys(config):
         inner = RequireKey(inner, keys, HEALTH_PATHS | (PAGE_PATHS if config.page else frozenset()))

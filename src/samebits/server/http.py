@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -16,7 +16,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from samebits.engine.validate import QueueFullError
-from samebits.errors import EngineError, RequestError
+from samebits.errors import DeadlineError, EngineError, RequestError
+from samebits.generation.samples import SampleResult
 
 Result = TypeVar("Result")
 RETRY_AFTER_SECONDS = "1"
@@ -56,6 +57,9 @@ def error_parts(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
             status = 404 if isinstance(error, NotFoundError) else 400
             body = error_body(str(error), "invalid_request_error", error.field, error.code)
             return status, body, {}
+        case DeadlineError():
+            body = error_body(str(error), "timeout_error", "deadline_seconds", "deadline_exceeded")
+            return 504, body, {"X-Should-Retry": "false"}  # OpenAI's clients would send it twice more
         case EngineError():
             return 500, error_body(str(error), "engine_error"), {}
         case HTTPException():
@@ -74,6 +78,17 @@ async def error_response(request: Request, error: Exception) -> Response:
         reason = "no such path" if status == 404 else f"{request.method} is not allowed here"
         body = error_body(f"{reason}: {request.url.path}", "invalid_request_error")
     return json_response(body, status, headers)
+
+
+def check_in_time(results: Iterable[SampleResult]) -> None:
+    """Raise `DeadlineError` when a deadline has ended everything before there was a token of it."""
+    message = ""
+    for result in results:
+        if result.finish is None or result.finish.type != "deadline" or result.token_ids:
+            return
+        message = result.finish.message
+    if message:
+        raise DeadlineError(message)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

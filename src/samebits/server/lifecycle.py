@@ -15,6 +15,7 @@ import logging
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
@@ -23,6 +24,9 @@ from samebits.config import EngineConfig, ModelConfig, ServerConfig
 from samebits.engine.async_engine import AsyncEngine
 from samebits.engine.logs import configure_logging
 from samebits.engine.process import BUILD_ENGINE, ProcessTransport
+from samebits.engine.rank_worker import default_threads
+from samebits.engine.replicas import ReplicaTransport
+from samebits.engine.transport import Transport
 from samebits.errors import ConfigError
 from samebits.server.app import create_app
 from samebits.server.front import Front, Phase
@@ -41,6 +45,8 @@ def serve(model: ModelConfig, engine: EngineConfig, server: ServerConfig, build:
     `build` names the function that makes the engine in its process, as `module:function`. Raises `ConfigError`
     when the address cannot be had, or for a setting of the server that makes no sense.
     """
+    if engine.data_parallel < 1:
+        raise ConfigError(f"--data-parallel must be at least 1, got {engine.data_parallel}")
     configure_logging(server.log_level, ("uvicorn",), server.log_format)
     listener = bind(server.host, server.port)
     try:
@@ -78,6 +84,17 @@ class _Server(uvicorn.Server):
         self._on_signal(sig)
 
 
+def _transport(model: ModelConfig, engine: EngineConfig, config: ServerConfig, build: str) -> Transport:
+    """A process for the engine, or one for each replica."""
+    count = engine.data_parallel
+    if count > 1 and not engine.threads:
+        engine = replace(engine, threads=default_threads(count * model.tensor_parallel))
+    replicas = [
+        ProcessTransport(model, engine, build, config.log_level, config.log_format) for _ in range(count)
+    ]
+    return replicas[0] if count == 1 else ReplicaTransport(replicas)
+
+
 async def _serve(
     model: ModelConfig,
     engine: EngineConfig,
@@ -86,9 +103,8 @@ async def _serve(
     listener: socket.socket,
 ) -> int:
     def make_engine() -> AsyncEngine:
-        transport = ProcessTransport(model, engine, build, config.log_level, config.log_format)
         log.info("starting the engine: model %s, numerics profile %s", model.model, model.numerics)
-        return AsyncEngine(transport, StartLog())
+        return AsyncEngine(_transport(model, engine, config, build), StartLog())
 
     front = Front(config, make_engine())
     app = create_app(front, model, engine)

@@ -220,6 +220,7 @@ class ChatRoutes:
                 rid=common.rid or "",
                 priority=common.priority or 0,
                 use_prefix_cache=common.use_prefix_cache is not False,
+                deadline_seconds=common.deadline_seconds,
             )
             samples = generator.prepare([generation], common.rid or "")
         choices = _choices(generator, samples, body, common, prompt)

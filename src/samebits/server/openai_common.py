@@ -18,7 +18,7 @@ from samebits.generation.generator import Generator
 from samebits.generation.samples import Collector, Sample, SampleResult
 from samebits.sampling_params import SamplingParams
 from samebits.server.front import Front
-from samebits.server.http import DONE_FRAME, NotFoundError
+from samebits.server.http import DONE_FRAME, NotFoundError, check_in_time
 from samebits.server.native import to_params
 from samebits.server.openai_schema import CommonFields, SamplingFields
 from samebits.server.schema import NativeSampling
@@ -178,6 +178,7 @@ async def run_whole(
     """(choices, usage) of a response."""
     with field_names(names):
         results = await generator.complete_all(samples)
+    check_in_time(results)
     usage = Usage(samples)
     for index, result in enumerate(results):
         check_finish(result)
@@ -202,6 +203,7 @@ async def run_stream(
     start = b"data: " + head[:-1] + b',"choices":'
     end = b',"usage":null}\n\n' if with_usage else b"}\n\n"
     usage = Usage(samples)
+    started = False
     collectors = [Collector(sample) for sample in samples]
     with field_names(names):
         async with aclosing(generator.stream_all(samples)) as turns:
@@ -211,6 +213,9 @@ async def run_stream(
                 part = collectors[index].result()
                 collectors[index].clear()
                 check_finish(part)
+                if not started:
+                    check_in_time([part])
+                    started = True
                 usage.add(index, part)
                 if running_usage:
                     end = b',"usage":' + msgspec.json.encode(usage.object()) + b"}\n\n"

@@ -167,6 +167,7 @@ class CompletionRoutes:
                         rid="" if common.rid is None else f"{common.rid}_{index}",
                         priority=common.priority or 0,
                         use_prefix_cache=common.use_prefix_cache is not False,
+                        deadline_seconds=common.deadline_seconds,
                     )
                 )
             samples = generator.prepare(requests, common.rid or "")

@@ -131,6 +131,7 @@ class CommonFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rid: str | None = None
     priority: int | None = None
     use_prefix_cache: bool | None = None
+    deadline_seconds: float | None = None
 
 
 class CompletionFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

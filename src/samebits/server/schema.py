@@ -125,6 +125,7 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     rid: str | list[str] | None = None
     priority: int | None = None
     use_prefix_cache: bool | None = None
+    deadline_seconds: float | None = None
     processed_logprobs: bool | None = None
 
 

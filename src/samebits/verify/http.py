@@ -260,8 +260,8 @@ class CompletionsTarget:
             )
         cached = ((reply.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens")
         return [
-            completion_answer(choice, ids, score_prompt, cached if len(prompts) == 1 else None)
-            for choice, ids in zip(choices, prompts, strict=True)
+            completion_answer(choice, ids, score_prompt, cached if number == 0 or cached is None else 0)
+            for number, (choice, ids) in enumerate(zip(choices, prompts, strict=True))
         ]
 
     def flush(self) -> bool:
