@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from samebits.commands.bench_http import EXAMPLES as HTTP
+from samebits.commands.bench_http import add_http
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import ModelConfig
 
@@ -34,7 +36,7 @@ def add(commands: Any) -> None:
         commands,
         "bench",
         "measure speed, as ratios out of one run",
-        KERNELS + OFFLINE + SCHEDULER,
+        KERNELS + OFFLINE + SCHEDULER + HTTP,
         run,
         "bench WHAT",
     )
@@ -51,6 +53,7 @@ def add(commands: Any) -> None:
     )
     add_common(offline, "results/offline.json")
     add_scheduler(kinds)
+    add_http(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:

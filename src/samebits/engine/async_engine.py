@@ -7,7 +7,7 @@ wait in the request's own mailbox, which can grow no larger than the request's o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import count
 
 from samebits.engine.messages import (
@@ -36,10 +36,25 @@ class _Mailbox:
         self.events: list[RequestEvent] = []
         self.news = asyncio.Event()
 
-    def take(self) -> list[RequestEvent]:
+    def take(self) -> RequestEvent:
+        """All news in one; there must be some."""
         events, self.events = self.events, []
         self.news.clear()
-        return events
+        return events[0] if len(events) == 1 else merged(events)
+
+
+def merged(events: Sequence[RequestEvent]) -> RequestEvent:
+    """What several events of one request say, in their order, as one."""
+    first, last = events[0], events[-1]
+    return RequestEvent(
+        rid=first.rid,
+        token_ids=[token_id for event in events for token_id in event.token_ids],
+        logprobs=[entry for event in events for entry in event.logprobs],
+        prompt_logprobs=first.prompt_logprobs,
+        cached_tokens=max(event.cached_tokens for event in events),
+        warnings=[warning for event in events for warning in event.warnings],
+        finish=last.finish,
+    )
 
 
 class AsyncEngine:
@@ -91,7 +106,8 @@ class AsyncEngine:
         return self.facts
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[RequestEvent, None]:
-        """Run a request; yields its events, the last one with `finish`. Leaving early aborts it.
+        """Run a request; yields its events, the last one with `finish`; those of a slow reader are merged. Leaving
+        early aborts it.
 
         Raises `QueueFullError` or `RequestError` when the engine refuses it, `EngineError` when the engine dies.
         """
@@ -105,10 +121,10 @@ class AsyncEngine:
             while not finished:
                 await mailbox.news.wait()
                 self._check_alive()
-                for event in mailbox.take():
-                    finished = event.finish is not None
-                    _raise_refusal(event)
-                    yield event
+                event = mailbox.take()
+                finished = event.finish is not None
+                _raise_refusal(event)
+                yield event
         finally:
             del self._mailboxes[request.rid]
             if not finished:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from samebits.sampling_params import SamplingDefaults
@@ -28,9 +30,11 @@ __all__ = [
     "GetStatus",
     "LogprobOptions",
     "Message",
+    "News",
     "RequestEvent",
     "Shutdown",
     "TokenLogprobs",
+    "make_news",
 ]
 
 
@@ -131,4 +135,21 @@ class FlushReply(msgspec.Struct, frozen=True, kw_only=True, tag="flush_reply"):
 
 
 Command = EngineRequest | AbortRequest | FlushCache | GetStatus | Shutdown
-Message = RequestEvent | EngineReady | EngineProgress | EngineFailed | EngineStatus | FlushReply
+Other = EngineReady | EngineProgress | EngineFailed | EngineStatus | FlushReply
+Message = RequestEvent | Other
+
+
+class News(msgspec.Struct, frozen=True, array_like=True):
+    """Messages as they travel between processes: events are arrays, and all else is rare."""
+
+    events: list[RequestEvent]
+    others: list[Other]
+    """read after the events, so that a failure is the last news"""
+
+
+def make_news(messages: Sequence[Message]) -> News:
+    """Messages of one turn of the engine's loop, whose replies do not care for their place among the events."""
+    events = [message for message in messages if type(message) is RequestEvent]
+    if len(events) == len(messages):
+        return News(events, [])
+    return News(events, [message for message in messages if not isinstance(message, RequestEvent)])

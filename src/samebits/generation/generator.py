@@ -126,6 +126,8 @@ class Generator:
 
     async def complete_all(self, samples: Sequence[Sample]) -> list[SampleResult]:
         """Run samples together; results in their order. When one raises, the others are aborted."""
+        if len(samples) == 1:
+            return [await self.complete(samples[0])]
         tasks = [asyncio.create_task(self.complete(sample)) for sample in samples]
         try:
             return await asyncio.gather(*tasks)
@@ -139,6 +141,11 @@ class Generator:
 
         A slow reader gets fewer and larger turns, and holds no sample up.
         """
+        if len(samples) == 1:
+            async with aclosing(self.stream(samples[0])) as updates:
+                async for update in updates:
+                    yield 0, [update]
+            return
         pending: list[list[SampleUpdate]] = [[] for _ in samples]
         turns: asyncio.Queue[int | BaseException] = asyncio.Queue()
 

@@ -60,6 +60,8 @@ class SampleWatch:
                 self._metrics.between_tokens.add((now - self._last) / tokens, tokens)
             else:
                 self._metrics.first_token.add(now - self._started)
+                if tokens > 1:
+                    self._metrics.between_tokens.add(0.0, tokens - 1)
             self._last = now
         self.reason = finish or self.reason
 
