@@ -183,7 +183,7 @@ class LLM:
 
     def stream_chat(
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
-    ) -> Iterator[str]:
+    ) -> collections.abc.Generator[str, None, None]:
         """Answer one conversation, piece by piece as it comes. Leaving the iteration early ends the request."""
         prompt = self.chat_prompt(messages)
         request = GenerationRequest(prompt, sampling_params or SamplingParams(), add_special_tokens=False)

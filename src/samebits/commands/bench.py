@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from samebits.commands.bench_http import EXAMPLES as HTTP
-from samebits.commands.bench_http import add_http
+from samebits.commands import bench_accuracy, bench_http, bench_serve
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import ModelConfig
 
@@ -35,8 +34,8 @@ def add(commands: Any) -> None:
     parser = command(
         commands,
         "bench",
-        "measure speed, as ratios out of one run",
-        KERNELS + OFFLINE + SCHEDULER + HTTP,
+        "measure speed",
+        KERNELS + OFFLINE + SCHEDULER + bench_http.EXAMPLES + bench_serve.EXAMPLES + bench_accuracy.EXAMPLES,
         run,
         "bench WHAT",
     )
@@ -53,7 +52,9 @@ def add(commands: Any) -> None:
     )
     add_common(offline, "results/offline.json")
     add_scheduler(kinds)
-    add_http(kinds)
+    bench_http.add_http(kinds)
+    bench_serve.add_serve(kinds)
+    bench_accuracy.add_accuracy(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:

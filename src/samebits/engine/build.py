@@ -96,7 +96,8 @@ def _build(
     )
     _log_decisions(facts, engine, operators, pages)
     scheduler = Scheduler(limits, PagePool(pages))
-    built = Engine(facts, runner, scheduler, LOOPS[engine.loop](runner), engine.max_waiting)
+    loop = LOOPS[engine.loop](runner)
+    built = Engine(facts, runner, scheduler, loop, engine.max_waiting, prefix_cache=engine.prefix_cache)
     if ranks is not None:
         built.check_ranks, built.close_ranks = ranks.check, ranks.close
     return built
@@ -123,6 +124,21 @@ def _check_sizes(engine: EngineConfig) -> None:
     for name in ("step_tokens", "max_running", "max_waiting"):
         if getattr(engine, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(engine, name)}")
+    if not 0 <= engine.memory_fraction < 1:
+        raise ConfigError(f"--memory-fraction must lie in [0, 1), got {engine.memory_fraction}")
+    if engine.cuda_graph_max_bs < -1:
+        raise ConfigError(f"--cuda-graph-max-bs must be at least -1, got {engine.cuda_graph_max_bs}")
+
+
+def _log_idle_settings(engine: EngineConfig) -> None:
+    """Say which settings of a GPU were given to an engine that runs on the CPU."""
+    if engine.cuda_graph_max_bs != EngineConfig.cuda_graph_max_bs:
+        log.info("--cuda-graph-max-bs has no effect: there are no CUDA graphs on a CPU")
+    if engine.memory_fraction:
+        log.info(
+            "--memory-fraction is of a GPU's memory and has no effect: KV pages get --kv-memory-mib = %d",
+            engine.kv_memory_mib,
+        )
 
 
 def _page_count(engine: EngineConfig, loaded: LoadedModel, operators: Operators) -> int:
@@ -166,7 +182,10 @@ def _log_decisions(facts: EngineFacts, engine: EngineConfig, operators: Operator
     described = ", ".join(f"{name} {value}" for name, value in operators.description().items())
     log.info("model %s (%s), context %d tokens", facts.model, facts.family, facts.context_length)
     log.info("numerics %s on %s: %s", facts.profile, operators.device, described)
-    log.info("KV: %d pages of %d tokens", pages, engine.page_tokens)
+    kept = "" if engine.prefix_cache else ", no prefix cache"
+    log.info("KV: %d pages of %d tokens%s", pages, engine.page_tokens, kept)
+    if operators.device.type == "cpu":
+        _log_idle_settings(engine)
     log.info(
         "a step: at most %d tokens of %d requests; fingerprint %s",
         engine.step_tokens,

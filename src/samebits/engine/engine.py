@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 
+import msgspec
+
 from samebits.engine.deadlines import Deadlines
 from samebits.engine.histogram import STEP_SECONDS, Histogram
 from samebits.engine.loops import Loop, StepFailure
@@ -79,6 +81,8 @@ class Engine:
     close_ranks: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
     """what deadlines are readings of"""
+    prefix_cache: bool = True
+    """False: every request is computed from its first token, whatever it asks for"""
     counters: Counters = field(default_factory=Counters)
     step_times: Histogram = field(default_factory=lambda: Histogram(STEP_SECONDS))
     """seconds of each turn that finished a step"""
@@ -103,6 +107,8 @@ class Engine:
             raise RequestError(f"a request with rid {request.rid!r} is running already", "rid")
         if self.scheduler.waiting_count >= self.max_waiting:
             raise QueueFullError(f"the queue is full ({self.max_waiting} requests are waiting)")
+        if not self.prefix_cache:
+            request = msgspec.structs.replace(request, use_prefix_cache=False)
         masks = self._make_masks(request)
         added = new_request(request, self._arrivals, self._eos, self.facts.context_length)
         self.scheduler.add(added)
@@ -148,10 +154,7 @@ class Engine:
             self._wait_for_mask()
         if results:
             self.step_times.add(time.perf_counter() - started)
-        for result in results:
-            event = self._take(result)
-            if event is not None:
-                events.append(event)
+        events += [event for result in results if (event := self._take(result)) is not None]
         return events
 
     def status(self, call: int) -> EngineStatus:
@@ -304,6 +307,8 @@ class Engine:
             request.unread -= chunk.samples
         if result.late:
             request.held = False
+        elif chunk.start >= request.prompt_length and not result.faulty:
+            self.scheduler.settle(chunk)  # a chunk of output has nothing else to tell
         elif failure := self._settle(result, chunk, request):
             return self._fail(request, failure)
         sampled = result.sampled
@@ -336,11 +341,10 @@ class Engine:
         if self._masks and request in self._masks:
             self._masks[request].accept(token_id)
         self.counters.generated_tokens += 1
-        finish = judge_token(request, token_id)
-        if finish is not None:
-            self._release(request, finish)
         listed = [] if logprobs is None else [logprobs]
-        if finish is None and request.announced:
+        if finish := judge_token(request, token_id):
+            self._release(request, finish)
+        elif request.announced:
             return RequestEvent(
                 rid=request.spec.rid,
                 token_ids=[token_id],

@@ -23,7 +23,7 @@ from samebits.config import ServerConfig
 from samebits.engine.logs import request_id
 from samebits.errors import ConfigError
 from samebits.server.front import Front
-from samebits.server.http import CLIENT_CLOSED_REQUEST, RETRY_AFTER_SECONDS, error_body, json_response
+from samebits.server.http import CLIENT_CLOSED_REQUEST, RETRY_AFTER_SECONDS, error_body, error_reply
 from samebits.server.keys import Keys, load_keys
 from samebits.server.metrics import ServerMetrics
 from samebits.server.page_routes import PAGE_PATHS
@@ -110,7 +110,7 @@ class RequireKey:
             return
         message = "this server needs an API key, as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
         body = error_body(message, "invalid_request_error", code="invalid_api_key")
-        await json_response(body, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+        await error_reply(scope, 401, body, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
 
 class LimitInFlight:
@@ -127,7 +127,7 @@ class LimitInFlight:
         elif self._metrics.in_flight >= self._most:
             message = f"{self._most} requests are being answered (--max-in-flight); come back later"
             body = error_body(message, "overloaded_error", code="too_many_in_flight")
-            await json_response(body, 503, {"Retry-After": RETRY_AFTER_SECONDS})(scope, receive, send)
+            await error_reply(scope, 503, body, {"Retry-After": RETRY_AFTER_SECONDS})(scope, receive, send)
         else:
             self._metrics.in_flight += 1
             try:

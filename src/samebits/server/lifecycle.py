@@ -14,7 +14,7 @@ import errno
 import gc
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
@@ -40,15 +40,23 @@ LAST_FRAMES_SECONDS = 5
 log = logging.getLogger("samebits.server")
 
 
-def serve(model: ModelConfig, engine: EngineConfig, server: ServerConfig, build: str = BUILD_ENGINE) -> int:
+def serve(
+    model: ModelConfig,
+    engine: EngineConfig,
+    server: ServerConfig,
+    build: str = BUILD_ENGINE,
+    notes: Sequence[str] = (),
+) -> int:
     """Serve until told to stop; returns the exit status: 0 after an orderly stop, 1 when the engine failed.
 
-    `build` names the function that makes the engine in its process, as `module:function`. Raises `ConfigError`
-    when the address cannot be had, or for a setting of the server that makes no sense.
+    `build` names the function that makes the engine in its process, as `module:function`; `notes` are logged
+    first. Raises `ConfigError` when the address cannot be had, or for a setting of the server that makes no sense.
     """
     if engine.data_parallel < 1:
         raise ConfigError(f"--data-parallel must be at least 1, got {engine.data_parallel}")
     configure_logging(server.log_level, ("uvicorn",), server.log_format)
+    for note in notes:
+        log.info("%s", note)
     listener = bind(server.host, server.port)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
