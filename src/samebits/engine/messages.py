@@ -31,8 +31,12 @@ __all__ = [
     "LogprobOptions",
     "Message",
     "News",
+    "ProfileReply",
+    "Reply",
     "RequestEvent",
     "Shutdown",
+    "StartProfile",
+    "StopProfile",
     "TokenLogprobs",
     "make_news",
 ]
@@ -53,6 +57,19 @@ class FlushCache(msgspec.Struct, frozen=True, kw_only=True, tag="flush"):
 
 class GetStatus(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     """Ask for an `EngineStatus`."""
+
+    call: int
+
+
+class StartProfile(msgspec.Struct, frozen=True, kw_only=True, tag="start_profile"):
+    """Record what the engine's process does, for a trace in `folder`."""
+
+    call: int
+    folder: str
+
+
+class StopProfile(msgspec.Struct, frozen=True, kw_only=True, tag="stop_profile"):
+    """End the recording and write the trace."""
 
     call: int
 
@@ -134,8 +151,19 @@ class FlushReply(msgspec.Struct, frozen=True, kw_only=True, tag="flush_reply"):
     pages: int
 
 
-Command = EngineRequest | AbortRequest | FlushCache | GetStatus | Shutdown
-Other = EngineReady | EngineProgress | EngineFailed | EngineStatus | FlushReply
+class ProfileReply(msgspec.Struct, frozen=True, kw_only=True, tag="profile_reply"):
+    """Answer to `StartProfile` and `StopProfile`."""
+
+    call: int
+    paths: list[str] = []
+    """of the trace that was written, or is to be"""
+    error: str = ""
+    """why there is none: what the caller asked for does not go together with what runs"""
+
+
+Reply = EngineStatus | FlushReply | ProfileReply
+Command = EngineRequest | AbortRequest | FlushCache | GetStatus | StartProfile | StopProfile | Shutdown
+Other = EngineReady | EngineProgress | EngineFailed | Reply
 Message = RequestEvent | Other
 
 

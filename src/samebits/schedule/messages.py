@@ -83,3 +83,5 @@ class RequestEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True, g
     cached_tokens: int = 0
     warnings: list[str] = []
     finish: Finish | None = None
+    queued_microseconds: int = 0
+    """in the first event: from the submission to the first step"""

@@ -147,6 +147,8 @@ async def _serve(
     finally:
         leading.cancel()
         await front.engine.shutdown()
+        if front.tracing is not None:
+            await asyncio.to_thread(front.tracing.close)
     log.info("stopped")
     return status
 
