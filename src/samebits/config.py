@@ -108,7 +108,7 @@ class ServerConfig:
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(30000, "port to listen on")
     served_model_name: str = setting("", "name in responses; empty: the model's own")
-    page: bool = setting(True, "serve a page to chat with the model at /")
+    page: bool = setting(True, "chat page at /")
     api_key: tuple[str, ...] = setting(
         (), "key that requests must carry; may be repeated", group="access", secret=True
     )
@@ -128,7 +128,9 @@ class ServerConfig:
         3, "how often in 10 minutes a dead engine is started anew; 0: exit at once", group="limits"
     )
     log_level: str = setting("info", "how much to log", ("debug", "info", "warning", "error"), group="log")
-    log_format: str = setting("text", "lines for people or for machines", ("text", "json"), group="log")
+    log_format: str = setting("text", "for people or for machines", ("text", "json"), group="log")
+    profile_folder: str = setting("", "where /start_profile writes traces", group="log")
+    otlp_endpoint: str = setting("", "OpenTelemetry collector to send spans to", group="log")
 
 
 def shown(settings: Any) -> dict[str, Any]:

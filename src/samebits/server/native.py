@@ -9,7 +9,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -43,6 +42,10 @@ from samebits.server.schema import (
 )
 
 Item = TypeVar("Item")
+PLAIN_FIELDS = tuple(
+    name for name in NativeSampling.__struct_fields__ if name not in ("stop", "logit_bias", "sampling_seed")
+)
+"""of `sampling_params`, those that mean the same as in `SamplingParams`"""
 LARGE_PROMPT = 20_000
 """characters of text beyond which tokenizing leaves the event loop"""
 
@@ -271,11 +274,7 @@ def _sampling(value: dict[str, Any] | list[dict[str, Any]] | None, size: int) ->
 
 def to_params(given: NativeSampling) -> SamplingParams:
     """SGLang's names to ours; null is the same as not given."""
-    values = {
-        name: value
-        for name, value in msgspec.structs.asdict(given).items()
-        if value is not None and name not in ("stop", "logit_bias", "sampling_seed")
-    }
+    values = {name: value for name in PLAIN_FIELDS if (value := getattr(given, name)) is not None}
     if given.stop is not None:
         values["stop"] = [given.stop] if isinstance(given.stop, str) else given.stop
     if given.logit_bias is not None:
