@@ -12,6 +12,8 @@ from samebits.engine.engine import Engine
 from samebits.engine.loops import LOOPS
 from samebits.engine.messages import EngineFacts
 from samebits.errors import ConfigError, NumericsError
+from samebits.grammar.compiler import read_compiler
+from samebits.grammar.matchers import GrammarMasks
 from samebits.models.load import LoadedModel, load_model, make_plan, read_model_files
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.operators import Operators
@@ -58,7 +60,8 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
     )
     _log_decisions(facts, engine, operators, pages)
     scheduler = Scheduler(limits, PagePool(pages))
-    return Engine(facts, runner, scheduler, LOOPS[engine.loop](runner), engine.max_waiting)
+    masks = GrammarMasks(lambda: read_compiler(facts.folder, facts.vocabulary, facts.eos_token_ids))
+    return Engine(facts, runner, scheduler, LOOPS[engine.loop](runner), engine.max_waiting, masks)
 
 
 def parse_default_seed(text: str) -> int | None:

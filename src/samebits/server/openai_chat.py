@@ -205,7 +205,7 @@ class ChatRoutes:
         check_model(self._front, common.model)
         check_common(common, given)
         _check(body)
-        prompt = chat_prompt(self._front, body)
+        prompt = chat_prompt(self._front, body, common)
         ids = await encode(generator, prompt.text, bool(common.add_special_tokens), "messages")
         limit = _limit(body, given)
         check_length(generator, ids, limit, "messages")
@@ -220,8 +220,9 @@ class ChatRoutes:
                 rid=common.rid or "",
                 priority=common.priority or 0,
                 use_prefix_cache=common.use_prefix_cache is not False,
+                grammar=prompt.grammar,
             )
-            samples = generator.prepare([generation], common.rid or "")
+            samples = await generator.prepare_beside([generation], common.rid or "")
         choices = _choices(generator, samples, body, common, prompt)
         envelope = make_envelope(self._front, "chat.completion", "chatcmpl-", common.rid)
         if common.stream:
@@ -240,13 +241,6 @@ COMPLETION_LIMIT = {"max_new_tokens": "max_completion_tokens"}
 
 
 def _check(body: ChatFields) -> None:
-    kind = (body.response_format or {"type": "text"}).get("type")
-    if kind != "text":
-        raise RequestError(
-            f"response_format of type {kind!r} needs structured output, which is not offered yet",
-            "response_format",
-            "unsupported_value",
-        )
     if body.modalities not in (None, [], ["text"]):
         raise RequestError("modalities other than text are not offered", "modalities", "unsupported_value")
     if body.top_logprobs is not None and body.top_logprobs < 0:

@@ -14,6 +14,7 @@ from samebits.engine.messages import EngineFacts, LogprobOptions
 from samebits.errors import RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import GenerationRequest, Sample, SampleResult
+from samebits.grammar.language import grammar_of
 from samebits.server.front import Front
 from samebits.server.http import (
     CLIENT_CLOSED_REQUEST,
@@ -47,6 +48,7 @@ from samebits.server.openai_schema import (
     CompletionFields,
     decode_request,
 )
+from samebits.server.openai_structured import output_part
 from samebits.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
@@ -150,6 +152,7 @@ class CompletionRoutes:
         limit = DEFAULT_MAX_TOKENS if given.max_tokens is None else given.max_tokens
         prompts = _prompts(body)
         envelope = make_envelope(self._front, "text_completion", "cmpl-", common.rid)
+        part = output_part(body.response_format, common)
         requests = []
         with field_names(NAMES):
             params = to_sampling(given, limit)
@@ -167,9 +170,10 @@ class CompletionRoutes:
                         rid="" if common.rid is None else f"{common.rid}_{index}",
                         priority=common.priority or 0,
                         use_prefix_cache=common.use_prefix_cache is not False,
+                        grammar=None if part is None else grammar_of(part),
                     )
                 )
-            samples = generator.prepare(requests, common.rid or "")
+            samples = await generator.prepare_beside(requests, common.rid or "")
         choices = self._choices(generator, samples, prompts, body, common)
         if common.stream:
             frames = run_stream(generator, samples, choices, envelope, common, NAMES)
