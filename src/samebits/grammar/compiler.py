@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,7 +40,13 @@ def grammar_version() -> str:
 class GrammarCompiler:
     """Compiles grammars for a tokenizer. May be used from several threads at once."""
 
-    def __init__(self, tokenizer_json: str, vocabulary: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer_json: str,
+        vocabulary: int,
+        eos_token_ids: Sequence[int],
+        limits: Mapping[str, int] = LIMITS,
+    ) -> None:
         """`vocabulary` is the model's, which may be larger than the tokenizer's. An output that is complete goes on
         with one of `eos_token_ids`. Raises `GrammarError` for a tokenizer that the library cannot read."""
         if not eos_token_ids:
@@ -53,7 +59,7 @@ class GrammarCompiler:
             raise GrammarError(f"this checkpoint's tokenizer cannot be constrained: {error}") from error
         self.mask_words = -(-vocabulary // 32)
         """length of a mask; the library's own may be longer"""
-        self._limits = llguidance.LLParserLimits(**LIMITS, verbose_errors=False)  # type: ignore[arg-type]
+        self._limits = llguidance.LLParserLimits(**limits, verbose_errors=False)  # type: ignore[arg-type]
         self._compiled = lru_cache(maxsize=KEPT)(self._compile)
 
     def compile(self, text: str) -> llguidance.LLMatcher:

@@ -55,7 +55,8 @@ class GrammarMatcher:
         if self._state is None:
             self._state = compiler.compile(self._grammar).deep_copy()
         state = self._state
-        state.consume_tokens(tokens)
+        for token_id in tokens:
+            state.consume_token(token_id)  # one by one: after the end, that of several fails
         # The library answers an error, such as work beyond the limits, with a mask that ends the output.
         mask = b"" if state.is_error() else state.compute_bitmask()
         if state.is_error():
