@@ -323,3 +323,4 @@ def test_composed_grammars_share_no_layout() -> None:
     assert accepts(grammar, 'xx{"a": 1}')
     assert not accepts(grammar, 'xx {"a": 1}')
     assert json.loads(grammar.text)["grammars"][1]["name"] == "json"
+    assert native_grammar(grammar.text, "llguidance").text == grammar.text

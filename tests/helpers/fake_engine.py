@@ -154,11 +154,6 @@ class FakeEngine:
     def _next(self, entry: _Running) -> int:
         sampling = entry.spec.sampling
         produced = len(entry.tokens) - len(entry.spec.prompt_ids)
-        if self.parrot:
-            prompt = entry.spec.prompt_ids
-            return [*prompt[prompt.index(1) + 1 : prompt.index(2)], 0][produced]
-        if self.script:
-            return self.script[produced % len(self.script)]
         noise = (sampling.seed, sampling.sample_index) if sampling.temperature > 0.0 else ()
         digest = _digest(tuple(entry.tokens), noise, sorted(sampling.logit_bias.items()))
         if entry.matcher is not None:
@@ -167,6 +162,11 @@ class FakeEngine:
             token_id = int(allowed[int.from_bytes(digest[:8], "big") % len(allowed)])
             entry.matcher.accept(token_id)
             return token_id
+        if self.parrot:
+            prompt = entry.spec.prompt_ids
+            return [*prompt[prompt.index(1) + 1 : prompt.index(2)], 0][produced]
+        if self.script:
+            return self.script[produced % len(self.script)]
         # Ids 0 to 2 are special; the hash keeps clear of them and of the tokens that mean trouble.
         return 3 + int.from_bytes(digest[:8], "big") % 290
 

@@ -50,7 +50,7 @@ def grammar_of(part: Part) -> Grammar:
 
 def compose(top: str, parts: Mapping[str, Part], field: str) -> Grammar:
     """The grammar in Lark `top`, in which `@name` stands for the part of that name."""
-    texts = [json.dumps({"lark_grammar": top})]
+    texts = [_dumps({"lark_grammar": top})]
     for name, part in parts.items():
         texts.append(f'{{"name":{json.dumps(name)},' + part.text[1:])
     return Grammar(_listed(texts), field, tuple(parts.values()))

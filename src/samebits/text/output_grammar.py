@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from samebits.grammar.language import Grammar, Part, compose, literal
+from samebits.grammar.language import Grammar, Part, compose, grammar_of, literal
 from samebits.text.reasoning import CLOSE as THOUGHTS_END
 from samebits.text.reasoning import OPEN as THOUGHTS_BEGIN
 from samebits.text.tool_formats import ToolFormat
@@ -49,6 +49,8 @@ def output_grammar(
     """
     if answer is None and calls is None:
         return None
+    if answer is not None and calls is None and thoughts is Thoughts.NONE:
+        return grammar_of(answer)
     writer = _Writer(token_id)
     parts: dict[str, Part] = {}
     field = "tools"
