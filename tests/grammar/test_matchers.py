@@ -124,6 +124,9 @@ def test_broken_grammars_do_not_compile(make: Callable[..., Any], value: str) ->
         (choice_part, [], "at least one"),
         (choice_part, "red", "list"),
         (regex_part, 5, "string"),
+        (regex_part, "a" * 70_000, "longer"),
+        (text_part, "start: a\n" + "\n" * 70_000, "longer"),
+        (choice_part, ["a" * 40_000, "b" * 40_000], "longer"),
     ],
 )
 def test_what_would_not_be_done_is_refused(make: Callable[..., Any], value: Any, words: str) -> None:

@@ -17,8 +17,9 @@ import llguidance
 from samebits.errors import RequestError
 from samebits.grammar.schema import checked_schema
 
-LARGEST_TEXT = 1 << 20
-"""characters of a grammar"""
+LARGEST_SCHEMA = 1 << 20
+LARGEST_GRAMMAR = 1 << 16
+"""characters of what is no schema"""
 REFUSED_ATTRIBUTES = ("max_tokens", "stop", "temperature")
 """attributes of a rule that the library leaves to the engine, or that would take tokens back"""
 
@@ -60,7 +61,9 @@ def schema_part(schema: object, field: str) -> Part:
     """JSON that is valid against `schema`: an object, or its text."""
     if isinstance(schema, str):
         schema = _loads(schema, field)
-    return _part({"json_schema": checked_schema(schema, field)}, field)
+    part = _part({"json_schema": checked_schema(schema, field)}, field)
+    _check_size(part.text, field, LARGEST_SCHEMA)
+    return part
 
 
 def object_part(field: str) -> Part:
@@ -72,6 +75,7 @@ def regex_part(expression: object, field: str) -> Part:
     """A text that the whole of `expression` matches."""
     if not isinstance(expression, str):
         raise RequestError(f"{field} must be a regular expression: a string", field, "invalid_type")
+    _check_size(expression, field)
     made = json.loads(llguidance.LLMatcher.grammar_from_regex(expression))
     return _part({"lark_grammar": made["grammars"][0]["lark_grammar"]}, field)
 
@@ -82,13 +86,16 @@ def choice_part(choices: object, field: str) -> Part:
         raise RequestError(f"{field} must be a list of texts, none of them empty", field, "invalid_type")
     if not choices:
         raise RequestError(f"{field} must offer at least one text", field)
-    return _part({"lark_grammar": "start: " + " | ".join(literal(choice) for choice in choices)}, field)
+    lark = "start: " + " | ".join(literal(choice) for choice in choices)
+    _check_size(lark, field)
+    return _part({"lark_grammar": lark}, field)
 
 
 def text_part(grammar: object, field: str) -> Part:
     """A grammar in Lark, or in GBNF (the EBNF of llama.cpp and of XGrammar)."""
     if not isinstance(grammar, str):
         raise RequestError(f"{field} must be a grammar: a string", field, "invalid_type")
+    _check_size(grammar, field)
     try:
         lark = llguidance.grammar_from("ebnf", grammar)
     except ValueError as error:
@@ -99,6 +106,7 @@ def text_part(grammar: object, field: str) -> Part:
 
 def native_grammar(text: object, field: str) -> Grammar:
     """A grammar in the library's own language, as responses report it. Its parts are checked like any other."""
+    _check_size(str(text), field, LARGEST_SCHEMA)
     value = _loads(text, field) if isinstance(text, str) else None
     entries = value.get("grammars") if isinstance(value, dict) else None
     if (
@@ -125,10 +133,12 @@ def literal(text: str) -> str:
 
 
 def _part(entry: dict[str, Any], field: str) -> Part:
-    text = _dumps(entry)
-    if len(text) > LARGEST_TEXT:
-        raise RequestError(f"{field} is longer than {LARGEST_TEXT} characters", field)
-    return Part(field, text)
+    return Part(field, _dumps(entry))
+
+
+def _check_size(text: str, field: str, most: int = LARGEST_GRAMMAR) -> None:
+    if len(text) > most:
+        raise RequestError(f"{field} is longer than {most} characters", field, "unsupported_value")
 
 
 def _listed(texts: Sequence[str]) -> str:
@@ -152,7 +162,7 @@ def _no_json(name: str) -> Any:
 
 def _check_lark(lark: str, field: str) -> None:
     """Refuse what the library would read and this engine would not do."""
-    for header in re.finditer(r"^\s*[\w-]+\s*\[([^\]\n]*)\]\s*:", lark, re.MULTILINE):
+    for header in re.finditer(r"^[ \t]*[\w-]+[ \t]*\[([^\]\n]*)\]", lark, re.MULTILINE):
         for name in REFUSED_ATTRIBUTES:
             if re.search(rf"\b{name}\s*=", header.group(1)):
                 message = f"{field}: the attribute {name!r} of a rule is not supported"
