@@ -33,5 +33,13 @@ class RequestError(SamebitsError):
         self.code = code
 
 
+class DeadlineError(SamebitsError):
+    """The deadline of a request passed before anything of its answer was there."""
+
+
 class EngineError(SamebitsError):
     """The engine (or its process) failed; the message carries the cause."""
+
+
+class RanksLostError(EngineError):
+    """The ranks that share the model are no longer in step, or one of them died: the engine cannot go on."""

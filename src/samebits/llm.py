@@ -88,7 +88,10 @@ class LLM:
     def __init__(self, model: str = "bundled", *, build: BuildEngine = build_engine, **settings: Any) -> None:
         _check_settings(settings)
         model_config = resolve(ModelConfig, {**settings, "model": model})
-        transport = ThreadTransport(model_config, resolve(EngineConfig, settings), build)
+        engine_config = resolve(EngineConfig, settings)
+        if engine_config.data_parallel != 1:
+            raise ConfigError("data_parallel is for a server: an LLM is one engine")
+        transport = ThreadTransport(model_config, engine_config, build)
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="samebits-front", daemon=True)
@@ -118,12 +121,14 @@ class LLM:
         token_ids_logprob: Sequence[int] = (),
         processed_logprobs: bool = False,
         use_prefix_cache: bool = True,
+        deadline_seconds: float | None = None,
     ) -> list[Completion]:
         """Complete prompts: one text, a list of texts, one list of token ids, or a list of such lists.
 
         Returns one `Completion` a sample, in the order of the prompts; the `n` samples of a prompt stand together.
         `sampling_params` is one for all prompts or one each. The logprob options are those of /generate.
-        `progress` shows a bar when standard error is a terminal. Raises `RequestError` naming the parameter.
+        What is not done after `deadline_seconds` is cut short, with the finish reason `deadline`. `progress` shows
+        a bar when standard error is a terminal. Raises `RequestError` naming the parameter.
         """
         listed = _list_prompts(prompts)
         logprobs = LogprobOptions()
@@ -136,7 +141,9 @@ class LLM:
                 processed=processed_logprobs,
             )
         requests = [
-            GenerationRequest(prompt, params, logprobs, use_prefix_cache=use_prefix_cache)
+            GenerationRequest(
+                prompt, params, logprobs, use_prefix_cache=use_prefix_cache, deadline_seconds=deadline_seconds
+            )
             for prompt, params in zip(listed, _list_params(sampling_params, len(listed)), strict=True)
         ]
         return self._run(requests, progress)
@@ -176,7 +183,7 @@ class LLM:
 
     def stream_chat(
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
-    ) -> Iterator[str]:
+    ) -> collections.abc.Generator[str, None, None]:
         """Answer one conversation, piece by piece as it comes. Leaving the iteration early ends the request."""
         prompt = self.chat_prompt(messages)
         request = GenerationRequest(prompt, sampling_params or SamplingParams(), add_special_tokens=False)

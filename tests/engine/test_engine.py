@@ -179,9 +179,13 @@ def test_a_second_turn_reuses_the_first_ones_output() -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_siblings_are_computed_once(loop: Loop) -> None:
+@pytest.mark.parametrize("twins", [False, True])
+def test_siblings_and_equal_prompts_are_computed_once(loop: Loop, twins: bool) -> None:
     engine = small_engine(page_tokens=4, pages=200, step_tokens=8, loop=loop)
-    requests = [request(f"sibling {i}", SAFE[:33], 3, sample_index=i) for i in range(6)]
+    requests = [
+        request(f"sibling {i}", SAFE[:33], 3, sample_index=0 if twins else i, seed=i if twins else 7)
+        for i in range(6)
+    ]
     assert_same_bits(requests, run(engine, requests))
     # Each sibling computes its own last, partial page; the 8 pages before it are computed by the first.
     assert engine.counters.prompt_tokens == 33 + 5 * 1
@@ -251,3 +255,13 @@ def test_no_request_is_blamed_for_an_engine_that_cannot_choose_a_step() -> None:
     engine.scheduler._entry = None  # type: ignore[method-assign, assignment]
     with pytest.raises(TypeError):
         engine.step()
+
+
+def test_without_a_prefix_cache_nothing_is_kept_and_no_bit_changes() -> None:
+    requests = mixed_requests()
+    for prefix_cache in (False, True):
+        engine = small_engine()
+        engine.prefix_cache = prefix_cache
+        assert_same_bits(requests, run(engine, requests))
+        assert (engine.status(0).cached_pages > 0) == prefix_cache
+        assert (engine.status(0).cached_tokens > 0) == prefix_cache

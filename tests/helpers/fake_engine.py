@@ -37,6 +37,12 @@ from samebits.sampling_params import SamplingDefaults
 
 CRASH_TOKEN, KILL_TOKEN, FAULT_TOKEN = 301, 302, 303
 """prompts that begin with these make a step raise, kill the process, or fail their own request"""
+PARROT_TEMPLATE = (
+    "{# knows <tool_call> and </think> #}{{ '<|start|>' + messages[-1].content + '<|end|>' }}"
+    "{% if opened %}{{ '<think>\n' }}{% endif %}"
+)
+SILENT_TOKEN = 304
+"""prompts that begin with it get no token, ever"""
 
 
 @dataclass
@@ -108,6 +114,9 @@ class FakeEngine:
     def flush_cache(self) -> int:
         return 3
 
+    def close(self) -> None:
+        pass
+
     def step(self) -> list[RequestEvent]:
         events, self._events = self._events, []
         if self._running:
@@ -115,14 +124,20 @@ class FakeEngine:
             time.sleep(self.delay)
         for entry in list(self._running.values()):
             event = self._advance(entry)
+            if event is None:
+                continue
             if event.finish is not None:
                 del self._running[entry.spec.rid]
             events.append(event)
         return events
 
-    def _advance(self, entry: _Running) -> RequestEvent:
+    def _advance(self, entry: _Running) -> RequestEvent | None:
         spec = entry.spec
         first = spec.prompt_ids[0]
+        if spec.deadline is not None and spec.deadline <= time.monotonic():
+            return RequestEvent(rid=spec.rid, finish=Finish(reason="deadline", message="its deadline passed"))
+        if first == SILENT_TOKEN:
+            return None
         if first == CRASH_TOKEN:
             raise RuntimeError("a step went wrong")
         if first == KILL_TOKEN:

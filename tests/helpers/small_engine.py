@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -32,10 +32,11 @@ def small_engine(
     max_waiting: int = 1000,
     loop: Loop = "simple",
     plan: FaultPlan | None = None,
+    clock: Callable[[], float] = lambda: 0.0,
 ) -> Engine:
-    """An engine of the fake model."""
+    """An engine of the fake model. Deadlines are read from `clock`."""
     sizes = Sizes(page_tokens, pages, step_tokens, max_running, max_waiting)
-    return make_engine(simulated_model("fake"), sizes, plan or FaultPlan(), loop)
+    return make_engine(simulated_model("fake"), sizes, plan or FaultPlan(), loop, clock=clock)
 
 
 def request(rid: str, prompt: Iterable[int], new_tokens: int = 4, **others: Any) -> EngineRequest:
@@ -91,7 +92,9 @@ def bits(stream: Stream) -> bytes:
 
 def bits_alone(one: EngineRequest) -> bytes:
     """The bits of a request that has an engine for itself, of other sizes."""
-    return _alone(msgspec.msgpack.encode(msgspec.structs.replace(one, rid="alone", priority=0)))
+    return _alone(
+        msgspec.msgpack.encode(msgspec.structs.replace(one, rid="alone", priority=0, deadline=None))
+    )
 
 
 @cache

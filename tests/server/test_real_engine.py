@@ -95,6 +95,28 @@ def test_scoring_gives_the_bits_of_generating(real: LiveServer, alone: list[tupl
         assert scored[1][len(ids) :] == generated
 
 
+def test_cache_hits_are_told_and_counted(real: LiveServer) -> None:
+    def counted() -> float:
+        lines = real.get("/metrics").text.splitlines()
+        return next(
+            float(x.split()[1]) for x in lines if x.startswith("samebits_prompt_tokens_cached_total ")
+        )
+
+    real.post("/flush_cache")
+    prompt = list(range(700, 885))
+    body = {"input_ids": prompt, "sampling_params": PARAMS[0]}
+    cold = real.generate(**body)
+    before = counted()
+    warm, many = real.generate(**body), real.generate(**body | {"input_ids": [prompt] * 3})
+    assert [one["meta_info"]["cached_tokens"] for one in (cold, warm, *many)] == [0, 128, 128, 128, 128]
+    assert counted() - before == 4 * 128
+    usage = real.post("/v1/completions", {"prompt": prompt, "max_tokens": 1}).json()["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 128
+    # The next turn of a chat finds the answer, too.
+    second = real.generate(**body | {"input_ids": [*prompt, *cold["output_ids"], 5, 6]})
+    assert second["meta_info"]["cached_tokens"] == 192
+
+
 def test_another_request_gives_other_bits(real: LiveServer, alone: list[tuple[Any, ...]]) -> None:
     changed = [[6, 6, 7], *PROMPTS[1:]]
     other = answer_bits(ask(real, changed[0], PARAMS[0]))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import openai
 import pydantic
 import pytest
-from live_server import LiveServer
-from openai_answers import frames
-from test_openai_chat import chat, chat_frames, joined
+from fake_engine import PARROT_TEMPLATE, write_checkpoint
+from live_server import LiveServer, running
+from openai_answers import chat, chat_frames, frames, joined
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -294,3 +295,82 @@ def test_the_package_parses_forced_calls(parrot: LiveServer) -> None:
         )
     calls = made.choices[0].message.tool_calls
     assert calls and isinstance(calls[0].function.parsed_arguments, Inner)
+
+
+def test_responses_take_forms_and_forced_calls(server: LiveServer, parrot: LiveServer) -> None:
+    form = {"type": "json_schema", "name": "a", "schema": SCHEMA, "strict": True}
+    body: dict[str, Any] = {"input": "hi", "max_output_tokens": 100, "seed": 4}
+    made = server.post("/v1/responses", body | {"text": {"format": form}}).json()
+    text = made["output"][0]["content"][0]["text"]
+    check_form("schema", text)
+    assert text == chat(server, **BODY, **structured("schema"))["choices"][0]["message"]["content"]
+    tool = {"type": "function", **CLOCK["function"]}
+    for seed in range(8):
+        body = {
+            "input": "hi",
+            "tools": [tool],
+            "tool_choice": "required",
+            "seed": seed,
+            "max_output_tokens": 200,
+        }
+        output = parrot.post("/v1/responses", body).json()["output"]
+        calls = [item for item in output if item["type"] == "function_call"]
+        if calls:
+            assert (calls[0]["name"], json.loads(calls[0]["arguments"])) == ("clock", {})
+            break
+    else:
+        raise AssertionError("no answer came to its calls")
+    bad = {"text": {"format": form | {"schema": {"not": {}}}}}
+    refused = server.post("/v1/responses", {"input": "hi"} | bad)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "text.format.schema"
+    tool = tool | {"parameters": {"type": "object", "not": {}}}
+    refused = parrot.post("/v1/responses", {"input": "hi", "tools": [tool], "tool_choice": "required"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools[0].parameters")
+
+
+def test_messages_take_forms_and_forced_calls(server: LiveServer, parrot: LiveServer) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    body: dict[str, Any] = {"model": "fake", "messages": messages, "max_tokens": 100, "seed": 4}
+    form = {"type": "json_schema", "schema": SCHEMA}
+    made = server.post("/v1/messages", body | {"output_config": {"format": form}}).json()
+    check_form("schema", made["content"][0]["text"])
+    tool = {"name": "weather", "input_schema": WEATHER["function"]["parameters"]}
+    for seed in range(8):
+        asked = body | {"tools": [tool], "tool_choice": {"type": "any"}, "seed": seed, "max_tokens": 200}
+        content = parrot.post("/v1/messages", asked).json()["content"]
+        calls = [block for block in content if block["type"] == "tool_use"]
+        if calls:
+            jsonschema.validate(calls[0]["input"], tool["input_schema"])
+            break
+    else:
+        raise AssertionError("no answer came to its calls")
+    tool = tool | {"input_schema": {"type": "object", "not": {}}}
+    refused = parrot.post("/v1/messages", body | {"tools": [tool], "tool_choice": {"type": "any"}})
+    assert refused.status_code == 400 and "tools[0].input_schema" in refused.json()["error"]["message"]
+
+
+LLAMA_CALL = '{"name": "weather", "parameters": {"city": "Rom"}}'
+
+
+def test_the_flag_names_the_format_of_calls(tmp_path: Path) -> None:
+    """The parrot's template asks for the Hermes format; the flag says otherwise."""
+    folder = write_checkpoint(tmp_path, parrot=True)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": PARROT_TEMPLATE}))
+    with running(folder, tool_call_parser="llama3_json") as live:
+        [choice] = chat(live, LLAMA_CALL, tools=[WEATHER])["choices"]
+        assert calls_of(choice) == [("weather", {"city": "Rom"})]
+        streamed = joined(chat_frames(live, LLAMA_CALL, tools=[WEATHER]))
+        assert streamed[0]["message"] == choice["message"]
+        body = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, **PLAIN}
+        [forced] = chat(live, max_tokens=200, **body)["choices"]
+        assert calls_of(forced)[0][0] == "weather"
+        message = {"messages": [{"role": "user", "content": "a"}], "tools": [WEATHER]}
+        mixed = live.post("/v1/chat/completions", message | {"response_format": {"type": "json_object"}})
+        assert (mixed.status_code, mixed.json()["error"]["param"]) == (400, "response_format")
+    with running(write_checkpoint(tmp_path), tool_call_parser="hermes") as live:
+        response = live.post("/v1/chat/completions", message | {"max_tokens": 3})
+        assert response.status_code == 200, (
+            "a template that says nothing of calls is taken at the flag's word"
+        )

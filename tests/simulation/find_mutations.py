@@ -6,6 +6,7 @@ python tests/simulation/find_mutations.py results/simulator-mutations.json
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import dataclass
 from itertools import count, islice
@@ -39,6 +40,7 @@ def find(name: str, most: int = MOST_SCHEDULES) -> Found | None:
 
 
 def main(output: Path) -> None:
+    logging.getLogger("samebits").setLevel(logging.CRITICAL)  # of injected faults there are many
     run_schedules(1, 0, processes=1)
     rows = []
     for name, mutation in MUTATIONS.items():

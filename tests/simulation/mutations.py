@@ -18,6 +18,7 @@ from samebits.cache import radix
 from samebits.cache.pages import PagePool
 from samebits.cache.radix import Node, PrefixCache
 from samebits.engine import step
+from samebits.engine.deadlines import Deadlines
 from samebits.engine.engine import Engine
 from samebits.engine.masks import RequestMasks
 from samebits.engine.sampling_stage import SamplerTable
@@ -279,6 +280,17 @@ def held_row_forgotten() -> AbstractContextManager[Any]:
     return patch.object(Engine, "_lose", mutated)
 
 
+def deadline_takes_another() -> AbstractContextManager[Any]:
+    """A request whose deadline passes takes the next one in the line of deadlines with it."""
+    original = Deadlines.take_expired
+
+    def mutated(self: Deadlines, now: float) -> list[Request]:
+        expired = original(self, now)
+        return expired + original(self, self._heap[0][0]) if expired and self._heap else expired
+
+    return patch.object(Deadlines, "take_expired", mutated)
+
+
 MUTATIONS: dict[str, Mutation] = {
     mutation.__name__: mutation
     for mutation in (
@@ -302,5 +314,6 @@ MUTATIONS: dict[str, Mutation] = {
         flush_leaves_paths,
         mask_one_token_old,
         held_row_forgotten,
+        deadline_takes_another,
     )
 }

@@ -54,9 +54,10 @@ def test_scenarios_are_of_every_kind() -> None:
         kinds["opt-out"] += any(not submit.request.use_prefix_cache for submit in submits)
         kinds["score only"] += any(submit.request.sampling.max_new_tokens == 0 for submit in submits)
         kinds["priority"] += len({submit.request.priority for submit in submits}) > 1
+        kinds["deadline"] += any(submit.patience for submit in submits)
         kinds["full queue"] += scenario.sizes.max_waiting < len(submits)
     assert min(kinds.values()) >= 20, kinds
-    assert len(kinds) == 15, kinds
+    assert len(kinds) == 16, kinds
 
 
 def test_a_failing_seed_is_replayed_and_shrunk() -> None:

@@ -46,8 +46,10 @@ def parse(pieces: list[str], most_calls: int | None = None) -> Parsed:
         if number == len(pieces) - 1:
             news.append(parser.finish())
         for delta in news:
-            content += delta.text
-            for call in delta.calls:
+            for call in delta.parts:
+                if isinstance(call, str):
+                    content += call
+                    continue
                 if call.number not in calls:
                     assert call.name is not None, "a call's name comes first"
                     calls[call.number] = (call.name, "")
@@ -86,7 +88,10 @@ def test_arguments_come_back_as_json(name: str, arguments: dict[str, str]) -> No
 
 def test_arguments_are_shown_before_the_call_ends() -> None:
     early = LlamaParser().push(CALL[: CALL.index("Zürich")])
-    assert [(call.name, call.arguments) for call in early.calls] == [("weather", ""), (None, '{"city": "')]
+    assert [(call.name, call.arguments) for call in early.parts if not isinstance(call, str)] == [
+        ("weather", ""),
+        (None, '{"city": "'),
+    ]
 
 
 @pytest.mark.parametrize(

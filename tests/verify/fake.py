@@ -39,6 +39,7 @@ class FakeTarget:
     fault: str = ""
     context_length: int = 8192
     cache: bool = True
+    tells_cached: bool = True
     held: set[tuple[int, ...]] = field(default_factory=set)
     requests: int = 0
 
@@ -104,7 +105,7 @@ class FakeTarget:
                 bits ^= 1
             output.append(TokenBits(token, bits))
             prefix = _hash(prefix, token)
-        cached = len(ids) - 1 if warm else 0
+        cached = (len(ids) - 1 if warm else 0) if self.tells_cached else None
         return Answer(tuple(output), tuple(prompt) if score else (), cached)
 
     @staticmethod

@@ -137,7 +137,10 @@ def vllm(target: FakeTarget, tells_ids: bool = True) -> Routes:
                     for value, token, _ in triples(answer.prompt)
                 ]
             choices.append(choice)
-        return {"choices": choices[::-1]}
+        # What was cached is told of the whole request.
+        cached = sum(answer.cached_tokens or 0 for answer in answers)
+        details = {"cached_tokens": cached} if target.tells_cached else None
+        return {"choices": choices[::-1], "usage": {"prompt_tokens_details": details}}
 
     return routes
 
@@ -156,6 +159,18 @@ def test_modes_over_http(
     assert honest.facts().context_length == 4096
     assert MODES[mode](honest, QUICK, 0.0, lambda done, total: None).passed
     assert not MODES[mode](broken, QUICK, 0.0, lambda done, total: None).passed
+
+
+@pytest.mark.parametrize("tongue", [sglang, vllm])
+def test_what_came_from_the_cache_is_told_in_either_tongue(
+    serve: Callable[[Routes], str], tongue: Callable[[FakeTarget], Routes]
+) -> None:
+    notes = []
+    for target in (FakeTarget(), FakeTarget(cache=False), FakeTarget(tells_cached=False)):
+        connected = connect(serve(tongue(target)))
+        notes += MODES["radix_cache"](connected, QUICK, 0.0, lambda done, total: None).notes
+    assert notes[0] == f"prompt tokens from the cache: 0 cold, {64 + 129 + 699 + 2048} warm"
+    assert "no prompt token came" in notes[1] and "does not say" in notes[2]
 
 
 def test_answers_keep_every_bit(serve: Callable[[Routes], str]) -> None:

@@ -104,6 +104,7 @@ def test_what_does_not_fit_the_context_is_left_out_and_said() -> None:
 def test_a_target_without_a_cache_is_told_apart() -> None:
     assert "no prompt token came from a cache" in check(FakeTarget(cache=False), "radix_cache", 0.0).notes[0]
     assert "warm" in check(FakeTarget(), "radix_cache", 0.0).notes[0]
+    assert "does not say" in check(FakeTarget(tells_cached=False), "radix_cache", 0.0).notes[0]
 
 
 def test_a_mode_that_compared_nothing_does_not_pass() -> None:

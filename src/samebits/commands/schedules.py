@@ -58,6 +58,7 @@ def lines(report: SchedulesReport, seconds: float) -> list[str]:
         "lost_steps",
         "aborts",
         "restarts",
+        "expired",
     )
     rows = [("model", "schedules", *(name.replace("_", " ") for name in columns))]
     for model, number in sorted(report.schedules.items()):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 
+import msgspec
+
+from samebits.engine.deadlines import Deadlines
 from samebits.engine.histogram import STEP_SECONDS, Histogram
 from samebits.engine.loops import Loop, StepFailure
 from samebits.engine.masks import MaskSource, RequestMasks
@@ -73,12 +76,19 @@ class Engine:
     mask_source: MaskSource | None = None
     mask_wait_seconds: float = 0.02
     """how long a turn with nothing else to do waits for a mask, before it looks for new requests again"""
+    check_ranks: Callable[[], None] = lambda: None
+    """raises `RanksLostError` when a process that shares the model has died"""
+    close_ranks: Callable[[], None] = lambda: None
+    clock: Callable[[], float] = time.monotonic
+    """what deadlines are readings of"""
+    prefix_cache: bool = True
+    """False: every request is computed from its first token, whatever it asks for"""
     counters: Counters = field(default_factory=Counters)
     step_times: Histogram = field(default_factory=lambda: Histogram(STEP_SECONDS))
     """seconds of each turn that finished a step"""
     _arrivals: int = 0
     _events: list[RequestEvent] = field(default_factory=list)
-    """news that did not come out of a step: aborts"""
+    """news that did not come out of a step: aborts, deadlines that have passed"""
     _suspects: deque[Suspect] = field(default_factory=deque)
     """after a step that raised: whom to run alone, the first one now"""
 
@@ -87,6 +97,7 @@ class Engine:
         self._sampler_table = SamplerTable(self.scheduler.limits.max_running)
         self._masks: dict[Request, RequestMasks] = {}
         self._held: list[HeldRow] = []
+        self._deadlines = Deadlines()
         self._slot_owner: list[Request | None] = [None] * self.scheduler.limits.max_running
 
     def submit(self, request: EngineRequest) -> None:
@@ -96,10 +107,13 @@ class Engine:
             raise RequestError(f"a request with rid {request.rid!r} is running already", "rid")
         if self.scheduler.waiting_count >= self.max_waiting:
             raise QueueFullError(f"the queue is full ({self.max_waiting} requests are waiting)")
+        if not self.prefix_cache:
+            request = msgspec.structs.replace(request, use_prefix_cache=False)
         masks = self._make_masks(request)
         added = new_request(request, self._arrivals, self._eos, self.facts.context_length)
         self.scheduler.add(added)
         self._arrivals += 1
+        self._deadlines.add(added)
         if masks is not None:
             self._masks[added] = masks
 
@@ -125,8 +139,11 @@ class Engine:
         """Take one turn of the loop and return the news. May return nothing while a step is on its way.
 
         An exception costs the steps on their way and nothing else: everybody is recomputed, the requests of those
-        steps one at a time, and only one that raises alone again is failed.
+        steps one at a time, and only one that raises alone again is failed. `RanksLostError` ends the engine.
         """
+        self.check_ranks()
+        if self._deadlines:
+            self._end_expired()
         events, self._events = self._events, []
         started = time.perf_counter()
         try:
@@ -167,8 +184,15 @@ class Engine:
         return self.scheduler.flush_cache()
 
     def close(self) -> None:
-        """Let go of threads; the engine cannot be used afterwards."""
+        """Let go of threads and processes; the engine cannot be used afterwards."""
         self.loop.close()
+        self.close_ranks()
+
+    def _end_expired(self) -> None:
+        """End the requests whose deadline has passed. What they sampled until now has been sent."""
+        for request in self._deadlines.take_expired(self.clock()):
+            message = f"the deadline of this request passed while it was {request.phase.value}"
+            self._events.append(self._finish(request, Finish(reason="deadline", message=message)))
 
     def _make_masks(self, request: EngineRequest) -> RequestMasks | None:
         if not request.grammar:
@@ -354,7 +378,7 @@ class Engine:
             request.announced = True
             self.counters.cached_tokens += request.cached_tokens
             # How many prompt logprobs a prefill has that was cut short follows from the chunks: none are sent.
-            if request.finish is None or request.finish.reason not in ("abort", "error"):
+            if request.finish is None or request.finish.reason not in ("abort", "deadline", "error"):
                 prompt_logprobs = request.prompt_logprobs
         return RequestEvent(
             rid=request.spec.rid,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
@@ -50,8 +52,14 @@ class Generator:
     """Runs generation requests on an engine. Belongs to the engine's event loop."""
 
     def __init__(
-        self, engine: AsyncEngine, tokenizer: Tokenizer | None, metrics: RequestMetrics | None = None
+        self,
+        engine: AsyncEngine,
+        tokenizer: Tokenizer | None,
+        metrics: RequestMetrics | None = None,
+        default_deadline_seconds: float = 0.0,
     ) -> None:
+        """`default_deadline_seconds` is of requests that name none; 0: they have none."""
+        self._default_deadline_seconds = default_deadline_seconds or None
         self._engine = engine
         self._tokenizer = tokenizer
         self._metrics = metrics or RequestMetrics()
@@ -73,10 +81,11 @@ class Generator:
         The samples of one prompt stand together. Raises `RequestError` naming the field. Blocks while a grammar
         compiles.
         """
+        arrived = time.monotonic()
         group = group or uuid.uuid4().hex
         samples: list[Sample] = []
         for index, request in enumerate(requests):
-            samples.extend(self._samples_of(request, index, group))
+            samples.extend(self._samples_of(request, index, group, self._deadline(request, arrived)))
         rids: set[str] = set()
         for sample in samples:
             if sample.rid in rids or sample.rid in self._running:
@@ -183,7 +192,17 @@ class Generator:
         """End every sample."""
         self._engine.abort_all()
 
-    def _samples_of(self, request: GenerationRequest, index: int, group: str) -> list[Sample]:
+    def _deadline(self, request: GenerationRequest, arrived: float) -> float | None:
+        seconds = request.deadline_seconds
+        if seconds is None:
+            seconds = self._default_deadline_seconds
+        elif not (seconds > 0.0 and math.isfinite(seconds)):
+            raise RequestError(f"deadline_seconds must be above 0, got {seconds:g}", "deadline_seconds")
+        return None if seconds is None else arrived + seconds
+
+    def _samples_of(
+        self, request: GenerationRequest, index: int, group: str, deadline: float | None
+    ) -> list[Sample]:
         params = request.params
         params.validate()
         if params.sample_index + params.n - 1 > LARGEST_SAMPLE_INDEX:
@@ -212,6 +231,7 @@ class Generator:
                 priority=request.priority,
                 use_prefix_cache=request.use_prefix_cache,
                 grammar=grammar,
+                deadline=deadline,
             )
             if number == 0:
                 validate_request(engine_request, facts)

@@ -35,8 +35,8 @@ class RequestMetrics:
         self.between_tokens = Histogram(BETWEEN_TOKENS_SECONDS)
         self.whole = Histogram(WHOLE_SECONDS)
         self.ended: Counter[str] = Counter()
-        """samples by how they ended: `stop`, `length`, `abort`, `error`, `refused` (by the engine), `left` (by the
-        client)"""
+        """samples by how they ended: `stop`, `length`, `abort`, `deadline`, `error`, `refused` (by the engine),
+        `left` (by the client)"""
 
     def begin(self) -> SampleWatch:
         """Watch one sample from now on."""

@@ -23,6 +23,8 @@ class GenerationRequest:
     """the caller's id; empty: a random one"""
     priority: int = 0
     use_prefix_cache: bool = True
+    deadline_seconds: float | None = None
+    """it ends so long after it was prepared, done or not; None: the generator's default"""
     add_special_tokens: bool = True
     """for a text prompt: put what the checkpoint wants around it (a rendered chat has it already)"""
     grammar: Grammar | None = None
@@ -53,11 +55,11 @@ class Sample:
 class FinishReason:
     """Why a sample ended."""
 
-    type: Literal["stop", "length", "abort", "error"]
+    type: Literal["stop", "length", "abort", "deadline", "error"]
     matched: int | str | None = None
     """for `stop`: the token id or the string"""
     message: str = ""
-    """for `abort` and `error`"""
+    """for `abort`, `deadline` and `error`"""
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,13 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     priority: int = 0
     """higher goes first"""
     use_prefix_cache: bool = True
+    deadline: float | None = None
+    """when it ends, done or not: a reading of the engine's clock (`time.monotonic`, which all processes of a
+    machine share); None: never"""
     grammar: str = ""
     """what the output must match, in the language of the engine's mask source; empty: anything"""
+    replica: int | None = None
+    """which of several engines behind a server is to run it; None: any, for the bits are the same"""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -53,11 +58,11 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 class Finish(msgspec.Struct, frozen=True, kw_only=True):
     """Why a request ended."""
 
-    reason: Literal["stop", "length", "abort", "error"]
+    reason: Literal["stop", "length", "abort", "deadline", "error"]
     matched_token: int | None = None
     """the stop or end-of-sequence token that ended it"""
     message: str = ""
-    """for `abort` and `error`"""
+    """for `abort`, `deadline` and `error`"""
     refusal: Literal["", "request", "queue_full"] = ""
     """for `error`: the engine did not take the request; `field` names the parameter at fault, if one is"""
     field: str | None = None

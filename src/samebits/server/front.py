@@ -49,6 +49,10 @@ class Front:
         }
         raise UnavailableError(reasons.get(self.phase, "the server is not ready"))
 
+    def check_ready(self) -> None:
+        """Raise `UnavailableError` unless requests are taken."""
+        _ = self.generator
+
     @property
     def body_limit(self) -> int:
         """Largest body in bytes."""
@@ -63,7 +67,9 @@ class Front:
         """Start the engine and take requests. Raises what the engine or the tokenizer's files raise."""
         text = load_text_parts(await self.engine.start())
         self.chat_template = text.chat_template
-        self._generator = Generator(self.engine, text.tokenizer, self.metrics.requests)
+        self._generator = Generator(
+            self.engine, text.tokenizer, self.metrics.requests, self.config.default_deadline_seconds
+        )
         if self.phase in (Phase.STARTING, Phase.RESTARTING):
             self.phase = Phase.READY
 

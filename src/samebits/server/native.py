@@ -19,11 +19,13 @@ from samebits.errors import EngineError, RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import Collector, GenerationRequest, Sample
 from samebits.sampling_params import STRUCTURED_FIELDS, SamplingParams
+from samebits.server.fields import convert_object, decode_object
 from samebits.server.front import Front
 from samebits.server.http import (
     CLIENT_CLOSED_REQUEST,
     DONE_FRAME,
     EventStream,
+    check_in_time,
     event_frame,
     json_error_frame,
     json_response,
@@ -35,10 +37,8 @@ from samebits.server.schema import (
     AbortBody,
     NativeRequest,
     NativeSampling,
-    convert_object,
     convert_sampling,
     decode_native,
-    decode_object,
 )
 
 Item = TypeVar("Item")
@@ -90,6 +90,7 @@ class NativeRoutes:
         results = await until_disconnect(request.receive, generator.complete_all(samples))
         if results is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+        check_in_time(results)
         answers = [maker.response(result) for maker, result in zip(formatters, results, strict=True)]
         if not batch.single:
             return json_response(answers)
@@ -125,12 +126,17 @@ async def _frames(
     """The frames of a stream: cumulative as SGLang's, or with what is new in each (`incremental`)."""
     collectors = [Collector(sample) for sample in samples]
     counts = [0] * len(samples)
+    started = False
     async with aclosing(generator.stream_all(samples)) as turns:
         async for index, updates in turns:
             for update in updates:
                 collectors[index].add(update)
                 counts[index] += len(update.token_ids)
-            answer = formatters[index].response(collectors[index].result(), counts[index])
+            result = collectors[index].result()
+            if not started:
+                check_in_time([result])
+                started = True
+            answer = formatters[index].response(result, counts[index])
             if incremental:
                 collectors[index].clear()
             if indexed:
@@ -169,6 +175,7 @@ def take_apart(body: NativeRequest) -> Batch:
             rid=rids[index],
             priority=body.priority or 0,
             use_prefix_cache=body.use_prefix_cache is not False,
+            deadline_seconds=body.deadline_seconds,
         )
         requests.append(request)
         view = LogprobView(

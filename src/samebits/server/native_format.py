@@ -16,6 +16,8 @@ from samebits.text.tokenizer import Tokenizer
 LARGEST_SAFE_INTEGER = (1 << 53) - 1
 """beyond it a JSON number is rounded by clients whose numbers are doubles"""
 WEIGHT_VERSION = "default"
+DEADLINE_STATUS = 504
+"""what the whole answer would have had, had there been no token by then"""
 
 Triple = tuple[float | None, int, str | None]
 
@@ -106,6 +108,8 @@ def finish_object(finish: FinishReason | None, completion_tokens: int) -> dict[s
             return {"type": "stop", "matched": finish.matched}
         case "length":
             return {"type": "length", "length": completion_tokens}
+        case "deadline":
+            return {"type": "abort", "message": finish.message, "status_code": DEADLINE_STATUS}
         case _:
             return {"type": finish.type, "message": finish.message}
 

@@ -119,11 +119,12 @@ def prompt_logprobs(
 
 
 def finish_fields(finish: FinishReason, facts: EngineFacts) -> dict[str, Any]:
-    """`finish_reason`, and what matched as vLLM (`stop_reason`: null for the model's own end) and SGLang name it."""
+    """`finish_reason`, and what matched as vLLM (`stop_reason`: null for the model's own end) and SGLang name it.
+    A deadline aborts; `samebits` says so."""
     matched = finish.matched
     own_end = isinstance(matched, int) and matched in facts.eos_token_ids
     return {
-        "finish_reason": finish.type,
+        "finish_reason": "abort" if finish.type == "deadline" else finish.type,
         "stop_reason": None if own_end else matched,
         "matched_stop": matched,
     }
@@ -131,9 +132,11 @@ def finish_fields(finish: FinishReason, facts: EngineFacts) -> dict[str, Any]:
 
 def replay_facts(sample: Sample, part: SampleResult) -> dict[str, Any]:
     """`samebits` in a finished choice: sent to /generate as `sampling_params`, with the prompt's ids, its
-    `sampling_params` replay the choice."""
+    `sampling_params` replay the choice. `message` says why it was aborted, if it was."""
     sampling = sample.request.sampling
+    message = part.finish.message if part.finish is not None else ""
     return {
+        **({"message": message} if message else {}),
         "seed": safe_integer(sampling.seed),
         "sample_index": sampling.sample_index,
         "sampling_params": resolved_parameters(sample),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -42,18 +42,21 @@ class ChatPrompt:
         )
 
 
-def chat_prompt(front: Front, body: ChatFields, common: CommonFields | None = None) -> ChatPrompt:
-    """The prompt of a chat. `common` may hold more of what its answer must look like. Raises `RequestError` naming
-    the field."""
+def chat_prompt(
+    front: Front, body: ChatFields, common: CommonFields | None = None, names: Mapping[str, str] | None = None
+) -> ChatPrompt:
+    """The prompt of a chat. `common` may hold more of what its answer must look like; `names` are the route's words.
+    Raises `RequestError` naming the field."""
+    names = names or {}
     template = _template(front)
     wish = tool_wish(body)
     form = _tool_format(front, template) if wish.shown else None
     text = render(template, body, wish.shown)
     splits_reasoning = body.separate_reasoning is not False and thinks(template.source)
-    answer = output_part(body.response_format, common)
+    answer = output_part(body.response_format, common, names)
     calls = None
     if form is not None and (wish.forced or wish.strict or answer is not None):
-        calls = wish.rules(form)
+        calls = wish.rules(form, names)
         if answer is not None and not wish.forced and not form.mixes:
             message = (
                 f"{answer.field}: with tools of the format {form.name!r}, an answer has no form of its own"

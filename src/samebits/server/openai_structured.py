@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from samebits.errors import RequestError
@@ -28,9 +28,12 @@ STRUCTURED_READERS: dict[str, Callable[[Any, str], Part]] = {
 """by field of `structured_outputs`"""
 
 
-def output_part(response_format: dict[str, Any] | None, common: CommonFields | None) -> Part | None:
-    """What the output must look like; None: anything. Raises `RequestError` naming the field."""
-    parts = [] if response_format is None else _format_parts(response_format)
+def output_part(
+    response_format: dict[str, Any] | None, common: CommonFields | None, names: Mapping[str, str]
+) -> Part | None:
+    """What the output must look like; None: anything. Raises `RequestError` naming the field, in the route's words
+    (`names`)."""
+    parts = [] if response_format is None else _format_parts(response_format, names)
     if common is not None:
         for name, read in READERS.items():
             value = getattr(common, name)
@@ -44,25 +47,27 @@ def output_part(response_format: dict[str, Any] | None, common: CommonFields | N
             if common.structured_outputs.json_object:
                 parts.append(object_part("structured_outputs.json_object"))
     if len(parts) > 1:
-        names = " and ".join(part.field for part in parts)
-        raise RequestError(f"an output has one form: give one of {names}", parts[1].field)
+        asked = " and ".join(part.field for part in parts)
+        raise RequestError(f"an output has one form: give one of {asked}", parts[1].field)
     return parts[0] if parts else None
 
 
-def _format_parts(given: dict[str, Any]) -> list[Part]:
+def _format_parts(given: dict[str, Any], names: Mapping[str, str]) -> list[Part]:
+    field = names.get("response_format", "response_format")
     kind = given.get("type")
     if kind == "text":
         return []
     if kind == "json_object":
-        return [object_part("response_format")]
+        return [object_part(field)]
     if kind != "json_schema":
         raise RequestError(
-            f"response_format.type must be text, json_object or json_schema, got {kind!r}",
-            "response_format.type",
+            f"{field}.type must be text, json_object or json_schema, got {kind!r}",
+            f"{field}.type",
             "unsupported_value",
         )
+    schema_field = names.get("response_format_schema", f"{field}.json_schema.schema")
     named = given.get("json_schema")
     if not isinstance(named, dict) or "schema" not in named:
-        message = "response_format.json_schema must hold a schema"
-        raise RequestError(message, "response_format.json_schema", "invalid_type")
-    return [schema_part(named["schema"], "response_format.json_schema.schema")]
+        message = f"{field} of type json_schema must hold a schema"
+        raise RequestError(message, schema_field, "invalid_type")
+    return [schema_part(named["schema"], schema_field)]

@@ -27,13 +27,15 @@ class ToolWish:
     strict: bool = False
     """whether a function asks that its arguments be valid"""
 
-    def rules(self, form: ToolFormat) -> CallRules:
-        """The calls as a grammar takes them. Raises `RequestError` naming the function whose arguments it cannot."""
+    def rules(self, form: ToolFormat, names: Mapping[str, str]) -> CallRules:
+        """The calls as a grammar takes them. Raises `RequestError` naming the function whose arguments cannot be
+        enforced, in the route's words (`names`)."""
+        place = names.get("tool_parameters", "tools[{}].function.parameters")
         functions: dict[str, Part] = {}
         for index, tool in enumerate(self.shown):
             function = tool["function"]
             if function["name"] in self.callable_names:
-                field = f"tools[{index}].function.parameters"
+                field = place.format(index)
                 functions[function["name"]] = schema_part(
                     _arguments(function.get("parameters"), field), field
                 )

@@ -51,8 +51,7 @@ class LlamaParser:
         self._value = JsonObject()
         """finds the end of that object, of the arguments, or of the call"""
         self._calls = 0
-        self._text: list[str] = []
-        self._deltas: list[CallDelta] = []
+        self._parts: list[str | CallDelta] = []
 
     @property
     def calls(self) -> int:
@@ -71,17 +70,20 @@ class LlamaParser:
         if self._place in (_Place.ARGUMENTS, _Place.REST):
             self._calls += 1
         elif self._place is _Place.OBJECT:
-            self._text.append(self._object + self._held)
+            self._parts.append(self._object + self._held)
         elif self._place is not _Place.BEFORE or self._held.strip(SEPARATORS) or not self._calls:
-            self._text.append(self._held)
+            self._parts.append(self._held)
         self._held, self._place = "", _Place.WORDS
         return self._news()
 
     def _news(self) -> ToolDelta:
-        shown = [d for d in self._deltas if self._most is None or d.number < self._most]
-        delta = ToolDelta("".join(self._text), tuple(shown))
-        self._text, self._deltas = [], []
-        return delta
+        parts, self._parts = self._parts, []
+        return ToolDelta(tuple(part for part in parts if self._is_shown(part)))
+
+    def _is_shown(self, part: str | CallDelta) -> bool:
+        if isinstance(part, str):
+            return bool(part)
+        return self._most is None or part.number < self._most
 
     def _advance(self) -> bool:
         """Read on from what is held; whether there may be more to read."""
@@ -117,7 +119,7 @@ class LlamaParser:
         header = HEADER.match(self._object)
         name = load_json(header.group(1)) if header else None
         if header and isinstance(name, str):
-            self._deltas.append(CallDelta(self._calls, "", name))
+            self._parts.append(CallDelta(self._calls, "", name))
             self._held = self._object[header.end() :] + self._held
             self._place, self._value = _Place.ARGUMENTS, JsonObject()
             return True
@@ -125,7 +127,7 @@ class LlamaParser:
             return False
         call = load_json(self._object)
         if isinstance(call, dict) and isinstance(call.get("name"), str) and ARGUMENTS & set(call):
-            self._deltas.append(CallDelta(self._calls, arguments_text(call), call["name"]))
+            self._parts.append(CallDelta(self._calls, arguments_text(call), call["name"]))
             return self._end_call()
         self._held, self._place = self._object + self._held, _Place.WORDS
         return True
@@ -133,7 +135,7 @@ class LlamaParser:
     def _advance_arguments(self) -> bool:
         shown, self._held = self._value.push(self._held)
         if shown:
-            self._deltas.append(CallDelta(self._calls, shown))
+            self._parts.append(CallDelta(self._calls, shown))
         if self._value.ended:
             self._place, self._value = _Place.REST, JsonObject(depth=1)
         return self._value.ended or self._place is _Place.REST
@@ -146,10 +148,10 @@ class LlamaParser:
     def _advance_words(self) -> bool:
         start = self._held.find(TAG)
         if start >= 0:
-            self._text.append(self._held[:start])
+            self._parts.append(self._held[:start])
             self._held, self._place = self._held[start + len(TAG) :], _Place.BEFORE
             return True
         border = len(self._held) - partial_length(self._held, TAG)
-        self._text.append(self._held[:border])
+        self._parts.append(self._held[:border])
         self._held = self._held[border:]
         return False

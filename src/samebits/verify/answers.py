@@ -45,7 +45,8 @@ class Answer:
     prompt: tuple[TokenBits, ...] = ()
     """Every prompt token with its logprob, when asked for."""
     cached_tokens: int | None = None
-    """Prompt tokens that came out of a prefix cache; None where the server does not say."""
+    """Prompt tokens that came out of a prefix cache; None where the server does not say. Where it says only how many
+    there were in a request, the first answer of the request has them all."""
 
     @property
     def output_ids(self) -> tuple[TokenId, ...]:

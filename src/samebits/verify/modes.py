@@ -294,6 +294,7 @@ def radix_cache(target: Target, settings: Settings, temperature: float, progress
         [] if target.flush() else ["the server cannot flush its prefix cache: cold is not known to be cold"]
     )
     cached = {"cold": 0, "warm": 0}
+    is_told = False
     repeats = max(1, settings.trials // len(prompts))
     for repeat in range(1, repeats + 1):
         cold = []
@@ -314,8 +315,11 @@ def radix_cache(target: Target, settings: Settings, temperature: float, progress
             )
         cached["cold"] += sum(answer.cached_tokens or 0 for answer in cold)
         cached["warm"] += sum(answer.cached_tokens or 0 for answer in warm)
+        is_told = is_told or any(answer.cached_tokens is not None for answer in warm)
         progress(repeat, repeats)
-    if cached["warm"] == 0:
+    if not is_told:
+        notes.append("the target does not say how many prompt tokens came from a cache: perhaps none did")
+    elif cached["warm"] == 0:
         notes.append("no prompt token came from a cache: the target has none, or has it switched off")
     else:
         notes.append(f"prompt tokens from the cache: {cached['cold']} cold, {cached['warm']} warm")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import get_args
 
@@ -59,14 +59,18 @@ def generate(seed: int, recipe: Recipe) -> Scenario:
         for event in _incidents(random, [submit.request.rid for submit in submits])
     ]
     timed.sort(key=lambda item: item.step)
-    return Scenario(
-        seed=seed,
-        model=recipe.model,
-        loop=random.choice(get_args(Loop)),
-        sizes=_sizes(random, recipe, submits),
-        solo_sizes=_solo_sizes(random, recipe, submits),
-        events=tuple(timed),
-    )
+    loop = random.choice(get_args(Loop))
+    sizes, solo_sizes = _sizes(random, recipe, submits), _solo_sizes(random, recipe, submits)
+    if random.random() < 0.2:
+        timed = [_with_deadline(random, item) for item in timed]
+    return Scenario(seed, recipe.model, loop, sizes, solo_sizes, tuple(timed))
+
+
+def _with_deadline(random: Random, timed: Timed) -> Timed:
+    """Some requests are given a deadline, which some of them meet."""
+    if not isinstance(timed.event, Submit) or random.random() < 0.5:
+        return timed
+    return replace(timed, event=replace(timed.event, patience=random.choice((1, 3, 10, 30, 100))))
 
 
 def _requests(random: Random, recipe: Recipe) -> list[Submit]:

@@ -53,14 +53,14 @@ class Stream:
 
 
 def compare(stream: Stream, solo: Stream) -> None:
-    """Raise `ScheduleError` unless `stream` has the bits of `solo`; one that was aborted, or cut off by a
-    restart, those of its beginning."""
+    """Raise `ScheduleError` unless `stream` has the bits of `solo`; one that was aborted, or cut off by its
+    deadline or a restart, those of its beginning."""
     for lost in stream.lost:
         _compare_beginning(lost, solo, "before a restart, ")
     assert stream.finish is not None and solo.finish is not None
     rid = stream.request.rid
-    if stream.finish.reason == "abort":
-        _compare_beginning(stream, solo, "before the abort, ")
+    if stream.finish.reason in ("abort", "deadline"):
+        _compare_beginning(stream, solo, f"before the {stream.finish.reason}, ")
         return
     _compare_beginning(stream, solo, "")
     if len(stream.token_ids) != len(solo.token_ids):

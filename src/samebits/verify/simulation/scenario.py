@@ -34,10 +34,11 @@ class Sizes:
 @dataclass(frozen=True)
 class Submit:
     """A request arrives. With `follows`, it is the next turn of a chat: if that request has ended by then, its
-    prompt and output go before this prompt."""
+    prompt and output go before this prompt. With `patience`, its deadline is so many steps later."""
 
     request: EngineRequest
     follows: str = ""
+    patience: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def _described(event: Event) -> str:
     details += ["without prefix cache"] if not request.use_prefix_cache else []
     details += [f"grammar {request.grammar}"] if request.grammar else []
     details += [f"next turn of {event.follows}"] if event.follows else []
+    details += [f"deadline after {event.patience} steps"] if event.patience else []
     return f"Submit {request.rid}: " + ", ".join(details)
 
 

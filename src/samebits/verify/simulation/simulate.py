@@ -65,6 +65,7 @@ class Counts:
     lost_steps: int = 0
     aborts: int = 0
     restarts: int = 0
+    expired: int = 0
 
     def add(self, other: Counts) -> None:
         for name, value in vars(other).items():
@@ -77,8 +78,10 @@ def make_engine(
     plan: FaultPlan,
     loop: Loop = "simple",
     grammars: SimulatedGrammars | None = None,
+    clock: Callable[[], float] = lambda: 0.0,
 ) -> Engine:
-    """A fresh engine of these sizes whose faults `plan` controls, and whose masks come at once or from `grammars`."""
+    """A fresh engine of these sizes whose faults `plan` controls, whose masks come at once or from `grammars`, and
+    whose deadlines are read from `clock`."""
     grammars = grammars or SimulatedGrammars(model.recipe.vocabulary)
     facts = EngineFacts(
         model=model.recipe.model,
@@ -108,7 +111,14 @@ def make_engine(
     )
     scheduler = Scheduler(limits, SabotagedPool(sizes.pages, plan))
     return Engine(
-        facts, runner, scheduler, LOOPS[loop](runner), sizes.max_waiting, grammars, mask_wait_seconds=0.0
+        facts,
+        runner,
+        scheduler,
+        LOOPS[loop](runner),
+        sizes.max_waiting,
+        grammars,
+        mask_wait_seconds=0.0,
+        clock=clock,
     )
 
 
@@ -148,7 +158,9 @@ class Simulation:
         scenario = self.scenario
         self._plan = FaultPlan()
         self._grammars = SimulatedGrammars(self.model.recipe.vocabulary, self._delays)
-        self._engine = make_engine(self.model, scenario.sizes, self._plan, scenario.loop, self._grammars)
+        self._engine = make_engine(
+            self.model, scenario.sizes, self._plan, scenario.loop, self._grammars, clock=lambda: self.step
+        )
 
     def _happen(self, event: Event) -> None:
         if isinstance(event, Submit):
@@ -164,12 +176,15 @@ class Simulation:
             self._restart()
 
     def _resolved(self, event: Submit) -> EngineRequest:
-        """The request with the text so far of the chat that it goes on."""
+        """The request with its deadline, and with the text so far of the chat that it goes on."""
+        request = event.request
+        if event.patience:
+            request = msgspec.structs.replace(request, deadline=self.step + event.patience)
         before = self.streams.get(event.follows)
         if before is None or before.finish is None or before.finish.reason not in ("stop", "length"):
-            return event.request
+            return request
         text = before.request.prompt_ids + before.token_ids
-        return msgspec.structs.replace(event.request, prompt_ids=text + event.request.prompt_ids)
+        return msgspec.structs.replace(request, prompt_ids=text + request.prompt_ids)
 
     def _send_again(self) -> None:
         unsent, self._unsent = self._unsent, []
@@ -218,13 +233,25 @@ class Simulation:
             self.counts.tokens += len(event.token_ids)
             if event.finish is not None:
                 self.counts.cached_tokens += event.cached_tokens
+                self._check_deadline(event.rid, event.finish)
         self._engine.scheduler.check()
         self._check_streams()
 
+    def _check_deadline(self, rid: str, finish: Finish) -> None:
+        """Nobody is ended before its deadline."""
+        if finish.reason != "deadline":
+            return
+        self.counts.expired += 1
+        deadline = self.streams[rid].request.deadline
+        if deadline is None or deadline > self.step:
+            raise ScheduleError(f"{rid}: ended in step {self.step} for a deadline at {deadline}")
+
     def _check_streams(self) -> None:
-        """Every token that was accepted was sent, once and in order."""
+        """Every token that was accepted was sent, once and in order, and nobody outlives its deadline."""
         scheduler = self._engine.scheduler
         for request in scheduler.requests():
+            if request.spec.deadline is not None and request.spec.deadline <= self.step:
+                raise ScheduleError(f"{request.rid}: alive in step {self.step}, past its deadline")
             sent = self.streams[request.rid].token_ids
             if sent != request.tokens[request.prompt_length :]:
                 raise ScheduleError(f"{request.rid}: sent {sent}, but its output is {request.tokens}")
@@ -278,7 +305,7 @@ def run_scenario(scenario: Scenario, model: SimulatedModel) -> Counts:
     simulation.run()
     alone: dict[bytes, Stream] = {}
     for stream in simulation.streams.values():
-        request = msgspec.structs.replace(stream.request, priority=0, use_prefix_cache=True)
+        request = msgspec.structs.replace(stream.request, priority=0, use_prefix_cache=True, deadline=None)
         key = msgspec.msgpack.encode(msgspec.structs.replace(request, rid=""))
         if key not in alone:
             alone[key] = run_alone(model, scenario.solo_sizes, request)
