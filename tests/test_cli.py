@@ -90,11 +90,13 @@ def test_every_setting_is_a_flag(cls: type) -> None:
         assert name in options and options[name] is None
 
 
-OTHER_VALUES: dict[str, str] = {"default_seed": "7", "memory_fraction": "0.5", "prefix_cache": "false"}
+OTHER_VALUES: dict[str, str] = {"default_seed": "7", "memory_fraction": "0.5"}
 
 
 def other_value(entry: dataclasses.Field[Any]) -> str:
     """A value that is not the default, as text."""
+    if isinstance(entry.default, bool):
+        return str(not entry.default).lower()
     choices = [choice for choice in entry.metadata["choices"] if choice != entry.default]
     usual = "word" if entry.default in ("", ()) or isinstance(entry.default, str) else "77"
     return OTHER_VALUES.get(entry.name, choices[0] if choices else usual)
@@ -115,7 +117,7 @@ def test_every_setting_comes_from_flag_environment_and_file(
     for name in [name for name in os.environ if name.startswith("SAMEBITS_")]:
         monkeypatch.delenv(name)
     value = other_value(entry)
-    flag = flag_text(entry.name, False) if value == "false" else flag_text(entry.name, value)
+    flag = flag_text(entry.name, {"true": True, "false": False}.get(value, value))
     by_flag = getattr(settings_of(parse("serve", flag), cls), entry.name)
     assert by_flag != entry.default
     monkeypatch.setenv("SAMEBITS_" + entry.name.upper(), value)

@@ -162,7 +162,7 @@ def test_a_server_that_goes_away_ends_the_run_and_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr("samebits.commands.batch_run.PAUSES", (0.0, 0.0))
-        patch.setattr("samebits.commands.batch_run.AsyncClient", Leaving)
+        patch.setattr("samebits.commands.asked.AsyncClient", Leaving)
         assert main(command(batch, output, fake.url, "--max-concurrency", "1")) == 2
     told = capsys.readouterr().err
     assert "nobody is there" in told
@@ -298,6 +298,8 @@ def test_a_model_in_this_process(tmp_path: Path, capfdbinary: pytest.CaptureFixt
     answers = [json.loads(entry) for entry in capfdbinary.readouterr().out.splitlines()]
     ids = [answer["response"]["body"]["choices"][0]["token_ids"] for answer in answers]
     assert len(ids) == 2 and ids[0] == ids[1] and len(ids[0]) == 3
+    assert main(["generate", "--batch", str(batch), *tiny, "--data-parallel", "2"]) == 2
+    assert b"--data-parallel is for samebits serve" in capfdbinary.readouterr().err
     write(batch, [line("a", model="gpt")])
     assert main(["generate", "--batch", str(batch), *tiny]) == 2
     assert b"--served-model-name gpt" in capfdbinary.readouterr().err

@@ -154,10 +154,7 @@ class Engine:
             self._wait_for_mask()
         if results:
             self.step_times.add(time.perf_counter() - started)
-        for result in results:
-            event = self._take(result)
-            if event is not None:
-                events.append(event)
+        events += [event for result in results if (event := self._take(result)) is not None]
         return events
 
     def status(self, call: int) -> EngineStatus:
@@ -310,6 +307,8 @@ class Engine:
             request.unread -= chunk.samples
         if result.late:
             request.held = False
+        elif chunk.start >= request.prompt_length and not result.faulty:
+            self.scheduler.settle(chunk)  # a chunk of output has nothing else to tell
         elif failure := self._settle(result, chunk, request):
             return self._fail(request, failure)
         sampled = result.sampled
@@ -347,11 +346,10 @@ class Engine:
         if self._masks and request in self._masks:
             self._masks[request].accept(token_id)
         self.counters.generated_tokens += 1
-        finish = judge_token(request, token_id)
-        if finish is not None:
-            self._release(request, finish)
         listed = [] if logprobs is None else [logprobs]
-        if finish is None and request.announced:
+        if finish := judge_token(request, token_id):
+            self._release(request, finish)
+        elif request.announced:
             return RequestEvent(
                 rid=request.spec.rid,
                 token_ids=[token_id],
