@@ -21,6 +21,8 @@ MAX_SAMPLES = 64
 MAX_TOP_LOGPROBS = 128
 STRUCTURED_FIELDS = ("json_schema", "regex", "choice", "ebnf", "llguidance")
 """What the output must look like; a request names one at most."""
+LARGEST_INTEGER = (1 << 63) - 1
+"""of those that travel to the engine"""
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +81,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, exclusive_low=True)
+        for name in ("top_k", "max_new_tokens", "min_new_tokens"):
+            if (getattr(self, name) or 0) > LARGEST_INTEGER:
+                raise RequestError(f"{name} must fit in 64 bits", name)
         if self.top_k is not None and self.top_k < -1:
             raise RequestError("top_k must be -1 or 0 (off) or a positive number of tokens", "top_k")
         for token_id, bias in self.logit_bias.items():

@@ -225,7 +225,7 @@ def build_fake_engine(model: ModelConfig, engine: EngineConfig, progress: Progre
         folder=str(folder),
         family="fake",
         vocabulary=tokenizer.get_vocab_size(),
-        context_length=2048,
+        context_length=settings.get("context_length", 2048),
         kv_tokens=4096,
         eos_token_ids=[0],
         sampling_defaults=SamplingDefaults(temperature=settings.get("temperature", 1.0)),

@@ -61,7 +61,7 @@ class AnthropicRoutes:
         return [
             Route("/v1/messages", self.create, methods=["POST"]),
             Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
-            Route("/v1/messages/batches", _no_batches, methods=["GET", "POST"]),
+            Route("/v1/messages/batches", _no_batches, methods=["GET", "POST"], include_in_schema=False),
         ]
 
     async def create(self, request: Request) -> Response | ASGIApp:

@@ -60,7 +60,7 @@ class OpenAIRoutes:
             own.append(Route(prefix + "/tokenize", self.tokenize, methods=["POST"]))
             own.append(Route(prefix + "/detokenize", self.detokenize, methods=["POST"]))
         refused = [
-            Route(f"/v1/{name}{rest}", partial(_not_offered, what), methods=METHODS)
+            Route(f"/v1/{name}{rest}", partial(_not_offered, what), methods=METHODS, include_in_schema=False)
             for name, what in NOT_OFFERED.items()
             for rest in ("", "/{path:path}")
         ]

@@ -58,7 +58,12 @@ class ResponsesRoutes:
     def routes(self) -> list[Route]:
         return [
             Route("/v1/responses", self.create, methods=["POST"]),
-            Route("/v1/responses/{path:path}", _stored, methods=["GET", "POST", "DELETE"]),
+            Route(
+                "/v1/responses/{path:path}",
+                _stored,
+                methods=["GET", "POST", "DELETE"],
+                include_in_schema=False,
+            ),
         ]
 
     async def create(self, request: Request) -> Response | ASGIApp:
