@@ -93,6 +93,12 @@ def test_expressions_match_the_whole_output(expression: str, text: str, fits: bo
     assert accepts(grammar_of(regex_part(expression, "x")), text) is fits
 
 
+def test_a_choice_may_be_long() -> None:
+    names = [f"name {number}" for number in range(4000)]
+    grammar = grammar_of(choice_part(names, "x"))
+    assert accepts(grammar, "name 3999") and not accepts(grammar, "name 4000")
+
+
 @pytest.mark.parametrize(
     ("make", "value"),
     [

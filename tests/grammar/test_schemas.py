@@ -19,7 +19,8 @@ from samebits.grammar.language import Grammar, grammar_of, schema_part
 from samebits.grammar.schema import ANNOTATIONS, KEYWORDS
 
 NAMES = st.text("abcé漢", min_size=1, max_size=3)
-LITERALS = st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.text(max_size=6)
+DECIMALS = st.floats(-(10**9), 10**9, allow_nan=False).map(lambda value: round(value, 6))
+LITERALS = st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.text(max_size=6) | DECIMALS
 
 
 def bounds(low: str, high: str, values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:

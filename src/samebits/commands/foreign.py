@@ -225,6 +225,12 @@ FLAGS = (
         "thoughts are read between <think> and </think> alone",
         "thoughts are split off where the checkpoint's chat template knows </think>",
     ),
+    only(
+        "--grammar-backend --guided-decoding-backend",
+        ("llguidance", "guidance", "auto"),
+        "masks come from llguidance, whose version is in the fingerprint",
+        "structured output is always on, through llguidance",
+    ),
     idle("--enable-auto-tool-choice", "tool calls are read wherever a request has tools"),
     idle(
         "--enable-metrics --enable-cache-report --enable-prompt-tokens-details --enable-logprob", "always on"

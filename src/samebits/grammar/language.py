@@ -86,7 +86,8 @@ def choice_part(choices: object, field: str) -> Part:
         raise RequestError(f"{field} must be a list of texts, none of them empty", field, "invalid_type")
     if not choices:
         raise RequestError(f"{field} must offer at least one text", field)
-    lark = "start: " + " | ".join(literal(choice) for choice in choices)
+    # One lexeme: the parser would follow each alternative of a rule by itself.
+    lark = "start: CHOICE\nCHOICE: " + " | ".join(literal(choice) for choice in choices)
     _check_size(lark, field)
     return _part({"lark_grammar": lark}, field)
 
