@@ -116,6 +116,11 @@ class ServerConfig:
     cors_origins: tuple[str, ...] = setting(
         (), "origins of web pages that may call, such as https://example.org, or *", group="access"
     )
+    tool_call_parser: str = setting(
+        "auto",
+        "format of tool calls; auto: the one that the chat template asks for",
+        ("auto", "hermes", "qwen", "qwen25", "llama3", "llama3_json"),
+    )
     max_body_mib: int = setting(16, "largest request body in MiB", group="limits")
     max_in_flight: int = setting(4096, "most HTTP requests being answered; more get 503", group="limits")
     default_deadline_seconds: float = setting(

@@ -223,16 +223,16 @@ FLAGS = (
     idle("--disable-custom-all-reduce", "the collectives that join ranks are part of the plan"),
     # server
     only(
-        "--tool-call-parser",
-        ("hermes", "qwen", "qwen25"),
-        "tool calls are read in the Hermes format alone",
-        "the format of tool calls follows from the checkpoint's chat template",
-    ),
-    only(
         "--reasoning-parser",
         ("qwen3", "deepseek-r1", "deepseek_r1"),
         "thoughts are read between <think> and </think> alone",
         "thoughts are split off where the checkpoint's chat template knows </think>",
+    ),
+    only(
+        "--grammar-backend --guided-decoding-backend",
+        ("llguidance", "guidance", "auto"),
+        "masks come from llguidance, whose version is in the fingerprint",
+        "structured output is always on, through llguidance",
     ),
     idle("--enable-auto-tool-choice", "tool calls are read wherever a request has tools"),
     idle(
