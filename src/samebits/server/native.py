@@ -45,8 +45,6 @@ PLAIN_FIELDS = tuple(
     name for name in NativeSampling.__struct_fields__ if name not in ("stop", "logit_bias", "sampling_seed")
 )
 """of `sampling_params`, those that mean the same as in `SamplingParams`"""
-LARGE_PROMPT = 20_000
-"""characters of text beyond which tokenizing leaves the event loop"""
 
 
 @dataclass(frozen=True)
