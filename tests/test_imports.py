@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("numerics",),
     ("sampling_params", "config", "tables", "client"),
     ("plan",),
-    ("layers",),
+    ("layers", "ops"),
     ("models",),
     ("schedule", "cache"),
     ("text", "engine"),

@@ -35,6 +35,8 @@ from samebits.numerics.operators import HeadLayout
 
 CPU = torch.device("cpu")
 HEADS = HeadLayout(8, 2, 64)
+RECIPROCAL = frozenset({"div.full.f32"})
+"""The attention clause's estimate of 1 / L, which two fused operations correct."""
 ROWS, WIDTH, VOCABULARY, PAGES = 4, 512, 5000, 8
 
 
@@ -107,18 +109,19 @@ def launch_sampling() -> None:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     made = Recorder()
-    monkeypatch.setattr(configuration, "load", made)
+    for module in (configuration, attention):
+        monkeypatch.setattr(module, "load", made)
     yield made
 
 
-def check_texts(sources: Recorder, target: str) -> None:
-    """Compile everything; NVIDIA texts leave nothing to fuse and nothing to guess."""
+def check_texts(sources: Recorder, target: str, estimated: frozenset[str] = frozenset()) -> None:
+    """Compile everything; NVIDIA texts leave nothing to fuse, and no estimate but those that a clause allows."""
     assert sources.sources
     for source in sources.sources:
         asm = source.compile(TARGETS[target]).asm
         if "ptx" in asm:
             assert not fusable_operations(asm["ptx"]), source.name
-            assert not estimates(asm["ptx"]), source.name
+            assert set(estimates(asm["ptx"])) <= estimated, source.name
             assert "tf32" not in asm["ptx"], source.name
 
 
@@ -137,13 +140,13 @@ def test_attention(target: str, recorder: Recorder) -> None:
     if target == "sm_90":
         launch_attention(torch.float16)
         launch_attention(torch.float32)
-    check_texts(recorder, target)
+    check_texts(recorder, target, RECIPROCAL)
 
 
 @pytest.mark.parametrize("target", ["sm_90", "sm_100"])
 def test_attention_by_tensor_descriptors(target: str, recorder: Recorder) -> None:
     launch_attention(torch.bfloat16, described=True)
-    check_texts(recorder, target)
+    check_texts(recorder, target, RECIPROCAL)
 
 
 @pytest.mark.parametrize("target", PORTABLE)

@@ -80,19 +80,19 @@ def make_inputs(
 
 
 def in_float64(inputs: Inputs, scale: float) -> torch.Tensor:
-    """The attention of every row, in float64 on CPU [rows, query_heads, head_dim]."""
+    """The attention of every row, in float64 [rows, query_heads, head_dim]."""
     heads, page = inputs.case.heads, inputs.case.page_tokens
     group = heads.query_heads // heads.kv_heads
-    keys, values = inputs.keys.cpu().double(), inputs.values.cpu().double()
+    keys, values = inputs.keys.double(), inputs.values.double()
     output = []
     for row, (position, request) in enumerate(
         zip(inputs.positions.tolist(), inputs.row_request.tolist(), strict=True)
     ):
-        pages = inputs.page_table[request].cpu()
-        slots = torch.arange(position + 1)
+        pages = inputs.page_table[request]
+        slots = torch.arange(position + 1, device=keys.device)
         place = pages[slots // page].long()
         k = keys[place, :, slots % page].repeat_interleave(group, 1)
         v = values[place, :, slots % page].repeat_interleave(group, 1)
-        scores = torch.einsum("hd,khd->hk", inputs.queries[row].cpu().double(), k) * scale
+        scores = torch.einsum("hd,khd->hk", inputs.queries[row].double(), k) * scale
         output.append(torch.einsum("hk,khd->hd", scores.softmax(-1), v))
-    return torch.stack(output)
+    return torch.stack(output).cpu()

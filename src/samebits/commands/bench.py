@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from samebits.commands import bench_accuracy, bench_device, bench_gemm, bench_serve
+from samebits.commands import bench_accuracy, bench_attention, bench_device, bench_gemm, bench_serve
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import ModelConfig
 
@@ -41,7 +41,8 @@ def add(commands: Any) -> None:
         + bench_serve.EXAMPLES
         + bench_accuracy.EXAMPLES
         + bench_device.EXAMPLES
-        + bench_gemm.EXAMPLES,
+        + bench_gemm.EXAMPLES
+        + bench_attention.EXAMPLES,
         run,
         "bench WHAT",
     )
@@ -62,6 +63,7 @@ def add(commands: Any) -> None:
     bench_accuracy.add_accuracy(kinds)
     bench_device.add(kinds)
     bench_gemm.add(kinds)
+    bench_attention.add(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:

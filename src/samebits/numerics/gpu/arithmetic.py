@@ -26,7 +26,7 @@ SQRT_HALF_BITS = tl.constexpr(constants.SQRT_HALF_BITS)
 MANTISSA_BITS = tl.constexpr(constants.MANTISSA_BITS)
 SMALLEST_NORMAL = tl.constexpr(1.1754943508222875e-38)
 INFINITY = tl.constexpr(float("inf"))
-NOT_A_NUMBER = tl.constexpr(float("nan"))
+NAN_BITS = tl.constexpr(0x7FC00000)
 MAGNITUDE_BITS = tl.constexpr(0x7FFFFFFF)
 INFINITE_BITS = tl.constexpr(0x7F800000)
 
@@ -98,7 +98,7 @@ def log(x):
     f = bits_float((shifted & MANTISSA_BITS) + SQRT_HALF_BITS) - 1.0
     value = _log_of_parts(f, exponent, exponent.to(tl.float32) * LOG_LN2_LOW)
     value = tl.where(x == INFINITY, x, value)
-    value = tl.where(x < 0.0, NOT_A_NUMBER, value)
+    value = tl.where(x < 0.0, bits_float(tl.full(x.shape, NAN_BITS, tl.int32)), value)
     value = tl.where(x == 0.0, -INFINITY, value)
     return tl.where(x != x, x, value)
 
@@ -117,7 +117,7 @@ def log1p(x):
     value = _log_of_parts(f, exponent, tl.fma(exponent.to(tl.float32), LOG_LN2_LOW, lost))
     value = tl.where((float_bits(x) & MAGNITUDE_BITS) < 0x33000000, x, value)
     value = tl.where(x == INFINITY, x, value)
-    value = tl.where(x < -1.0, NOT_A_NUMBER, value)
+    value = tl.where(x < -1.0, bits_float(tl.full(x.shape, NAN_BITS, tl.int32)), value)
     value = tl.where(x == -1.0, -INFINITY, value)
     return tl.where(x != x, x, value)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,8 @@ from samebits.numerics.gpu import attention_ranges as ranges
 from samebits.numerics.gpu.attention_plan import Units
 from samebits.numerics.gpu.attention_reference import attention_reference
 from samebits.numerics.gpu.attention_tiles import attention_tiles
-from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.configuration import Launch, named_source, start
+from samebits.numerics.gpu.launch import KernelSource, descriptor, load, pointer
 from samebits.numerics.operators import HeadLayout
 
 LOG2_E = 1.4426950408889634
@@ -111,9 +111,8 @@ def reference(
     row_request int32 [rows]: each row's place in the page table."""
     rows = queries.shape[0]
     if rows:
-        start(
-            attention_reference,
-            (rows, shape.heads.kv_heads),
+        load(reference_source(shape, queries.dtype)).launch(
+            (rows, shape.heads.kv_heads, 1),
             queries,
             context.keys,
             context.values,
@@ -123,11 +122,16 @@ def reference(
             context.page_table,
             context.page_table.stride(0),
             softmax_factor(scale),
-            ROWS=shape.rows_for(1),
-            **shape.constants(),
-            launch=Launch(warps=4, stages=1),
         )
     return output
+
+
+def reference_source(shape: AttentionShape, dtype: torch.dtype) -> KernelSource:
+    """The binary that `reference` launches."""
+    act, wide, narrow = pointer(dtype), pointer(torch.int64), pointer(torch.int32)
+    arguments = (act, act, act, act, wide, narrow, narrow, "i32", "fp32")
+    constants = {"ROWS": shape.rows_for(1), **shape.constants()}
+    return named_source(attention_reference, arguments, constants, Launch(warps=4, stages=1))
 
 
 @dataclass(frozen=True)
@@ -162,9 +166,8 @@ def tiles(
     values: Any = context.values
     if launch.described:
         keys, values = describe(shape, context.keys), describe(shape, context.values)
-    start(
-        attention_tiles,
-        (units.units * shape.heads.kv_heads,),
+    load(tile_source(shape, queries.dtype, launch)).launch(
+        (units.units * shape.heads.kv_heads, 1, 1),
         queries,
         keys,
         values,
@@ -176,13 +179,24 @@ def tiles(
         context.page_table,
         context.page_table.stride(0),
         softmax_factor(scale),
-        ROWS=launch.rows,
-        DESCRIBED=launch.described,
-        STAGES=launch.stages,
-        **shape.constants(),
-        launch=Launch(launch.warps, launch.stages),
     )
     return output
+
+
+def tile_source(shape: AttentionShape, dtype: torch.dtype, launch: TileLaunch) -> KernelSource:
+    """The binary that `tiles` launches."""
+    storage = act = pointer(dtype)
+    if launch.described:
+        storage = descriptor(dtype, (shape.key_block_tokens, shape.width))
+    wide, narrow = pointer(torch.int64), pointer(torch.int32)
+    arguments = (act, storage, storage, act, wide, narrow, narrow, narrow, narrow, "i32", "fp32")
+    constants = {
+        "ROWS": launch.rows,
+        "DESCRIBED": launch.described,
+        "STAGES": launch.stages,
+        **shape.constants(),
+    }
+    return named_source(attention_tiles, arguments, constants, Launch(launch.warps, launch.stages))
 
 
 def describe(shape: AttentionShape, storage: Tensor) -> Any:
@@ -199,33 +213,33 @@ def describe(shape: AttentionShape, storage: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class RangeLaunch:
-    """How the shared ranges are walked. `programs` is the number of ranges."""
+    """How the shared ranges are walked. `programs` is the number of ranges; `unroll`: partials that are read at
+    once where a cut pair is folded."""
 
     programs: int
-    rows: int = 16
-    warps: int = 4
+    rows: int = SMALLEST_TILE
+    warps: int = 2
     stages: int = 3
-    fold_warps: int = 1
-    fold_stages: int = 4
-
-    def with_programs(self, programs: int) -> RangeLaunch:
-        return replace(self, programs=programs)
+    unroll: int = 4
 
 
 @dataclass(frozen=True)
 class RangeBuffers:
-    """Fixed-address storage of the shared ranges: which range begins where, and partials. Made once."""
+    """Fixed-address storage of the shared ranges: which range begins where, and partials. Made once, and used by one
+    stream at a time."""
 
     split_start: Tensor
     """int32 [units + 1]"""
-    program_start: Tensor
-    """int32 [programs, 2]"""
+    plans: Tensor
+    """int32 [programs, 16]"""
     tops: Tensor
     """float32 [capacity, stride]"""
     totals: Tensor
     """float32 [capacity, stride]"""
     accumulators: Tensor
     """float32 [capacity, stride, head_dim]"""
+    arrivals: Tensor
+    """int32 [units * kv_heads], zero between launches"""
 
     @property
     def capacity(self) -> int:
@@ -242,13 +256,13 @@ def range_buffers(
     """Room for `units` units of at most `tokens` rows, and for partials of `capacity` splits (of one kv head
     each): a batch with more than that is shared out by whole pairs, which is slower where few requests are long."""
     stride = tokens * shape.group
-    make: Callable[..., Tensor] = torch.empty
     return RangeBuffers(
-        make(units + 1, dtype=torch.int32, device=device),
-        make((programs, 2), dtype=torch.int32, device=device),
-        make((capacity, stride), device=device),
-        make((capacity, stride), device=device),
-        make((capacity, stride, shape.heads.head_dim), device=device),
+        torch.zeros(units + 1, dtype=torch.int32, device=device),
+        torch.zeros((programs, int(ranges.PLAN_WORDS)), dtype=torch.int32, device=device),
+        torch.zeros((capacity, stride), device=device),
+        torch.zeros((capacity, stride), device=device),
+        torch.zeros((capacity, stride, shape.heads.head_dim), device=device),
+        torch.zeros(units * shape.heads.kv_heads, dtype=torch.int32, device=device),
     )
 
 
@@ -262,9 +276,11 @@ def plan_ranges(
         positions,
         units.first,
         units.count,
-        units.units,
+        units.request,
         buffers.split_start,
-        buffers.program_start,
+        buffers.plans,
+        units.units,
+        buffers.capacity,
         KV_HEADS=shape.heads.kv_heads,
         SPLIT=shape.split_tokens,
         launch=Launch(warps=4, stages=1),
@@ -289,12 +305,8 @@ def shared(
     """
     if units.units == 0:
         return output
-    factor = softmax_factor(scale)
-    constants = shape.constants()
-    partials = (buffers.tops, buffers.totals, buffers.accumulators, buffers.capacity)
-    start(
-        ranges.attention_ranges,
-        (launch.programs,),
+    load(range_source(shape, queries.dtype, buffers.stride, launch, pinned)).launch(
+        (launch.programs, 1, 1),
         queries,
         context.keys,
         context.values,
@@ -303,38 +315,34 @@ def shared(
         units.first,
         units.count,
         units.request,
-        units.units,
         buffers.split_start,
-        buffers.program_start,
+        buffers.plans,
         context.page_table,
-        context.page_table.stride(0),
-        factor,
-        *partials,
-        ROWS=launch.rows,
-        STRIDE=buffers.stride,
-        PINNED=pinned,
-        STAGES=launch.stages,
-        **constants,
-        launch=Launch(launch.warps, launch.stages),
-    )
-    start(
-        ranges.fold_ranges,
-        (launch.programs, buffers.stride),
-        output,
-        units.first,
-        units.count,
+        buffers.tops,
+        buffers.totals,
+        buffers.accumulators,
+        buffers.arrivals,
         units.units,
-        buffers.split_start,
-        buffers.program_start,
-        factor,
-        *partials,
-        QUERY_HEADS=shape.heads.query_heads,
-        KV_HEADS=shape.heads.kv_heads,
-        D=shape.heads.head_dim,
-        WIDTH=shape.width,
-        STRIDE=buffers.stride,
-        PINNED=pinned,
-        STAGES=launch.fold_stages,
-        launch=Launch(launch.fold_warps, launch.fold_stages),
+        context.page_table.stride(0),
+        softmax_factor(scale),
     )
     return output
+
+
+def range_source(
+    shape: AttentionShape, dtype: torch.dtype, stride: int, launch: RangeLaunch, pinned: bool = True
+) -> KernelSource:
+    """The binary that `shared` launches for units of at most `stride` rows (tokens times group)."""
+    act, wide, narrow, partial = (pointer(kind) for kind in (dtype, torch.int64, torch.int32, torch.float32))
+    places = (wide, narrow, narrow, narrow, narrow, narrow, narrow)
+    constants = {
+        "ROWS": launch.rows,
+        "STRIDE": stride,
+        "PADDED": int(triton.next_power_of_2(stride)),
+        "PINNED": pinned,
+        "STAGES": launch.stages,
+        "UNROLL": launch.unroll,
+        **shape.constants(),
+    }
+    arguments = (act, act, act, act, *places, partial, partial, partial, narrow, "i32", "i32", "fp32")
+    return named_source(ranges.attention_ranges, arguments, constants, Launch(launch.warps, launch.stages))

@@ -30,20 +30,14 @@ def block_sums(weights, KEYS: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def attend(
-    q,
-    k,
-    v,
-    top,
-    lanes,
-    acc,
-    visible,
-    factor,
-    MASKED: tl.constexpr,
-    KEYS: tl.constexpr,
-):
-    """Add one key block: q [ROWS, D], k and v [KEYS, D], visible [ROWS, KEYS] -> the split's new state."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+def score(q, k):
+    """Scores [ROWS, KEYS] of a key block: q [ROWS, D], k [KEYS, D]."""
+    return tl.dot(q, tl.trans(k), input_precision="ieee")
+
+
+@triton.jit
+def attend(scores, v, top, lanes, acc, visible, factor, MASKED: tl.constexpr, KEYS: tl.constexpr):
+    """Add one key block to a split: scores and visible [ROWS, KEYS], v [KEYS, D] -> the split's new state."""
     if MASKED:
         scores = tl.where(visible, scores, HIDDEN)
     new_top = tl.maximum(top, tl.max(scores, 1))
@@ -76,8 +70,17 @@ def fold_lanes(lanes):
 
 @triton.jit
 def finish(total, acc):
-    """The output of finished rows: A / L, and -0 made +0. float32 [ROWS, D]."""
-    return tl.div_rn(acc, tl.broadcast_to(total[:, None], acc.shape)) + 0.0
+    """The output of finished rows: A / L, and -0 made +0. float32 [ROWS, D].
+
+    The quotient is made of an estimate of 1 / L and two corrections, which is IEEE-754 division where nothing is
+    subnormal: L lies between 1 and the number of keys. A division would be a call, and a kernel with calls waits
+    after every tensor-core product.
+    """
+    estimate = 1.0 / total
+    inverse = tl.fma(estimate, tl.fma(-total, estimate, 1.0), estimate)
+    quotient = acc * inverse[:, None]
+    rest = tl.fma(-total[:, None], quotient, acc)
+    return tl.fma(rest, inverse[:, None], quotient) + 0.0
 
 
 @triton.jit

@@ -19,6 +19,7 @@ from samebits.numerics.gpu.attention_core import (
     fold_lanes,
     load_block,
     row_places,
+    score,
     tile_rows,
 )
 
@@ -61,7 +62,7 @@ def attention_reference(
             v = load_block(values, place, key, last, D, WIDTH, KEYS, True)
             visible = (key + tl.arange(0, KEYS))[None, :] <= position[:, None]
             split_top, lanes, split_acc = attend(
-                q, k, v, split_top, lanes, split_acc, visible, factor, True, KEYS
+                score(q, k), v, split_top, lanes, split_acc, visible, factor, True, KEYS
             )
         top, total, acc = fold(top, total, acc, split_top, fold_lanes(lanes), split_acc, factor)
     result = finish(total, acc).to(output.dtype.element_ty)

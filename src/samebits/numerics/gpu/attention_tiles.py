@@ -15,6 +15,7 @@ from samebits.numerics.gpu.attention_core import (
     fold_lanes,
     load_block,
     row_places,
+    score,
     tile_rows,
 )
 
@@ -65,7 +66,10 @@ def attention_tiles(
     DESCRIBED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Grid (tiles * KV_HEADS,). Tile t is the batch rows tile_first[t] .. + tile_count[t] - 1, at most
+    """A split is folded when the next one begins, after that one's first scores: there the split's accumulator has
+    been waited for anyway, and folding the empty state before the first split changes nothing.
+
+    Grid (tiles * KV_HEADS,). Tile t is the batch rows tile_first[t] .. + tile_count[t] - 1, at most
     ROWS div group of them, of the request tile_request[t]."""
     tile, kv_head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
     group: tl.constexpr = QUERY_HEADS // KV_HEADS
@@ -85,24 +89,25 @@ def attention_tiles(
             place = block_row(page_table, request, table_width, kv_head, key, KV_HEADS, PAGE)
             k = read_block(keys, place, key, last, D, WIDTH, KEYS, False, DESCRIBED)
             v = read_block(values, place, key, last, D, WIDTH, KEYS, False, DESCRIBED)
-            split_top, lanes, split_acc = attend(
-                q, k, v, split_top, lanes, split_acc, exists[:, None], factor, False, KEYS
-            )
-            if (key + KEYS) % SPLIT == 0:
+            scores = score(q, k)
+            if key % SPLIT == 0:
                 top, total, acc = fold(top, total, acc, split_top, fold_lanes(lanes), split_acc, factor)
                 split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
+            split_top, lanes, split_acc = attend(
+                scores, v, split_top, lanes, split_acc, exists[:, None], factor, False, KEYS
+            )
         for key in tl.range(seen_by_all, last + 1, KEYS, num_stages=1):
             place = block_row(page_table, request, table_width, kv_head, key, KV_HEADS, PAGE)
             k = read_block(keys, place, key, last, D, WIDTH, KEYS, False, DESCRIBED)
             v = read_block(values, place, key, last, D, WIDTH, KEYS, True, DESCRIBED)
-            visible = (key + tl.arange(0, KEYS))[None, :] <= position[:, None]
-            split_top, lanes, split_acc = attend(
-                q, k, v, split_top, lanes, split_acc, visible, factor, True, KEYS
-            )
-            if (key + KEYS) % SPLIT == 0:
+            scores = score(q, k)
+            if key % SPLIT == 0:
                 top, total, acc = fold(top, total, acc, split_top, fold_lanes(lanes), split_acc, factor)
                 split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
-        if (last // KEYS + 1) * KEYS % SPLIT != 0:
-            top, total, acc = fold(top, total, acc, split_top, fold_lanes(lanes), split_acc, factor)
+            visible = (key + tl.arange(0, KEYS))[None, :] <= position[:, None]
+            split_top, lanes, split_acc = attend(
+                scores, v, split_top, lanes, split_acc, visible, factor, True, KEYS
+            )
+        top, total, acc = fold(top, total, acc, split_top, fold_lanes(lanes), split_acc, factor)
         result = finish(total, acc).to(output.dtype.element_ty)
         tl.store(row_places(output, rows, heads, columns, QUERY_HEADS, D), result, mask=wanted)

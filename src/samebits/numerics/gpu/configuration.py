@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from samebits.numerics.gpu.launch import KernelSource, descriptor, load, pointer
+from samebits.numerics.gpu.launch import KernelSource, load, pointer
 
 
 @dataclass(frozen=True)
@@ -19,26 +19,25 @@ class Launch:
 
 
 def kind_of(argument: Any) -> str:
-    """Triton's type of a run-time argument: a tensor's pointer, a tensor descriptor, an int32 or a float32."""
+    """Triton's type of a run-time argument: a tensor's pointer, an int32 or a float32."""
     if isinstance(argument, Tensor):
         return pointer(argument.dtype)
     if isinstance(argument, int):
         return "i32"
-    if isinstance(argument, float):
-        return "fp32"
-    return descriptor(argument.base.dtype, argument.block_shape)
+    return "fp32"
 
 
-def source_of(
-    kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any], launch: Launch
+def named_source(
+    kernel: Any, arguments: tuple[str, ...], constants: dict[str, Any], launch: Launch
 ) -> KernelSource:
-    """The one binary that serves these arguments; of their values, only the types matter."""
-    names = kernel.arg_names[len(arguments) :]
-    values = tuple(constants[name] for name in names)
-    return KernelSource(kernel, tuple(map(kind_of, arguments)), values, launch.warps, launch.stages)
+    """One binary: types of the run-time arguments in order, values of the constants by name."""
+    values = tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
+    return KernelSource(kernel, arguments, values, launch.warps, launch.stages)
 
 
 def start(kernel: Any, grid: tuple[int, ...], *arguments: Any, launch: Launch, **constants: Any) -> None:
-    """Launch `kernel` on the current stream: run-time arguments in order, constants by name."""
+    """Launch `kernel` on the current stream: run-time arguments in order, constants by name. Of the arguments'
+    values, only the types choose the binary."""
     x, y, z = (*grid, 1, 1)[:3]
-    load(source_of(kernel, arguments, constants, launch)).launch((x, y, z), *arguments)
+    source = named_source(kernel, tuple(map(kind_of, arguments)), constants, launch)
+    load(source).launch((x, y, z), *arguments)
