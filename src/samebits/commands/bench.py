@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from samebits.commands import bench_accuracy, bench_attention, bench_device, bench_gemm, bench_serve
+from samebits.commands import (
+    bench_accuracy,
+    bench_attention,
+    bench_device,
+    bench_gemm,
+    bench_http,
+    bench_serve,
+)
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import ModelConfig
 
@@ -38,6 +45,7 @@ def add(commands: Any) -> None:
         KERNELS
         + OFFLINE
         + SCHEDULER
+        + bench_http.EXAMPLES
         + bench_serve.EXAMPLES
         + bench_accuracy.EXAMPLES
         + bench_device.EXAMPLES
@@ -59,6 +67,7 @@ def add(commands: Any) -> None:
     )
     add_common(offline, "results/offline.json")
     add_scheduler(kinds)
+    bench_http.add_http(kinds)
     bench_serve.add_serve(kinds)
     bench_accuracy.add_accuracy(kinds)
     bench_device.add(kinds)
