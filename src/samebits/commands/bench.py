@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from samebits.commands import bench_accuracy, bench_gemm, bench_serve
+from samebits.commands import bench_accuracy, bench_allreduce, bench_gemm, bench_serve
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import ModelConfig
 
@@ -35,7 +35,13 @@ def add(commands: Any) -> None:
         commands,
         "bench",
         "measure speed",
-        KERNELS + OFFLINE + SCHEDULER + bench_gemm.EXAMPLES + bench_serve.EXAMPLES + bench_accuracy.EXAMPLES,
+        KERNELS
+        + OFFLINE
+        + SCHEDULER
+        + bench_gemm.EXAMPLES
+        + bench_allreduce.EXAMPLES
+        + bench_serve.EXAMPLES
+        + bench_accuracy.EXAMPLES,
         run,
         "bench WHAT",
     )
@@ -55,6 +61,7 @@ def add(commands: Any) -> None:
     bench_serve.add_serve(kinds)
     bench_accuracy.add_accuracy(kinds)
     bench_gemm.add(kinds)
+    bench_allreduce.add_allreduce(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:
