@@ -11,6 +11,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def _part(rank: Rank, rows: int, dtype: torch.dtype) -> Tensor:
 
 
 def _folded(rank: Rank, part: Tensor, act: torch.dtype, tree: bool = False) -> Tensor:
-    """The clause by torch, out of gathered copies: additions of two tensors have one rounding in any order of elements."""
+    """The clause by torch, out of gathered copies: it adds two tensors element by element, which leaves no order."""
     parts = [torch.empty_like(part) for _ in range(rank.size)]
     dist.all_gather(parts, part)
     wide = [one.float() for one in parts]
@@ -158,7 +159,7 @@ def determinism(rank: Rank, name: str) -> list[dict[str, Any]]:
 
 
 def clauses(rank: Rank) -> dict[str, float]:
-    """Shares of elements that leave the clause: the tree, reduce-scatter, all-gather, the fused norm, a replayed graph."""
+    """Shares of elements that leave the clause, in the tree, reduce-scatter, all-gather, fused norm and a graph."""
     rows, act = 64, torch.bfloat16
     found: dict[str, float] = {}
     tree = RankCollectives(rows * WIDTH, torch.float32, act, rank.device, tree=True)
@@ -259,16 +260,14 @@ def latency(rank: Rank) -> list[dict[str, Any]]:
         in_place = theirs[: x.numel()].view(shape)
         residual, out = torch.zeros_like(x), (torch.empty_like(x), torch.empty_like(x))
         work: dict[str, Callable[[], object]] = {
-            "nccl": lambda x=x: dist.all_reduce(x),
-            "torch one_shot": lambda b=in_place: torch_ops.one_shot_all_reduce(b, "sum", name),
-            "torch two_shot": lambda b=in_place: torch_ops.two_shot_all_reduce_(b, "sum", name),
-            "samebits one-shot": lambda shape=shape: ours.all_reduce(shape, "one-shot"),
-            "samebits two-shot": lambda shape=shape: ours.all_reduce(shape, "two-shot"),
-            "samebits": lambda shape=shape: ours.all_reduce(shape),
-            "samebits, norm fused": lambda r=residual, o=out: ours.add_rms_norm(r, weight, EPS, o),
-            "samebits, then norm": lambda shape=shape, r=residual, o=out: add_rms_norm(
-                ours.all_reduce(shape), r, weight, EPS, o
-            ),
+            "nccl": partial(dist.all_reduce, x),
+            "torch one_shot": partial(torch_ops.one_shot_all_reduce, in_place, "sum", name),
+            "torch two_shot": partial(torch_ops.two_shot_all_reduce_, in_place, "sum", name),
+            "samebits one-shot": partial(ours.all_reduce, shape, "one-shot"),
+            "samebits two-shot": partial(ours.all_reduce, shape, "two-shot"),
+            "samebits": partial(ours.all_reduce, shape),
+            "samebits, norm fused": partial(ours.add_rms_norm, residual, weight, EPS, out),
+            "samebits, then norm": partial(_sum_then_norm, ours, residual, weight, out),
         }
         row: dict[str, Any] = {"rows": rows, "kib": rows * WIDTH * dtype.itemsize / 1024}
         for method, call in work.items():
@@ -276,6 +275,12 @@ def latency(rank: Rank) -> list[dict[str, Any]]:
         row["nccl / samebits"] = round(row["nccl"] / row["samebits"], 3)
         table.append(row)
     return table
+
+
+def _sum_then_norm(
+    ours: RankCollectives, residual: Tensor, weight: Tensor, out: tuple[Tensor, Tensor]
+) -> object:
+    return add_rms_norm(ours.all_reduce(residual.shape), residual, weight, EPS, out)
 
 
 def lines(found: dict[str, Any]) -> list[str]:

@@ -49,7 +49,7 @@ def peer_buffer(elements: int, dtype: torch.dtype, device: torch.device, group_n
     """Allocate one; all ranks of the group must do so together. Raises `NumericsError` without peer access."""
     try:
         local = symmetric_memory.empty(elements, dtype=dtype, device=device)
-        handle = symmetric_memory.rendezvous(local, group_name)
+        handle = symmetric_memory.rendezvous(local, group_name)  # type: ignore[arg-type]
     except RuntimeError as error:
         raise NumericsError(
             f"the GPUs of this host cannot read each other's memory, which tensor parallelism needs: {error}"
