@@ -150,21 +150,23 @@ def one_shot_add_norm(
         meet(pads, epochs, rank, WORLD)
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         start = row * tl.full((), WIDTH, tl.int64)
-        squares = tl.zeros((LANES,), tl.float32)
+        # Nothing is stored before everything is loaded, so that all reads from the peers are on their way at once.
+        values = ()
         for begin in tl.static_range(0, WIDTH, LANES):
             columns = begin + tl.arange(0, LANES)
             mask = columns < WIDTH
             joined = sum_of_ranks(inputs, like, start + columns, mask, WORLD, TREE).to(y.dtype.element_ty)
             other = tl.load(residual + start + columns, mask=mask, other=0.0)
-            value = (joined.to(tl.float32) + other.to(tl.float32)).to(y.dtype.element_ty)
-            tl.store(total + start + columns, value, mask=mask)
-            wide = value.to(tl.float32)
+            values = values + ((joined.to(tl.float32) + other.to(tl.float32)).to(y.dtype.element_ty),)
+        squares = tl.zeros((LANES,), tl.float32)
+        for part in tl.static_range(0, len(values)):
+            wide = values[part].to(tl.float32)
             squares = tl.fma(wide, wide, squares)
         scale = inverse_root_mean_square(tl.reshape(squares, (1, LANES)), LANES, WIDTH, eps)
-        for begin in tl.static_range(0, WIDTH, LANES):
-            columns = begin + tl.arange(0, LANES)
+        for part in tl.static_range(0, len(values)):
+            columns = part * LANES + tl.arange(0, LANES)
             mask = columns < WIDTH
-            # The same threads wrote these elements above.
-            value = tl.load(total + start + columns, mask=mask, other=0.0).to(tl.float32)
+            tl.store(total + start + columns, values[part], mask=mask)
             factor = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
-            tl.store(y + start + columns, (factor * (value * scale)).to(y.dtype.element_ty), mask=mask)
+            normed = factor * (values[part].to(tl.float32) * scale)
+            tl.store(y + start + columns, normed.to(y.dtype.element_ty), mask=mask)
