@@ -27,7 +27,7 @@ def strangers(engine: Engine, proven: set[int]) -> list[str]:
     """Names of kernels in the engine's graphs that nothing accounts for."""
     found = []
     for _, graph in engine.loop.runner.graphs.items():  # type: ignore[attr-defined]
-        for part in (graph.forward, graph.sampling):
+        for part in (graph.forward, *graph.sampling):
             found += [node.name for node in kernel_nodes(part.graph) if not known(node, proven)]
     return found
 

@@ -25,8 +25,8 @@ class DecodeGraph:
 
     forward: Captured[tuple[Tensor, Tensor]]
     """hidden states act [rows, hidden] and their logits float32 [rows, vocabulary]"""
-    sampling: Captured[Tensor]
-    """what `sample_plain` returns"""
+    sampling: tuple[Captured[Tensor], Captured[Tensor]]
+    """what `sample_plain` returns, without logprobs and with them"""
 
 
 class DecodeGraphs:
@@ -52,7 +52,7 @@ def capture_graphs(
     buckets: Sequence[int],
     capture: Capture,
     forward: Callable[[int], tuple[Tensor, Tensor]],
-    sampling: Callable[[int, Tensor], Tensor],
+    sampling: Callable[[int, Tensor, bool], Tensor],
     progress: Progress,
 ) -> DecodeGraphs:
     """Capture the buckets, largest first, so that the smaller ones fit into its memory. `forward` and `sampling` do
@@ -63,7 +63,10 @@ def capture_graphs(
         for number, bucket in enumerate(sorted(buckets, reverse=True), start=1):
             captured = capture(lambda bucket=bucket: forward(bucket))  # type: ignore[misc]
             logits = captured.outputs[1]
-            sampled = capture(lambda bucket=bucket, logits=logits: sampling(bucket, logits))  # type: ignore[misc]
-            graphs[bucket] = DecodeGraph(captured, sampled)
+            silent, reporting = (
+                capture(lambda b=bucket, x=logits, wanted=wanted: sampling(b, x, wanted))  # type: ignore[misc]
+                for wanted in (False, True)
+            )
+            graphs[bucket] = DecodeGraph(captured, (silent, reporting))
             progress(STAGE, number, len(buckets))
     return DecodeGraphs(graphs)

@@ -151,23 +151,25 @@ class DeviceRunner:
 
     # The sampling stage
 
-    def _sample_bucket(self, bucket: int, logits: Tensor) -> Tensor:
-        return self._plain(self._inputs.on_device(decode_shape(bucket)), logits)
+    def _sample_bucket(self, bucket: int, logits: Tensor, with_logprobs: bool) -> Tensor:
+        return self._plain(self._inputs.on_device(decode_shape(bucket)), logits, with_logprobs)
 
-    def _plain(self, values: StepValues, logits: Tensor) -> Tensor:
+    def _plain(self, values: StepValues, logits: Tensor, with_logprobs: bool) -> Tensor:
         kept = self._inputs.kept_tokens
-        return sample_plain(self.model.operators, self._constants, values, logits, kept)
+        return sample_plain(self.model.operators, self._constants, values, logits, kept, with_logprobs)
 
     def _sample_plain(
         self, step: PreparedStep, rows: StepRows, before: Mapping[str, int], computed: Computed
     ) -> PlainSamples:
         sampled = [step.sampled_rows[at] for at in rows.ready]
+        reporting = any(row.logprobs.output for row in sampled)
         if computed.graph is not None:
-            computed.graph.sampling.replay()
+            captured = computed.graph.sampling[reporting]
+            captured.replay()
             places = [rows.last_rows[at] for at in rows.ready]
-            return PlainSamples(self._place.fetch(computed.graph.sampling.outputs), places, sampled)
+            return PlainSamples(self._place.fetch(captured.outputs), places, sampled)
         last = torch.index_select(computed.hidden, 0, computed.values.last_rows)
-        packed = self._plain(computed.values, self.model.logits(last))
+        packed = self._plain(computed.values, self.model.logits(last), reporting)
         return PlainSamples(self._place.fetch(packed), list(range(len(sampled))), sampled)
 
     def _sample_general(

@@ -86,19 +86,26 @@ def plain_constants(device: torch.device, sampled: int) -> PlainConstants:
 
 
 def sample_plain(
-    operators: Operators, constants: PlainConstants, values: StepValues, logits: Tensor, kept: Tensor
+    operators: Operators,
+    constants: PlainConstants,
+    values: StepValues,
+    logits: Tensor,
+    kept: Tensor,
+    with_logprobs: bool,
 ) -> Tensor:
     """Sample every row of `logits` [sampled, vocabulary], keep the tokens in `kept` for the next step, and return
-    token, fault and logprob as int32 [3, sampled] (the logprob's bits). Never waits."""
+    token, fault and, if wanted, logprob as int32 [2 or 3, sampled] (the logprob's bits). Never waits."""
     count = logits.shape[0]
     result = operators.sample(logits, constants.batch(values))
-    chosen = result.token_ids.clamp(min=0)
-    lse = operators.log_sum_exp(logits)
-    packed = torch.empty((3, count), dtype=torch.int32, device=logits.device)
+    chosen = kept[:count]
+    torch.clamp(result.token_ids, min=0, out=chosen)
+    packed = torch.empty((2 + with_logprobs, count), dtype=torch.int32, device=logits.device)
     packed[0].copy_(result.token_ids)
     packed[1].copy_(result.faults)
-    packed[2].view(torch.float32).copy_(operators.token_logprobs(logits, lse, constants.rows[:count], chosen))
-    kept[:count].copy_(chosen)
+    if with_logprobs:
+        lse = operators.log_sum_exp(logits)
+        logprobs = operators.token_logprobs(logits, lse, constants.rows[:count], chosen)
+        packed[2].view(torch.float32).copy_(logprobs)
     return packed
 
 
@@ -107,14 +114,14 @@ class PlainSamples:
     """Plain rows, to be read once the step is over."""
 
     packed: Tensor
-    """int32 [3, sampled] on the host"""
+    """int32 [2 or 3, sampled] on the host"""
     places: Sequence[int]
     """of the rows, among the sampled ones and the kept tokens"""
     rows: Sequence[SampledRow]
 
     def read(self) -> list[Sampled]:
         tokens, faults = self.packed[:2].tolist()
-        values = self.packed[2].view(torch.float32).tolist()
+        values = self.packed[2].view(torch.float32).tolist() if self.packed.shape[0] > 2 else []
         return [
             Sampled(
                 tokens[place],
