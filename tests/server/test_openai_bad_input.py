@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import requests
 from fake_engine import FAULT_TOKEN
 from live_server import LiveServer
 
@@ -23,7 +24,25 @@ COMPLETIONS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"prompt": [5] * 2048}, "prompt", "context_length_exceeded"),
     ({"prompt": "a", "best_of": 2}, "best_of", "unsupported_value"),
     ({"prompt": "a", "suffix": "b"}, "suffix", "unsupported_parameter"),
-    ({"prompt": "a", "guided_json": {"type": "object"}}, "guided_json", "unsupported_parameter"),
+    ({"prompt": "a", "guided_json": {"nullable": True}}, "guided_json", "unsupported_value"),
+    ({"prompt": "a", "guided_json": "{"}, "guided_json", "invalid_value"),
+    ({"prompt": "a", "guided_json": 5}, "guided_json", "invalid_type"),
+    ({"prompt": "a", "guided_regex": "(a"}, "guided_regex", "unsupported_value"),
+    ({"prompt": "a", "guided_choice": []}, "guided_choice", None),
+    ({"prompt": "a", "guided_choice": ["a", ""]}, "guided_choice", "invalid_type"),
+    ({"prompt": "a", "guided_grammar": "start: /a/ b"}, "guided_grammar", "unsupported_value"),
+    ({"prompt": "a", "guided_grammar": "root ::= ("}, "guided_grammar", "invalid_value"),
+    ({"prompt": "a", "ebnf": 'start: %json {"if": {}}'}, "ebnf", "unsupported_value"),
+    ({"prompt": "a", "ebnf": "start: a\na[temperature=0.5]: /a/"}, "ebnf", "unsupported_value"),
+    ({"prompt": "a", "regex": "a", "json_schema": {}}, "regex", None),
+    (
+        {"prompt": "a", "structured_outputs": {"regex": r"\bx"}},
+        "structured_outputs.regex",
+        "unsupported_value",
+    ),
+    ({"prompt": "a", "structured_outputs": {"structural_tag": "x"}}, "structured_outputs", "invalid_type"),
+    ({"prompt": "a", "guided_whitespace_pattern": " "}, "guided_whitespace_pattern", "unsupported_parameter"),
+    ({"prompt": "a", "response_format": {"type": "xml"}}, "response_format.type", "unsupported_value"),
     ({"prompt": "a", "colour": "red"}, "colour", "unknown_parameter"),
     ({"prompt": "a", "temperature": "hot"}, "temperature", "invalid_type"),
     ({"prompt": "a", "temperature": -1}, "temperature", None),
@@ -68,17 +87,28 @@ CHATS: list[tuple[dict[str, Any], str, str | None]] = [
         "messages[0].tool_calls[0].function.arguments",
         None,
     ),
-    ({"messages": HI, "response_format": {"type": "json_object"}}, "response_format", "unsupported_value"),
-    ({"messages": HI, "modalities": ["audio"]}, "modalities", "unsupported_value"),
-    ({"messages": HI, "tool_choice": "required", "tools": [TOOL]}, "tool_choice", "unsupported_value"),
     (
-        {
-            "messages": HI,
-            "tools": [TOOL],
-            "tool_choice": {"type": "function", "function": {"name": "f"}},
-        },
+        {"messages": HI, "response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+        "response_format.json_schema.schema",
+        "invalid_type",
+    ),
+    (
+        {"messages": HI, "response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},
+        "response_format.json_schema.schema",
+        "unsupported_value",
+    ),
+    ({"messages": HI, "response_format": {"type": "json_object"}, "regex": "a"}, "regex", None),
+    ({"messages": HI, "modalities": ["audio"]}, "modalities", "unsupported_value"),
+    ({"messages": HI, "tool_choice": "required"}, "tool_choice", None),
+    (
+        {"messages": HI, "tool_choice": {"type": "function"}, "tools": [TOOL]},
         "tool_choice",
         "unsupported_value",
+    ),
+    (
+        {"messages": HI, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        "tool_choice",
+        None,
     ),
     ({"messages": HI, "tool_choice": "maybe"}, "tool_choice", None),
     ({"messages": HI, "tools": [TOOL]}, "tools", "unsupported_value"),
@@ -135,10 +165,22 @@ def test_an_unknown_model(server: LiveServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/embeddings", "/v1/audio/speech", "/v1/audio/transcriptions", "/v1/images/generations"]
+    ("method", "path"),
+    [
+        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/audio/speech"),
+        ("POST", "/v1/audio/transcriptions"),
+        ("POST", "/v1/images/generations"),
+        ("POST", "/v1/files"),
+        ("GET", "/v1/files/file-1/content"),
+        ("DELETE", "/v1/files/file-1"),
+        ("POST", "/v1/fine_tuning/jobs"),
+        ("POST", "/v1/moderations"),
+        ("POST", "/v1/batches/batch_1/cancel"),
+    ],
 )
-def test_what_is_not_offered(server: LiveServer, path: str) -> None:
-    response = server.post(path, {"model": "fake", "input": "a"})
+def test_what_is_not_offered(server: LiveServer, method: str, path: str) -> None:
+    response = requests.request(method, server.url + path, json={"model": "fake", "input": "a"}, timeout=30)
     assert response.status_code == 404
     error = response.json()["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "unsupported_endpoint")

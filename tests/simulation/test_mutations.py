@@ -30,3 +30,9 @@ def test_a_planted_bug_is_found(name: str) -> None:
 
 def test_there_are_at_least_ten() -> None:
     assert len(MUTATIONS) >= 10 and set(FOUND) == set(MUTATIONS)
+
+
+def test_the_documented_table_is_the_result() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text()
+    rows = [f"| {row['what'].rstrip('.')} | {row['schedules']} |" for row in FOUND.values()]
+    assert [line for line in text.splitlines() if line.startswith("| ")][1:] == rows

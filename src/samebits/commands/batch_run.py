@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import sys
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from samebits.client import AsyncClient, Reply, ServerGoneError
-from samebits.commands.batch import AnswerFile, BatchRequest, answer_line, open_answers, read_batch
+from samebits.client import Reply, ServerGoneError
+from samebits.commands.asked import Asked, add_asked, open_asked
+from samebits.commands.batch import AnswerFile, BatchRequest, open_answers, read_batch
 from samebits.commands.flags import positive, settings_of
-from samebits.config import EngineConfig, ModelConfig, ServerConfig
+from samebits.config import ModelConfig
 from samebits.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -26,12 +25,6 @@ TROUBLE = dict.fromkeys((408, 429, 502, 503, 504), len(PAUSES)) | {500: 2}
 """statuses of a server in trouble, not of a request that is wrong, and how many new attempts they are worth; a 500
 may be the request's own, each time again"""
 NO_ENTRY = (401, 403)
-
-
-class Asked(Protocol):
-    """A server, here or elsewhere."""
-
-    async def request(self, method: str, path: str, body: bytes | None = None) -> Reply: ...
 
 
 def add_batch(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +43,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
         default="-",
         help="where answers are added, as they come; run again, it goes on where it was (default: standard output)",
     )
-    group.add_argument("--url", metavar="URL", help="ask the server there instead of a model in this process")
-    group.add_argument(
-        "--api-key",
-        default=os.environ.get("SAMEBITS_API_KEY", ""),
-        metavar="KEY",
-        help="sent as bearer token",
-    )
+    add_asked(group)
     group.add_argument(
         "--max-concurrency", type=positive, default=64, metavar="N", help="requests at a time (default: 64)"
     )
@@ -74,8 +61,8 @@ def run_batch(options: argparse.Namespace) -> int:
         missing = [item for item in requests if item.custom_id not in answers.answered.custom_ids]
         if missing:
             asyncio.run(_answer(options, missing, answers, len(requests)))
-        else:
-            print(f"all {len(requests)} requests are answered in {options.output}", file=sys.stderr)
+        refused = f", {answers.refused} of them with a refusal" if answers.refused else ""
+        print(f"{answers.count} requests are answered{refused}", file=sys.stderr)
     return 0
 
 
@@ -101,7 +88,7 @@ async def _answer(
     from tqdm import tqdm
 
     with tqdm(total=total, initial=total - len(requests), unit="request", disable=None) as bar:
-        async with _open(options) as (server, fingerprint):
+        async with open_asked(options, model_name(options)) as (server, fingerprint):
             before = answers.answered.fingerprints
             if fingerprint and before and before != {fingerprint}:
                 raise ConfigError(
@@ -125,7 +112,7 @@ async def _ask_all(
     async def worker() -> None:
         for request in waiting:
             reply = None if request.fault else await _ask(server, request)
-            answers.append(answer_line(request, reply))
+            answers.append(request, reply)
             bar.update(1)
 
     try:
@@ -156,20 +143,3 @@ async def _ask(server: Asked, request: BatchRequest) -> Reply:
                 return reply
         await asyncio.sleep(PAUSES[attempt])
         attempt += 1
-
-
-@asynccontextmanager
-async def _open(options: argparse.Namespace) -> AsyncGenerator[tuple[Asked, str], None]:
-    """(server, fingerprint): that of `--url`, else the model in this process."""
-    if options.url:
-        client = AsyncClient(options.url, options.api_key)
-        facts = await client.probe("/model_info")
-        yield client, str(facts.get("fingerprint", "")) if isinstance(facts, dict) else ""
-        return
-    from samebits.server.local import local_server
-
-    config = ServerConfig(served_model_name=model_name(options))
-    async with local_server(
-        settings_of(options, ModelConfig), settings_of(options, EngineConfig), config
-    ) as local:
-        yield local, local.fingerprint

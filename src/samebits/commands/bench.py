@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from samebits.commands import bench_attention, bench_gemm
+from samebits.commands import bench_accuracy, bench_attention, bench_gemm, bench_http, bench_serve
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import ModelConfig
 
@@ -34,8 +34,15 @@ def add(commands: Any) -> None:
     parser = command(
         commands,
         "bench",
-        "measure speed, as ratios out of one run",
-        KERNELS + OFFLINE + SCHEDULER + bench_gemm.EXAMPLES + bench_attention.EXAMPLES,
+        "measure speed",
+        KERNELS
+        + OFFLINE
+        + SCHEDULER
+        + bench_gemm.EXAMPLES
+        + bench_attention.EXAMPLES
+        + bench_http.EXAMPLES
+        + bench_serve.EXAMPLES
+        + bench_accuracy.EXAMPLES,
         run,
         "bench WHAT",
     )
@@ -54,6 +61,9 @@ def add(commands: Any) -> None:
     add_scheduler(kinds)
     bench_gemm.add(kinds)
     bench_attention.add(kinds)
+    bench_http.add_http(kinds)
+    bench_serve.add_serve(kinds)
+    bench_accuracy.add_accuracy(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:

@@ -85,6 +85,18 @@ def add(commands: Any) -> None:
         "--golden", type=Path, metavar="FILE", help="compare whole generations with kept digests"
     )
     group.add_argument("--write-golden", type=Path, metavar="FILE", help="keep the digests of now")
+    group = parser.add_argument_group("schedules")
+    group.add_argument(
+        "--append", type=Path, metavar="FILE", help="add the run to the totals in FILE; no seed counts twice"
+    )
+    group.add_argument(
+        "--reports",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="with --append: run nothing, and add what runs with --json have printed",
+    )
     group = parser.add_argument_group("another server")
     group.add_argument(
         "--url", metavar="URL", help="check the server there instead of an engine in this process"
@@ -112,6 +124,8 @@ def run(options: argparse.Namespace) -> int:
         return run_golden(options)
     if schedules.is_asked_for([*options.modes, *options.test_mode]):
         return schedules.run(options)
+    if options.append or options.reports:
+        raise ConfigError(f"--append and --reports are of the mode '{schedules.MODE}'")
     names = mode_names([*options.modes, *options.test_mode] or ["all"])
     if any(temperature < 0 for temperature in options.temperature):
         raise ConfigError("--temperature must not be negative")

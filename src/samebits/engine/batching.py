@@ -16,21 +16,23 @@ def ragged_batch(chunks: Sequence[Chunk], page_table: np.ndarray, page_tokens: i
     starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
     ends = np.array([chunk.end for chunk in chunks], dtype=np.int64)
     slots = np.array([chunk.request.slot for chunk in chunks], dtype=np.int64)
+    owner = np.arange(len(chunks), dtype=np.int64)
+    query_start = np.arange(len(chunks) + 1, dtype=np.int32)
+    positions = starts
     counts = ends - starts
-    query_start = np.zeros(len(chunks) + 1, dtype=np.int64)
-    np.cumsum(counts, out=query_start[1:])
-    rows = int(query_start[-1])
-    within = np.arange(rows, dtype=np.int64) - np.repeat(query_start[:-1], counts)
-    positions = np.repeat(starts, counts) + within
+    if counts.max() > 1:
+        np.cumsum(counts, out=query_start[1:])
+        owner = np.repeat(owner, counts)
+        positions = np.arange(query_start[-1], dtype=np.int64) + (starts - query_start[:-1])[owner]
+    rows = len(positions)
     longest = int(ends.max())
     table = page_table[slots, : -(-longest // page_tokens)]
-    owner = np.repeat(np.arange(len(chunks), dtype=np.int64), counts)
-    pages = table[owner, positions // page_tokens].astype(np.int64)
+    page, offset = np.divmod(positions, page_tokens)
     return RaggedBatch(
         token_ids=torch.from_numpy(_token_ids(chunks, rows)),
         positions=torch.from_numpy(positions),
-        slots=torch.from_numpy(pages * page_tokens + positions % page_tokens),
-        query_start=torch.from_numpy(query_start.astype(np.int32)),
+        slots=torch.from_numpy(table[owner, page] * np.int64(page_tokens) + offset),
+        query_start=torch.from_numpy(query_start),
         page_table=torch.from_numpy(table),
         page_tokens=page_tokens,
         row_faults=torch.zeros(rows, dtype=torch.uint8),
@@ -39,14 +41,14 @@ def ragged_batch(chunks: Sequence[Chunk], page_table: np.ndarray, page_tokens: i
 
 def _token_ids(chunks: Sequence[Chunk], rows: int) -> np.ndarray:
     """The rows' token ids; 0 stands in for a token that is still unread."""
-    ids = np.zeros(rows, dtype=np.int64)
-    row = 0
+    ids: list[int] = []
     for chunk in chunks:
-        start, count = chunk.start, chunk.end - chunk.start
-        known = count - chunk.unread
-        if known == 1:
-            ids[row] = chunk.request.tokens[start]
-        elif known:
-            ids[row : row + known] = chunk.request.tokens[start : start + known]
-        row += count
-    return ids
+        if chunk.unread:
+            ids += chunk.request.tokens[chunk.start : chunk.end - 1]
+            ids.append(0)
+        elif chunk.end - chunk.start == 1:
+            ids.append(chunk.request.tokens[chunk.start])
+        else:
+            ids += chunk.request.tokens[chunk.start : chunk.end]
+    assert len(ids) == rows
+    return np.array(ids, dtype=np.int64)

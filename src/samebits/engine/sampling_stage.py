@@ -58,6 +58,11 @@ def sampled_row(chunk: Chunk, masks: RequestMasks | None) -> SampledRow:
     """The row that samples the token after `chunk`."""
     request, spec = chunk.request, chunk.request.spec
     sampling = spec.sampling
+    if masks is None and request.samples_plainly:
+        # Most rows: nothing but the parameters counts. In the order of the fields.
+        return SampledRow(
+            spec.rid, sampling, spec.logprobs, request.slot, chunk.end, (), (), chunk.unread, (), None
+        )
     output_length = chunk.end - request.prompt_length
     return SampledRow(
         rid=spec.rid,
@@ -77,7 +82,9 @@ class SamplerTable:
     """Sampling parameters of the running requests, one row a scheduler slot, so that a step only gathers."""
 
     def __init__(self, slots: int) -> None:
-        self._float = {name: np.zeros(slots, dtype=np.float32) for name in _FLOAT_FIELDS}
+        self._float = np.zeros((len(_FLOAT_FIELDS), slots), dtype=np.float32)
+        self._plain = np.ones(slots, dtype=bool)
+        """whether only numbers count, and no list of tokens"""
         self._top_k = np.zeros(slots, dtype=np.int32)
         self._seed = np.zeros(slots, dtype=np.uint64)
         self._sample_index = np.zeros(slots, dtype=np.int64)
@@ -85,8 +92,8 @@ class SamplerTable:
     def load(self, request: Request) -> None:
         """Write the parameters of a request that was just admitted to its slot."""
         sampling = request.spec.sampling
-        for name, column in self._float.items():
-            column[request.slot] = getattr(sampling, name)
+        self._float[:, request.slot] = [getattr(sampling, name) for name in _FLOAT_FIELDS]
+        self._plain[request.slot] = request.samples_plainly and not sampling.logit_bias
         self._top_k[request.slot] = min(sampling.top_k, 2**31 - 1)
         self._seed[request.slot] = sampling.seed
         self._sample_index[request.slot] = sampling.sample_index
@@ -95,17 +102,18 @@ class SamplerTable:
         """What these rows ask of the sampler; unread tokens are still missing from the penalties' history."""
         slots = np.array([row.slot for row in rows], dtype=np.int64)
         positions = np.array([row.position for row in rows], dtype=np.int64)
-        columns = {name: torch.from_numpy(column[slots]) for name, column in self._float.items()}
+        columns = map(torch.from_numpy, self._float.take(slots, axis=1))
+        no_lists = _token_lists([()] * len(rows)) if self._plain[slots].all() else None
         return SamplingBatch(
-            **columns,
+            **dict(zip(_FLOAT_FIELDS, columns, strict=True)),
             top_k=torch.from_numpy(self._top_k[slots]),
             seed=torch.from_numpy(self._seed[slots].view(np.int64)),
             sample_index=torch.from_numpy(self._sample_index[slots]),
             position=torch.from_numpy(positions),
-            prompt=_token_lists([row.prompt_ids for row in rows]),
-            output=_token_lists([row.output_ids for row in rows]),
-            bias=_bias_lists(rows),
-            forbidden=_token_lists([row.forbidden for row in rows]),
+            prompt=no_lists or _token_lists([row.prompt_ids for row in rows]),
+            output=no_lists or _token_lists([row.output_ids for row in rows]),
+            bias=_bias_lists(rows) if no_lists is None else replace(no_lists, values=torch.zeros(0)),
+            forbidden=no_lists or _token_lists([row.forbidden for row in rows]),
         )
 
 
@@ -179,9 +187,12 @@ def sample_rows(
     if result.processed_logprobs is not None:
         # These are logprobs already: their normaliser is zero.
         report(processed, result.processed_logprobs, lambda chosen: torch.zeros(chosen.shape[0]))
-    for i, row in enumerate(rows):
-        if row.mask is not None and row.mask.exception() is not None:
-            faults[i] = MASK_FAILED
+    if batch.allowed is not None:
+        for i, row in enumerate(rows):
+            if row.mask is not None and row.mask.exception() is not None:
+                faults[i] = MASK_FAILED
+    if not logprobs:
+        return [Sampled(token_id, fault, None) for token_id, fault in zip(token_ids, faults, strict=True)]
     return [Sampled(token_ids[i], faults[i], logprobs.get(i)) for i in range(len(rows))]
 
 

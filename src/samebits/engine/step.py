@@ -130,6 +130,10 @@ def execute_step(runner: Runner, step: PreparedStep, unread: Mapping[str, int]) 
     outcomes = _sample(runner, step, hidden, unread, void)
     faults = step.batch.row_faults.cpu().numpy()
     any_fault = bool(faults.any())
+    if not (any_fault or void or any(step.scored_rows) or HeldRow in map(type, outcomes.values())):
+        # Most steps: tokens, and nothing else to tell.
+        plain = zip(step.chunks, map(outcomes.get, range(len(step.chunks))), strict=True)
+        return results + [ChunkResult(chunk, outcome) for chunk, outcome in plain]  # type: ignore[arg-type]
     for i, (chunk, scored) in enumerate(zip(step.chunks, step.scored_rows, strict=True)):
         outcome = outcomes.get(i)
         results.append(
@@ -169,7 +173,8 @@ def _sample(
     if ready:
         chosen = [rows[at] for at in ready]
         batch = batch if len(ready) == len(rows) else batch.select(torch.tensor(ready))
-        last_rows = torch.tensor([step.first_rows[chunk_of[at] + 1] - 1 for at in ready])
+        # An array, for torch takes lists one number at a time.
+        last_rows = torch.from_numpy(np.array([step.first_rows[chunk_of[at] + 1] - 1 for at in ready]))
         batch = with_masks(batch, chosen, runner.vocabulary)
         drawn = sample_rows(runner, hidden[last_rows], chosen, batch)
         outcomes.update(zip((chunk_of[at] for at in ready), drawn, strict=True))

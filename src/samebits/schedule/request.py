@@ -40,6 +40,8 @@ class Request:
     """token ids that end it, end-of-sequence tokens included unless ignored"""
     length_limit: int
     """most tokens, prompt and output"""
+    samples_plainly: bool
+    """whether no row of it reads the tokens so far or excludes stop tokens"""
     tokens: list[int] = field(default_factory=list)
     unread: int = 0
     held: bool = False
@@ -65,6 +67,10 @@ class Request:
     preemptions: int = 0
     announced: bool = False
     """whether an event has gone out already"""
+    submitted: float = 0.0
+    """reading of the engine's clock"""
+    queued_microseconds: int = -1
+    """from the submission to the first step; -1 before that"""
 
     @property
     def rid(self) -> str:
@@ -83,13 +89,6 @@ class Request:
     def uncomputed(self) -> int:
         """Tokens that a forward still has to process; 1 in the middle of decoding."""
         return self.length - self.computed
-
-    def schedulable_tokens(self) -> int:
-        """How many tokens of it the next step may hold; none while its last token is sampled but unread."""
-        length = len(self.tokens) + self.unread
-        if self.held or (self.unread and length >= self.length_limit):
-            return 0
-        return length - self.computed
 
     @property
     def samples(self) -> bool:
@@ -132,6 +131,7 @@ def new_request(
         order=(-spec.priority, arrival),
         stop_ids=stop_ids,
         length_limit=min(len(spec.prompt_ids) + sampling.max_new_tokens, context_length),
+        samples_plainly=not (sampling.needs_history or sampling.min_new_tokens),
         tokens=list(spec.prompt_ids),
     )
     if spec.logprobs.prompt_start >= 0:

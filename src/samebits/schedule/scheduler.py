@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -112,18 +112,8 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """Choose the next step's chunks and give each the pages that it needs."""
         chunks: dict[Request, Chunk] = {}
-        budget = self.limits.step_tokens
-        decoding, prefilling = self._wanting()
-        page_tokens = self.limits.page_tokens
-        for request in decoding:
-            # Inside a page of its own a token needs nothing: most of all requests in most steps.
-            start = request.computed
-            inside = start % page_tokens and start < len(request.pages) * page_tokens
-            if inside and budget > 0 and request.slot >= 0:
-                chunks[request] = self._chunk(request, 1)
-                budget -= 1
-            else:
-                budget = self._serve(request, budget, chunks)
+        prefilling: list[Request] = []
+        budget = self._serve_decoding(chunks, prefilling)
         for request in prefilling:
             budget = self._admit_before(request.order, budget, chunks)
             budget = self._serve(request, budget, chunks)
@@ -198,17 +188,29 @@ class Scheduler:
 
     # Inside
 
-    def _wanting(self) -> tuple[list[Request], list[Request]]:
-        """Those running requests that want a forward: who decodes, and who prefills."""
-        decoding: list[Request] = []
-        prefilling: list[Request] = []
-        for request in self.running:
-            tokens = request.schedulable_tokens()
-            if tokens == 1:
-                decoding.append(request)
-            elif tokens > 1:
+    def _serve_decoding(self, chunks: dict[Request, Chunk], prefilling: list[Request]) -> int:
+        """Give their chunk to the running requests that want one token, and list those that want more; returns the
+        budget that is left. Every step does this for every running request, so it calls nobody where it can."""
+        budget = self.limits.step_tokens
+        page_tokens = self.limits.page_tokens
+        for request in tuple(self.running):
+            start, unread, known = request.computed, request.unread, len(request.tokens)
+            wanted = known + unread - start
+            if request.held or (unread and known + unread >= request.length_limit) or request.slot < 0:
+                continue  # its next token waits for one that is not known, or it was preempted just now
+            if wanted > 1:
                 prefilling.append(request)
-        return decoding, prefilling
+            elif wanted == 1:
+                # Inside a page of its own a token needs nothing: most of all requests in most steps.
+                if budget > 0 and start % page_tokens and start < len(request.pages) * page_tokens:
+                    samples = request.length_limit > request.prompt_length
+                    chunks[request] = Chunk(
+                        request, start, start + 1, samples, unread > 0, request.preemptions
+                    )
+                    budget -= 1
+                else:
+                    budget = self._serve(request, budget, chunks)
+        return budget
 
     def _serve(self, request: Request, budget: int, chunks: dict[Request, Chunk]) -> int:
         """Give a running request its chunk, if it can have one now; returns the budget that is left."""
@@ -304,7 +306,7 @@ class Scheduler:
             self.page_table[request.slot, held:wanted] = request.pages[held:]
 
     def _leave_running(self, request: Request) -> None:
-        self.running.remove(request)
+        del self.running[bisect_left(self.running, request.order, key=_order)]
         self._sharing.leave(request)
         self.page_table[request.slot, : len(request.pages)] = -1
         self._free_slots.append(request.slot)

@@ -111,9 +111,10 @@ class PageSharing:
         return max(0, request.reusable_tokens) // self.cache.page_tokens
 
     def _keys(self, request: Request, pages: int) -> list[bytes]:
-        """The request's page keys, at least its first `pages` ones, made once."""
+        """The request's page keys, at least its first `pages` ones, made once; those of a prompt all at once."""
         keys, chain = request.page_keys, request.page_chain
         if len(keys) < pages:
+            pages = max(pages, request.prompt_length // self.cache.page_tokens)
             keys += page_keys(request.tokens, self.cache.page_tokens, len(keys), pages)
             for key in keys[len(chain) :]:
                 # A collision makes somebody wait for nothing; it changes no result.

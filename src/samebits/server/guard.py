@@ -23,10 +23,11 @@ from samebits.config import ServerConfig
 from samebits.engine.logs import request_id
 from samebits.errors import ConfigError
 from samebits.server.front import Front
-from samebits.server.http import CLIENT_CLOSED_REQUEST, RETRY_AFTER_SECONDS, error_body, json_response
+from samebits.server.http import CLIENT_CLOSED_REQUEST, RETRY_AFTER_SECONDS, error_body, error_reply
 from samebits.server.keys import Keys, load_keys
 from samebits.server.metrics import ServerMetrics
 from samebits.server.page_routes import PAGE_PATHS
+from samebits.server.tracing import Tracing
 
 HEALTH_PATHS = frozenset({"/health", "/ready"})
 """need no key and are never too many: a supervisor has to reach them"""
@@ -57,14 +58,21 @@ def guarded(app: Starlette, front: Front) -> ASGIApp:
         inner = RequireKey(inner, keys, HEALTH_PATHS | (PAGE_PATHS if config.page else frozenset()))
     if config.cors_origins:
         inner = _with_cors(inner, config)
-    return Observe(inner, metrics, route_namer(app))
+    return Observe(inner, metrics, route_namer(app), front.tracing)
 
 
 class Observe:
     """Gives a request its id, counts it, and writes its log line."""
 
-    def __init__(self, app: ASGIApp, metrics: ServerMetrics, name_route: Callable[[Scope], str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: ServerMetrics,
+        name_route: Callable[[Scope], str],
+        tracing: Tracing | None,
+    ) -> None:
         self._app = app
+        self._tracing = tracing
         self._metrics = metrics
         self._name_route = name_route
 
@@ -76,6 +84,9 @@ class Observe:
         request_id.set(name)  # this task is the request's own
         started = time.perf_counter()
         status = CLIENT_CLOSED_REQUEST
+        span = (
+            self._tracing.begin(scope, name) if self._tracing and scope["path"] not in QUIET_PATHS else None
+        )
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -92,7 +103,10 @@ class Observe:
             log.exception("%s %s raised", scope["method"], _shown_path(scope))
         finally:
             method = scope["method"] if scope["method"] in METHODS else OTHER
-            self._metrics.http_requests[method, self._name_route(scope), str(status)] += 1
+            route = self._name_route(scope)
+            self._metrics.http_requests[method, route, str(status)] += 1
+            if self._tracing and span is not None:
+                self._tracing.end(span, method, route, status)
             _log_request(scope, status, time.perf_counter() - started)
 
 
@@ -110,7 +124,7 @@ class RequireKey:
             return
         message = "this server needs an API key, as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
         body = error_body(message, "invalid_request_error", code="invalid_api_key")
-        await json_response(body, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+        await error_reply(scope, 401, body, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
 
 class LimitInFlight:
@@ -127,7 +141,7 @@ class LimitInFlight:
         elif self._metrics.in_flight >= self._most:
             message = f"{self._most} requests are being answered (--max-in-flight); come back later"
             body = error_body(message, "overloaded_error", code="too_many_in_flight")
-            await json_response(body, 503, {"Retry-After": RETRY_AFTER_SECONDS})(scope, receive, send)
+            await error_reply(scope, 503, body, {"Retry-After": RETRY_AFTER_SECONDS})(scope, receive, send)
         else:
             self._metrics.in_flight += 1
             try:

@@ -14,6 +14,7 @@ from samebits.engine.async_engine import AsyncEngine
 from samebits.engine.build import build_engine
 from samebits.engine.service import BuildEngine
 from samebits.engine.transport import ThreadTransport
+from samebits.errors import ConfigError
 from samebits.server.app import create_app
 from samebits.server.front import Front
 
@@ -73,6 +74,8 @@ async def local_server(
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> AsyncGenerator[LocalServer, None]:
     """A `LocalServer` that is ready. Raises what loading the model raises."""
+    if engine.data_parallel != 1:
+        raise ConfigError("--data-parallel is for samebits serve: start that, and name it with --url")
     front = Front(server, AsyncEngine(ThreadTransport(model, engine, build), on_progress))
     app = create_app(front, model, engine)
     try:

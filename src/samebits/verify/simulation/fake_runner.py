@@ -7,6 +7,7 @@ So any mix-up of pages, slots, positions or requests changes the output, at the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -41,23 +42,34 @@ class FakeRunner:
         self._store[batch.slots.numpy()] = _mix(tokens * np.uint64(1_000_003) + positions.astype(np.uint64))
         starts = batch.query_start.tolist()
         offsets = np.arange(self.page_tokens)
+        table = batch.page_table.numpy()
+        weights = _mixed_numbers(int(positions.max()) + 1)
         hidden = np.empty(batch.rows, dtype=np.uint64)
         for request in range(batch.requests):
             first, end = starts[request], starts[request + 1]
             seen = int(positions[end - 1]) + 1
-            pages = batch.page_table[request, : -(-seen // self.page_tokens)].numpy()
+            pages = table[request, : -(-seen // self.page_tokens)]
             slots = (pages[:, None] * self.page_tokens + offsets).reshape(-1)[:seen]
             # Position-weighted, so that two swapped slots change the sum.
-            weighted = self._store[slots] * _mix(np.arange(seen, dtype=np.uint64))
+            weighted = self._store[slots] * weights[:seen]
             hidden[first:end] = np.cumsum(weighted, dtype=np.uint64)[positions[first:end]]
         return torch.from_numpy(hidden.view(np.int64)[:, None])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [rows, vocabulary] in [-8, 8), a hash of (row's hash, token id)."""
         rows = np.ascontiguousarray(hidden.numpy()[:, 0]).view(np.uint64)
-        ids = np.arange(self.vocabulary, dtype=np.uint64) * np.uint64(_MULTIPLIER)
-        bits = _mix(rows[:, None] ^ _mix(ids)[None, :]) >> np.uint64(40)
+        bits = _mix(rows[:, None] ^ _mixed_ids(self.vocabulary)[None, :]) >> np.uint64(40)
         return torch.from_numpy((bits.astype(np.float32) - np.float32(2**23)) * np.float32(2.0**-20))
+
+
+@cache
+def _mixed_numbers(count: int) -> np.ndarray:
+    return _mix(np.arange(count, dtype=np.uint64))
+
+
+@cache
+def _mixed_ids(vocabulary: int) -> np.ndarray:
+    return _mix(np.arange(vocabulary, dtype=np.uint64) * np.uint64(_MULTIPLIER))
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
