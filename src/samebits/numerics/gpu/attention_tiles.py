@@ -18,6 +18,7 @@ from samebits.numerics.gpu.attention_core import (
     score,
     tile_rows,
 )
+from samebits.numerics.gpu.dependent import wait_ahead
 
 
 @triton.jit
@@ -65,12 +66,14 @@ def attention_tiles(
     ROWS: tl.constexpr,
     DESCRIBED: tl.constexpr,
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """A split is folded when the next one begins, after that one's first scores: there the split's accumulator has
     been waited for anyway, and folding the empty state before the first split changes nothing.
 
     Grid (tiles * KV_HEADS,). Tile t is the batch rows tile_first[t] .. + tile_count[t] - 1, at most
     ROWS div group of them, of the request tile_request[t]."""
+    wait_ahead(DEPENDENT)
     tile, kv_head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
     group: tl.constexpr = QUERY_HEADS // KV_HEADS
     first, count = tl.load(tile_first + tile), tl.load(tile_count + tile)

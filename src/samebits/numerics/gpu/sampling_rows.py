@@ -19,6 +19,7 @@ from samebits.numerics.gpu.arithmetic import (
     float_bits,
     order_of_bits,
 )
+from samebits.numerics.gpu.dependent import wait_ahead
 from samebits.numerics.gpu.philox import noise_of_range
 
 EXCLUDED = tl.constexpr(0x7FFFFFFF)
@@ -54,8 +55,10 @@ def classify_rows(
     temperature,
     vocabulary,
     WANT_PROCESSED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (rows,): which paths a row asks for, as bits of `kinds` int32 [rows]; clears `bad` int32 [rows]."""
+    wait_ahead(DEPENDENT)
     row = tl.program_id(0)
     penalized = (
         (tl.load(presence + row) != 0.0)
@@ -235,9 +238,9 @@ def best_key(chunk_keys, row, chunks, CHUNKS: tl.constexpr):
 @triton.jit(do_not_specialize=("vocabulary", "words"))
 def best_of_chunks(
     logits, orders, allowed, kinds, bad, chunk_keys, vocabulary, words, HAS_ALLOWED: tl.constexpr,
-    CHUNK: tl.constexpr,
-):  # fmt: skip
+    CHUNK: tl.constexpr, DEPENDENT: tl.constexpr):  # fmt: skip
     """Grid (rows, chunks): the best id of each chunk before temperature; unpatched rows are checked here."""
+    wait_ahead(DEPENDENT)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     order, worst = load_orders(
@@ -309,8 +312,10 @@ def scores_of_chunks(
     HAS_ALLOWED: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (rows, chunks): the id with the largest noise - distance of each chunk, as a key."""
+    wait_ahead(DEPENDENT)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     heat = tl.load(temperature + row)
     if heat != 0.0:
@@ -353,9 +358,19 @@ def scores_of_chunks(
 
 @triton.jit
 def choose_tokens(
-    kinds, bad, chunk_keys, score_keys, temperature, tokens, faults, chunks, CHUNKS: tl.constexpr
+    kinds,
+    bad,
+    chunk_keys,
+    score_keys,
+    temperature,
+    tokens,
+    faults,
+    chunks,
+    CHUNKS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (rows,): the token, or -1 and the fault."""
+    wait_ahead(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     best = best_key(chunk_keys, row, chunks, CHUNKS)
     key = best
