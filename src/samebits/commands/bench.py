@@ -10,6 +10,7 @@ from typing import Any
 
 from samebits.commands import (
     bench_accuracy,
+    bench_allreduce,
     bench_attention,
     bench_device,
     bench_gemm,
@@ -50,7 +51,8 @@ def add(commands: Any) -> None:
         + bench_accuracy.EXAMPLES
         + bench_device.EXAMPLES
         + bench_gemm.EXAMPLES
-        + bench_attention.EXAMPLES,
+        + bench_attention.EXAMPLES
+        + bench_allreduce.EXAMPLES,
         run,
         "bench WHAT",
     )
@@ -73,6 +75,7 @@ def add(commands: Any) -> None:
     bench_device.add(kinds)
     bench_gemm.add(kinds)
     bench_attention.add(kinds)
+    bench_allreduce.add_allreduce(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:
