@@ -21,9 +21,10 @@ from samebits.numerics.gpu.gemm_candidates import (
 )
 from samebits.numerics.gpu.gemm_operator import reference_candidate, reference_source, timing_weights
 from samebits.numerics.gpu.gemm_problem import GemmProblem, proof_inputs
+from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import TYPE_NAMES, KernelSource, blocks, load, pointer, target_name
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
-from samebits.numerics.gpu.prover import Candidate, Case, Output, Tensors, Trial, results_of
+from samebits.numerics.gpu.prover import Candidate, Output, Tensors
 
 PAIR = "pair"
 
@@ -177,21 +178,14 @@ class GatedOperator:
         return next((recipe for recipe in self.recipes(problem, bucket) if recipe.name == name), None)
 
     def rounds(self, problem: GatedProblem, buckets: Sequence[int]) -> Iterator[Round]:
-        largest = max(buckets)
-        inputs = proof_inputs(problem.product, largest, self.device)
+        inputs = proof_inputs(problem.product, max(buckets), self.device)
         reference = pair_candidate(problem, reference_candidate(problem.product))
-        expected = {
-            name: results_of(reference, Case(name, given, problem.output(largest)))
-            for name, given in inputs.items()
-        }
+        trials = RowTrials.of(reference, inputs, problem.output)
         weights = timing_weights(problem.product, self.device)
         for bucket in buckets:
-            cases = tuple(
-                Case(name, (given[0][:bucket], given[1]), problem.output(bucket))
-                for name, given in inputs.items()
+            yield Round(
+                bucket, trials.trial(bucket), functools.partial(timing_workload, problem, bucket, weights)
             )
-            trial = Trial(cases, tuple(tuple(full[:bucket] for full in found) for found in expected.values()))
-            yield Round(bucket, trial, functools.partial(timing_workload, problem, bucket, weights))
 
 
 def timing_workload(problem: GatedProblem, bucket: int, weights: Tensors) -> Workload:

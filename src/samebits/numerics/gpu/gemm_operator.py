@@ -16,10 +16,11 @@ from samebits.numerics.gpu.gemm_candidates import (
     tile_sources,
     unit_of,
 )
-from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, case_of, proof_inputs
+from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, proof_inputs
+from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
-from samebits.numerics.gpu.prover import Candidate, Tensors, Trial, results_of
+from samebits.numerics.gpu.prover import Candidate, Tensors
 
 LIBRARY_PROPOSALS = 8
 MOST_COPIES = 32
@@ -61,6 +62,11 @@ def reference_candidate(problem: GemmProblem) -> Candidate:
     return Candidate("reference", kernel.digest, run)
 
 
+def product_trials(problem: GemmProblem, rows: int, device: torch.device) -> RowTrials:
+    """The reference's results on every case, at `rows` rows."""
+    return RowTrials.of(reference_candidate(problem), proof_inputs(problem, rows, device), problem.output)
+
+
 class GemmOperator:
     """Linear layers and logits on one device.
 
@@ -88,20 +94,12 @@ class GemmOperator:
         return next((recipe for recipe in tile_recipes(problem, bucket) if recipe.name == name), None)
 
     def rounds(self, problem: GemmProblem, buckets: Sequence[int]) -> Iterator[Round]:
-        largest = max(buckets)
-        inputs = proof_inputs(problem, largest, self.device)
-        reference = reference_candidate(problem)
-        expected = {
-            name: results_of(reference, case_of(name, given, problem, largest))
-            for name, given in inputs.items()
-        }
+        trials = product_trials(problem, max(buckets), self.device)
         weights = timing_weights(problem, self.device)
         for bucket in buckets:
-            trial = Trial(
-                tuple(case_of(name, given, problem, bucket) for name, given in inputs.items()),
-                tuple(tuple(full[:bucket] for full in results) for results in expected.values()),
+            yield Round(
+                bucket, trials.trial(bucket), functools.partial(timing_workload, problem, bucket, weights)
             )
-            yield Round(bucket, trial, functools.partial(timing_workload, problem, bucket, weights))
 
 
 def timing_weights(problem: GemmProblem, device: torch.device) -> Tensors:
