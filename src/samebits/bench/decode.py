@@ -122,7 +122,8 @@ def row_of(
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Milliseconds a step over the batch size, beside the floor and the peer. Raises `ConfigError` without matplotlib."""
+    """Milliseconds a step over the batch size, beside the floor and the peer. Raises `ConfigError` without
+    matplotlib."""
     check_plotting()
     from matplotlib.figure import Figure
 
