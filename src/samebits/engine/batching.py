@@ -50,5 +50,5 @@ def _token_ids(chunks: Sequence[Chunk], rows: int) -> np.ndarray:
             ids.append(chunk.request.tokens[chunk.start])
         else:
             ids += chunk.request.tokens[chunk.start : chunk.end]
-    assert len(ids) == rows
+    assert len(ids) == rows, "a chunk goes beyond its request's tokens"
     return np.array(ids, dtype=np.int64)
