@@ -3,6 +3,7 @@
 #   make demo      start the server on the bundled model, ask it, and check what is promised
 #   make serve     serve the bundled model on port 30000 (ARGS="--port 8000 ..." for more)
 #   make test      the test suite (ARGS="tests/verify -k prefix" for a part of it)
+#   make clients   install what the tests try the server with besides (large); without it they are skipped
 #   make schedules 2,020 simulated schedules of the fake model and 101 of a tiny real one
 #   make check     formatter, linter, type checker
 #   make format    rewrite the sources as the formatter wants them
@@ -22,8 +23,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/.runtime-installed
 DEVELOPMENT := $(VENV)/.development-installed
+CLIENTS := $(VENV)/.clients-installed
 
-.PHONY: demo serve test schedules check format clean venv
+.PHONY: demo serve test schedules clients check format clean venv
 .DEFAULT_GOAL := demo
 
 demo: $(RUNTIME)
@@ -34,6 +36,8 @@ serve: $(RUNTIME)
 
 test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest $(ARGS)
+
+clients: $(CLIENTS)
 
 schedules: $(DEVELOPMENT)
 	$(BIN)/samebits verify schedules --n-trials 2121 $(ARGS)
@@ -69,4 +73,9 @@ $(RUNTIME): pyproject.toml
 $(DEVELOPMENT): $(RUNTIME)
 	@echo "Installing the development tools"
 	@$(PIP) install --quiet --group dev
+	@touch $@
+
+$(CLIENTS): $(DEVELOPMENT)
+	@echo "Installing clients: two minutes, once"
+	@$(PIP) install --quiet --group clients
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_tokenizer import write_tokenizer
@@ -19,7 +21,7 @@ import samebits
 from samebits import __version__
 from samebits.cli import build_parser, main
 from samebits.commands.flags import sampling_of, settings_of
-from samebits.config import EngineConfig, ModelConfig, ServerConfig
+from samebits.config import EngineConfig, ModelConfig, ServerConfig, flag_text
 from samebits.errors import ConfigError, RequestError
 
 HEAVY = ("torch", "numba", "numpy", "starlette", "uvicorn", "tokenizers", "transformers", "zmq", "tqdm")
@@ -86,6 +88,58 @@ def test_every_setting_is_a_flag(cls: type) -> None:
     options = vars(parse("serve"))
     for name in cls.__dataclass_fields__:
         assert name in options and options[name] is None
+
+
+OTHER_VALUES: dict[str, str] = {"default_seed": "7", "memory_fraction": "0.5"}
+
+
+def other_value(entry: dataclasses.Field[Any]) -> str:
+    """A value that is not the default, as text."""
+    if isinstance(entry.default, bool):
+        return str(not entry.default).lower()
+    choices = [choice for choice in entry.metadata["choices"] if choice != entry.default]
+    usual = "word" if entry.default in ("", ()) or isinstance(entry.default, str) else "77"
+    return OTHER_VALUES.get(entry.name, choices[0] if choices else usual)
+
+
+@pytest.mark.parametrize(
+    ("cls", "entry"),
+    [
+        (cls, entry)
+        for cls in (ModelConfig, EngineConfig, ServerConfig)
+        for entry in dataclasses.fields(cls)  # type: ignore[arg-type]
+    ],
+    ids=lambda part: getattr(part, "name", ""),
+)
+def test_every_setting_comes_from_flag_environment_and_file(
+    cls: type, entry: dataclasses.Field[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("SAMEBITS_")]:
+        monkeypatch.delenv(name)
+    value = other_value(entry)
+    flag = flag_text(entry.name, {"true": True, "false": False}.get(value, value))
+    by_flag = getattr(settings_of(parse("serve", flag), cls), entry.name)
+    assert by_flag != entry.default
+    monkeypatch.setenv("SAMEBITS_" + entry.name.upper(), value)
+    assert getattr(settings_of(parse("serve"), cls), entry.name) == by_flag
+    monkeypatch.delenv("SAMEBITS_" + entry.name.upper())
+    file = tmp_path / "settings.toml"
+    written = json.dumps(list(by_flag) if isinstance(by_flag, tuple) else by_flag)
+    file.write_text(f"{entry.name} = {written}\n")
+    assert getattr(settings_of(parse("serve", "--config", str(file)), cls), entry.name) == by_flag
+    monkeypatch.setenv("SAMEBITS_CONFIG", str(file))
+    assert getattr(settings_of(parse("serve"), cls), entry.name) == by_flag
+
+
+@pytest.mark.parametrize(
+    "line", ["port = 8000.5", "port = true", "drain_seconds = false", "prefix_cache = 2"]
+)
+def test_a_value_of_another_type_is_refused(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(line)
+    options = parse("serve", "--config", str(file))
+    with pytest.raises(ConfigError, match=f"'{line.split()[0]}' in the configuration file must be"):
+        settings_of(options, EngineConfig if "cache" in line else ServerConfig)
 
 
 def test_sampling_flags() -> None:

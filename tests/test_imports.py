@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "samebits"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("numerics",),
-    ("sampling_params", "config", "tables"),
+    ("sampling_params", "config", "tables", "client"),
     ("plan",),
     ("layers",),
     ("models",),

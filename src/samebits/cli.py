@@ -20,8 +20,10 @@ examples:
   samebits serve                            serve the bundled model on http://127.0.0.1:30000
   samebits serve path/to/checkpoint         serve a Hugging Face checkpoint
   samebits generate "def add(a, b):"        complete a text, offline
+  samebits generate --batch in.jsonl --output out.jsonl     a batch, which goes on where it was cut short
   samebits verify all                       check the promise on this machine
   samebits verify single --url HOST:PORT    check another server, SGLang and vLLM too
+  samebits bench serve --url HOST:PORT      latency and throughput of any OpenAI server under load
 
 A setting comes from its flag, else from the environment (SAMEBITS_PORT=8000), else from the TOML file that
 --config names (port = 8000), else from its default.

@@ -1,8 +1,8 @@
 """Settings of a process, frozen: what to load, how the engine runs, how the server listens.
 
 A setting comes from the command line, else from the environment (`SAMEBITS_` + its name in capitals), else
-from the TOML file that `--config` names, else from the default here. `resolve` does that for any of the
-classes below; the command line's flags are made from the same fields, so there is one list of settings.
+from the TOML file that `--config` or SAMEBITS_CONFIG names, else from the default here. `resolve` does that for
+any of the classes below; the command line's flags are made from the same fields, so there is one list of settings.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, TypeVar, get_type_hints
 from samebits.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "SAMEBITS_"
+CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
+"""names the TOML file where `--config` does not"""
 NUMERICS_PROFILES = ("exact", "tp-invariant", "torch", "unpinned")
 Settings = TypeVar("Settings")
 
@@ -28,11 +30,13 @@ def setting(
     flag: str = "",
     group: str = "",
     secret: bool = False,
+    synonyms: Mapping[str, str] | None = None,
 ) -> Any:
     """A dataclass field with what its flag's `--help` says and under which heading. A default that is a tuple makes
-    a list: the flag may be repeated, and commas part values. A secret is never shown."""
+    a list: the flag may be repeated, and commas part values. A secret is never shown. `synonyms` are other words
+    for some of the choices."""
     metadata = {"help": help_text, "choices": choices, "flag": flag, "group": group, "secret": secret}
-    return field(default=default, repr=not secret, metadata=metadata)
+    return field(default=default, repr=not secret, metadata=metadata | {"synonyms": dict(synonyms or {})})
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,30 @@ class ModelConfig:
     model: str = setting(
         "bundled", "checkpoint folder or hub id; 'bundled' (or 'bundled-draft') ships inside"
     )
-    load_format: str = setting("safetensors", "dummy: seeded random weights", ("safetensors", "dummy"))
+    load_format: str = setting(
+        "safetensors",
+        "dummy: seeded random weights",
+        ("safetensors", "dummy"),
+        synonyms={"auto": "safetensors"},
+    )
     dummy_seed: int = setting(0, "seed of the dummy weights")
     numerics: str = setting("exact", "numerics profile", NUMERICS_PROFILES)
-    dtype: str = setting("auto", "weights' dtype", ("auto", "bfloat16", "float16", "float32"))
+    dtype: str = setting(
+        "auto",
+        "weights' dtype",
+        ("auto", "bfloat16", "float16", "float32"),
+        synonyms={"half": "float16", "float": "float32"},
+    )
     device: str = setting("auto", "where the numerics run", ("auto", "cpu", "cuda"))
+    tensor_parallel: int = setting(
+        1, "ranks that share the model, a process each; under tp-invariant it changes no bit", flag="--tp"
+    )
     context_length: int = setting(0, "longest request in tokens, prompt and output; 0: the model's own limit")
     sampling_defaults: str = setting(
-        "model", "take blank sampling parameters from the model's generation_config.json", ("model", "none")
+        "model",
+        "take blank sampling parameters from the model's generation_config.json",
+        ("model", "none"),
+        synonyms={"openai": "none"},
     )
     default_seed: str = setting("42", "seed of requests that name none: a number, or 'random' for one each")
 
@@ -61,6 +81,10 @@ class EngineConfig:
     page_tokens: int = setting(64, "tokens in a KV page, a multiple of 64")
     kv_pages: int = setting(0, "number of KV pages; 0: from kv_memory")
     kv_memory_mib: int = setting(1024, "memory for KV pages in MiB")
+    memory_fraction: float = setting(
+        0.0, "share of a GPU's memory for weights and KV pages together; 0: kv_memory_mib"
+    )
+    prefix_cache: bool = setting(True, "keep the KV pages of prompts for later requests")
     step_tokens: int = setting(
         512, "most tokens in one step; long prompts are cut into chunks of at most this"
     )
@@ -70,6 +94,12 @@ class EngineConfig:
         "overlapped", "prepare the next step while one runs, or one after another", ("overlapped", "simple")
     )
     threads: int = setting(0, "threads of the CPU numerics; 0: one a core")
+    data_parallel: int = setting(
+        1, "engines behind one server, each with the whole model; it changes no bit", flag="--dp"
+    )
+    cuda_graph_max_bs: int = setting(
+        -1, "largest batch that a GPU decodes as a CUDA graph; 0: none, -1: max_running"
+    )
 
 
 @dataclass(frozen=True)
@@ -79,6 +109,7 @@ class ServerConfig:
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(30000, "port to listen on")
     served_model_name: str = setting("", "name in responses; empty: the model's own")
+    page: bool = setting(True, "serve a page to chat with the model at /")
     api_key: tuple[str, ...] = setting(
         (), "key that requests must carry; may be repeated", group="access", secret=True
     )
@@ -113,6 +144,13 @@ def shown(settings: Any) -> dict[str, Any]:
 def flag_name(name: str) -> str:
     """`kv_pages` -> `--kv-pages`."""
     return "--" + name.replace("_", "-")
+
+
+def flag_text(name: str, value: Any) -> str:
+    """A setting as one word of a command line: `--port=8000`, `--no-prefix-cache`."""
+    if isinstance(value, bool):
+        return flag_name(name) if value else flag_name("no_" + name)
+    return f"{flag_name(name)}={value}"
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -155,7 +193,8 @@ def resolve(
             value, source = file_values[entry.name], f"'{entry.name}' in the configuration file"
         else:
             continue
-        values[entry.name] = _convert(value, hints[entry.name], source)
+        converted = _convert(value, hints[entry.name], source)
+        values[entry.name] = entry.metadata.get("synonyms", {}).get(converted, converted)
         choices = entry.metadata.get("choices")
         if choices and values[entry.name] not in choices:
             raise ConfigError(f"{source} must be one of {', '.join(choices)}, got {value!r}")
@@ -174,10 +213,13 @@ def _convert(value: Any, kind: Any, source: str) -> Any:
         if lowered in ("0", "false", "no", "off"):
             return False
         raise ConfigError(f"{source} must be true or false, got {value!r}")
+    unfit = ConfigError(f"{source} must be of type {kind.__name__}, got {value!r}")
+    if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+        raise unfit  # Python would make 1 of true and of 1.5
     try:
         return kind(value)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{source} must be of type {kind.__name__}, got {value!r}") from error
+        raise unfit from error
 
 
 def _convert_list(value: Any, source: str) -> tuple[str, ...]:

@@ -39,3 +39,7 @@ class DeadlineError(SamebitsError):
 
 class EngineError(SamebitsError):
     """The engine (or its process) failed; the message carries the cause."""
+
+
+class RanksLostError(EngineError):
+    """The ranks that share the model are no longer in step, or one of them died: the engine cannot go on."""

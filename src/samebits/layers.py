@@ -68,9 +68,9 @@ def column_linear(operators: Operators, x: Tensor, weight: PackedLinear) -> Tens
 
 
 def row_linear(operators: Operators, x: Tensor, weight: PackedLinear) -> Tensor:
-    """A linear whose inputs are split over ranks; the place of the collective that joins their partials.
-    x act [rows, in of this rank] -> act [rows, out]."""
-    return operators.linear(x, weight)
+    """A linear whose inputs are split over ranks, with the collective that joins their partial sums.
+    x act [rows, in of this rank] -> act [rows, out], the same on every rank."""
+    return operators.row_linear(x, weight)
 
 
 def attention_block(

@@ -88,7 +88,10 @@ class LLM:
     def __init__(self, model: str = "bundled", *, build: BuildEngine = build_engine, **settings: Any) -> None:
         _check_settings(settings)
         model_config = resolve(ModelConfig, {**settings, "model": model})
-        transport = ThreadTransport(model_config, resolve(EngineConfig, settings), build)
+        engine_config = resolve(EngineConfig, settings)
+        if engine_config.data_parallel != 1:
+            raise ConfigError("data_parallel is for a server: an LLM is one engine")
+        transport = ThreadTransport(model_config, engine_config, build)
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="samebits-front", daemon=True)
@@ -180,7 +183,7 @@ class LLM:
 
     def stream_chat(
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
-    ) -> Iterator[str]:
+    ) -> collections.abc.Generator[str, None, None]:
         """Answer one conversation, piece by piece as it comes. Leaving the iteration early ends the request."""
         prompt = self.chat_prompt(messages)
         request = GenerationRequest(prompt, sampling_params or SamplingParams(), add_special_tokens=False)

@@ -255,3 +255,13 @@ def test_no_request_is_blamed_for_an_engine_that_cannot_choose_a_step() -> None:
     engine.scheduler._entry = None  # type: ignore[method-assign, assignment]
     with pytest.raises(TypeError):
         engine.step()
+
+
+def test_without_a_prefix_cache_nothing_is_kept_and_no_bit_changes() -> None:
+    requests = mixed_requests()
+    for prefix_cache in (False, True):
+        engine = small_engine()
+        engine.prefix_cache = prefix_cache
+        assert_same_bits(requests, run(engine, requests))
+        assert (engine.status(0).cached_pages > 0) == prefix_cache
+        assert (engine.status(0).cached_tokens > 0) == prefix_cache

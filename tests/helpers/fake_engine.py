@@ -102,6 +102,9 @@ class FakeEngine:
     def flush_cache(self) -> int:
         return 3
 
+    def close(self) -> None:
+        pass
+
     def step(self) -> list[RequestEvent]:
         events, self._events = self._events, []
         if self._running:

@@ -104,7 +104,7 @@ def start(
     return live
 
 
-def launch(arguments: list[str], port: int, log_folder: Path) -> LiveServer:
+def launch(arguments: list[str], port: int, log_folder: Path, start_new_session: bool = False) -> LiveServer:
     """Start a Python process that will listen on `port`."""
     paths = [str(SOURCE), str(HELPERS), os.environ.get("PYTHONPATH", "")]
     log_file = log_folder / f"server-{port}.log"
@@ -112,6 +112,7 @@ def launch(arguments: list[str], port: int, log_folder: Path) -> LiveServer:
         [sys.executable, *arguments],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         stderr=log_file.open("w"),
+        start_new_session=start_new_session,
     )
     return LiveServer(f"http://127.0.0.1:{port}", process, log_file)
 

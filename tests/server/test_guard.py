@@ -96,7 +96,7 @@ def test_all_but_health_is_guarded(locked: LiveServer) -> None:
     assert info.status_code == 200
     for path in ("/health", "/ready"):
         assert locked.get(path).status_code == 200
-    guarded_paths = ("/", "/metrics", "/server_info", "/v1/models", "/health_generate", "/no", "//health")
+    guarded_paths = ("/metrics", "/server_info", "/v1/models", "/health_generate", "/no", "//health")
     for path in (*guarded_paths, "/health/", "/health/x", "/%2e/health", "/HEALTH"):
         response = requests.get(locked.url + path, timeout=30, allow_redirects=False)
         assert response.status_code == 401, path

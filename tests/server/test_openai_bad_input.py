@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import requests
 from fake_engine import FAULT_TOKEN
 from live_server import LiveServer
 
@@ -135,10 +136,22 @@ def test_an_unknown_model(server: LiveServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/embeddings", "/v1/audio/speech", "/v1/audio/transcriptions", "/v1/images/generations"]
+    ("method", "path"),
+    [
+        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/audio/speech"),
+        ("POST", "/v1/audio/transcriptions"),
+        ("POST", "/v1/images/generations"),
+        ("POST", "/v1/files"),
+        ("GET", "/v1/files/file-1/content"),
+        ("DELETE", "/v1/files/file-1"),
+        ("POST", "/v1/fine_tuning/jobs"),
+        ("POST", "/v1/moderations"),
+        ("POST", "/v1/batches/batch_1/cancel"),
+    ],
 )
-def test_what_is_not_offered(server: LiveServer, path: str) -> None:
-    response = server.post(path, {"model": "fake", "input": "a"})
+def test_what_is_not_offered(server: LiveServer, method: str, path: str) -> None:
+    response = requests.request(method, server.url + path, json={"model": "fake", "input": "a"}, timeout=30)
     assert response.status_code == 404
     error = response.json()["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "unsupported_endpoint")

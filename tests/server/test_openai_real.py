@@ -128,3 +128,21 @@ def test_the_package_chats_with_the_model(real: LiveServer) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text == answer.choices[0].message.content
     assert other.choices[0].message.content != text
+
+
+def test_responses_and_messages_say_what_chats_say(real: LiveServer) -> None:
+    sampling = {"temperature": 0.8, "seed": 7, "return_token_ids": True}
+    question = str(MESSAGES[0]["content"])
+    chat = real.post("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 24, **sampling}).json()
+    expected = chat["choices"][0]["token_ids"]
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/responses": {"input": question, "max_output_tokens": 24},
+        "/v1/messages": {"messages": MESSAGES, "max_tokens": 24},
+    }
+    for path, body in bodies.items():
+        found = real.post(path, body | sampling).json()
+        assert found["system_fingerprint"] == chat["system_fingerprint"]
+        assert found["samebits"]["prompt_token_ids"] == chat["prompt_token_ids"]
+        assert found["samebits"]["token_ids"] == expected
+        other = real.post(path, body | sampling | {"seed": 8}).json()
+        assert other["samebits"]["token_ids"] != expected

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samebits.text.answer import AnswerParser
+from samebits.text.blocks import AnswerBlocks, Block, Change
 from samebits.text.reasoning import ReasoningSplitter, opens_thoughts
 from samebits.text.tool_calls import HermesParser
 
@@ -52,6 +53,50 @@ def test_pieces_do_not_matter(text: str, cuts: list[int], inside: bool) -> None:
     assert parse([text[start:end] for start, end in pairwise(borders)], inside) == whole
 
 
+def blocks_of(pieces: list[str], inside: bool = False) -> list[Block]:
+    """The blocks of a text, whose events must tell of them one after the other."""
+    parser, blocks = AnswerParser(ReasoningSplitter(inside), HermesParser()), AnswerBlocks()
+    texts: list[str] = []
+    opened = closed = 0
+    for number, piece in enumerate(pieces):
+        last = number == len(pieces) - 1
+        for event in blocks.push(parser.push(piece, last), last):
+            assert event.block.index == len(texts) - (event.change is not Change.OPENED)
+            if event.change is Change.OPENED:
+                assert opened == closed
+                opened += 1
+                texts.append("")
+            elif event.change is Change.GREW:
+                assert event.text
+                texts[-1] += event.text
+            else:
+                closed += 1
+    assert opened == closed == len(blocks.blocks)
+    assert texts == [block.text for block in blocks.blocks]
+    return blocks.blocks
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=TEXTS, cuts=st.lists(st.integers(0, 200), max_size=8), inside=st.booleans())
+def test_pieces_do_not_matter_to_blocks(text: str, cuts: list[int], inside: bool) -> None:
+    whole = blocks_of([text], inside)
+    assert blocks_of([*text, ""], inside) == whole
+    borders = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    assert blocks_of([text[start:end] for start, end in pairwise(borders)], inside) == whole
+
+
+def test_blocks_keep_the_order_of_the_text() -> None:
+    found = blocks_of([f"<think>hm</think>first {CALL} second{CALL.replace('weather', 'b')}"])
+    assert [(block.kind, block.name or block.text) for block in found] == [
+        ("reasoning", "hm"),
+        ("text", "first"),
+        ("call", "weather"),
+        ("text", " second"),
+        ("call", "b"),
+    ]
+    assert blocks_of([""]) == []
+
+
 @settings(max_examples=80, deadline=None)
 @given(text=st.text(alphabet="ab <>/\n{}", max_size=30))
 def test_a_text_without_tags_is_words(text: str) -> None:
@@ -72,7 +117,7 @@ def test_arguments_come_back_as_json(name: str, arguments: dict[str, str]) -> No
 def test_arguments_are_shown_before_the_call_ends() -> None:
     parser = HermesParser()
     early = parser.push(CALL[: CALL.index("Zürich")])
-    assert [(call.name, call.arguments) for call in early.calls] == [("weather", ""), (None, '{"city": "')]
+    assert [(call.name, call.arguments) for call in early.parts] == [("weather", ""), (None, '{"city": "')]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from samebits.commands import bench_accuracy, bench_serve
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import ModelConfig
 
@@ -33,8 +34,8 @@ def add(commands: Any) -> None:
     parser = command(
         commands,
         "bench",
-        "measure speed, as ratios out of one run",
-        KERNELS + OFFLINE + SCHEDULER,
+        "measure speed",
+        KERNELS + OFFLINE + SCHEDULER + bench_serve.EXAMPLES + bench_accuracy.EXAMPLES,
         run,
         "bench WHAT",
     )
@@ -51,6 +52,8 @@ def add(commands: Any) -> None:
     )
     add_common(offline, "results/offline.json")
     add_scheduler(kinds)
+    bench_serve.add_serve(kinds)
+    bench_accuracy.add_accuracy(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from samebits.commands.remote import NativeServer
-from samebits.config import EngineConfig, ModelConfig, flag_name
+from samebits.config import EngineConfig, ModelConfig, flag_text
 from samebits.errors import EngineError
 from samebits.verify.http import Client
 
@@ -34,7 +34,7 @@ def serving(model: ModelConfig, engine: EngineConfig) -> Iterator[Served]:
     """
     port = free_port()
     flags = [
-        f"{flag_name(entry.name)}={getattr(settings, entry.name)}"
+        flag_text(entry.name, getattr(settings, entry.name))
         for settings in (model, engine)
         for entry in dataclasses.fields(settings)
     ]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar, get_type_hints
 
+from samebits.commands.foreign import FOREIGN, translate
 from samebits.config import (
+    CONFIG_VARIABLE,
     EngineConfig,
     ModelConfig,
     ServerConfig,
@@ -46,6 +49,12 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=HELP_COLUMN)
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """The names of a foreign flag without its values, which are the same for each of many names."""
+        if action.dest == FOREIGN:
+            return ", ".join(action.option_strings)
+        return super()._format_action_invocation(action)
+
 
 def command(
     commands: Any,
@@ -63,6 +72,7 @@ def command(
         description=help_text[0].upper() + help_text[1:] + ".",
         epilog=f"examples:\n{examples}",
         formatter_class=_HelpFormatter,
+        allow_abbrev=False,  # a flag of another server, cut short, must not become one of ours
     )
     parser.set_defaults(run=run)
     return parser
@@ -94,8 +104,10 @@ def _flag_options(entry: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:
         return options | {"action": argparse.BooleanOptionalAction}
     if kind == tuple[str, ...]:
         return options | {"action": "append", "metavar": "TEXT"}
-    choices = entry.metadata["choices"] or None
-    return options | {"type": kind, "choices": choices, "metavar": None if choices else METAVARS[kind]}
+    choices, synonyms = entry.metadata["choices"], entry.metadata["synonyms"]
+    if choices:
+        return options | {"type": lambda text: synonyms.get(text, text), "choices": choices}
+    return options | {"type": kind, "metavar": METAVARS[kind]}
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
@@ -113,10 +125,12 @@ def settings_of(options: argparse.Namespace, cls: type[Settings]) -> Settings:
         if given.get("model") not in (None, positional):
             raise ConfigError(f"two models named: {positional} and --model {given['model']}")
         given["model"] = positional
+    if given.get(FOREIGN):
+        given |= translate(given[FOREIGN], given)[0]
     file_values: dict[str, Any] = {}
-    if options.config:
-        file_values = read_toml(options.config)
-        check_known(file_values, options.config)
+    if path := options.config or os.environ.get(CONFIG_VARIABLE):
+        file_values = read_toml(path)
+        check_known(file_values, path)
     return resolve(cls, given, file_values=file_values)
 
 

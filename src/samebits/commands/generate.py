@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from samebits.commands.flags import add_sampling, add_settings, command, open_llm, sampling_of
+from samebits.commands.batch_run import add_batch, run_batch
+from samebits.commands.flags import add_sampling, add_settings, command, given_sampling, open_llm, sampling_of
 from samebits.config import EngineConfig, ModelConfig
 from samebits.errors import ConfigError
 
@@ -18,12 +19,16 @@ EXAMPLES = """\
   samebits generate "def add(a, b):"
   samebits generate "1 + 1 =" "2 + 2 =" --temperature 0 --max-new-tokens 8
   samebits generate --chat "Sara has 120 books. She sells 45 of them. How many books are left?"
-  samebits generate < prompt.txt --n 4 --seed 7 --json
+  samebits generate --n 4 --seed 7 --json < prompt.txt
+  samebits generate --batch requests.jsonl --output answers.jsonl
+  samebits generate -i requests.jsonl -o answers.jsonl --url http://127.0.0.1:30000
 """
 
 
 def add(commands: Any) -> None:
-    parser = command(commands, "generate", "complete texts offline", EXAMPLES, run, "generate [PROMPT ...]")
+    parser = command(
+        commands, "generate", "complete texts, or answer a batch", EXAMPLES, run, "generate [PROMPT ...]"
+    )
     parser.add_argument(
         "prompts", nargs="*", metavar="PROMPT", help="a text; none: standard input is the prompt"
     )
@@ -33,12 +38,18 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object a sample, token ids and logprobs in it"
     )
+    add_batch(parser)
     add_sampling(parser)
     add_settings(parser, ModelConfig, EngineConfig)
 
 
 def run(options: argparse.Namespace) -> int:
     params = sampling_of(options)
+    if options.batch:
+        check_batch(options)
+        return run_batch(options)
+    if options.url or options.output != "-":
+        raise ConfigError("--url and --output are for --batch")
     prompts = read_prompts(options.prompts)
     with open_llm(options) as llm:
         if options.chat:
@@ -49,6 +60,14 @@ def run(options: argparse.Namespace) -> int:
     for result in results:
         show(result, options.json, plain=len(results) == 1)
     return 0
+
+
+def check_batch(options: argparse.Namespace) -> None:
+    """A batch brings its own prompts and parameters. Raises `ConfigError` for flags that would do nothing."""
+    if options.prompts or options.chat or options.json or given_sampling(options):
+        raise ConfigError(
+            "--batch takes prompts and sampling parameters from its lines: leave the others out"
+        )
 
 
 def read_prompts(arguments: list[str]) -> list[str]:

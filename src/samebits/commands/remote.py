@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from samebits.verify.http import Client
 
 Message = Mapping[str, str]
+OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 
 
 def connect(url: str, api_key: str = "") -> NativeServer | OpenAiServer:
@@ -41,14 +43,30 @@ class OpenAiServer:
     client: Client
     model: str
 
-    def reply(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Iterator[str]:
-        """The answer, piece by piece as it comes. `sampling` has OpenAI's names."""
-        body = {"model": self.model, "messages": list(messages), "stream": True, **sampling}
-        if "max_new_tokens" in body:
-            body["max_tokens"] = body.pop("max_new_tokens")
-        for event in self.client.stream("/v1/chat/completions", body):
-            for choice in event.get("choices", ()):
-                yield choice.get("delta", {}).get("content") or ""
+    def reply(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Generator[str, None, None]:
+        """The answer, piece by piece as it comes, thoughts between the tags that the server took off.
+
+        `sampling` has our names. Raises `EngineError` with the server's words, or where the answer breaks off.
+        """
+        body = {"model": self.model, "messages": list(messages), "stream": True}
+        body |= {OPENAI_NAMES.get(name, name): value for name, value in sampling.items()}
+        thinking = ended = False
+        with closing(self.client.stream("/v1/chat/completions", body)) as events:
+            for event in events:
+                if "error" in event:
+                    raise EngineError(f"{self.client.url} failed: {json.dumps(event['error'])}")
+                for choice in event.get("choices", ()):
+                    ended = ended or choice.get("finish_reason") is not None
+                    delta = choice.get("delta", {})
+                    thought = delta.get("reasoning_content") or delta.get("reasoning")
+                    if thought:
+                        yield thought if thinking else f"<think>\n{thought}"
+                        thinking = True
+                    if delta.get("content"):
+                        yield f"\n</think>\n\n{delta['content']}" if thinking else delta["content"]
+                        thinking = False
+        if not ended:
+            raise EngineError(f"{self.client.url} broke the answer off")
 
 
 @dataclass(frozen=True)
@@ -83,7 +101,7 @@ class NativeServer:
             return {"text": text}
         return {"input_ids": tokenizer.encode(template.render(messages), add_special_tokens=False)}
 
-    def reply(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Iterator[str]:
+    def reply(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Generator[str, None, None]:
         """The answer, piece by piece as it comes."""
         params = dict(sampling)
         if "seed" in params:

@@ -6,12 +6,14 @@ import argparse
 from typing import Any
 
 from samebits.commands.flags import add_model_argument, add_settings, command, settings_of
+from samebits.commands.foreign import add_foreign, translate
 from samebits.config import EngineConfig, ModelConfig, ServerConfig
 
 EXAMPLES = """\
   samebits serve
   samebits serve path/to/checkpoint --port 8000
   samebits serve Qwen/Qwen3-0.6B --host 0.0.0.0 --kv-memory-mib 4096
+  samebits serve --model-path Qwen/Qwen3-8B --attention-backend triton --enable-deterministic-inference
   curl http://127.0.0.1:30000/generate -d '{"text": "2 + 2 =", "sampling_params": {"max_new_tokens": 8}}'
 """
 
@@ -20,6 +22,7 @@ def add(commands: Any) -> None:
     parser = command(commands, "serve", "serve a model over HTTP", EXAMPLES, run, "serve [MODEL]")
     add_model_argument(parser)
     add_settings(parser, ServerConfig, ModelConfig, EngineConfig)
+    add_foreign(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,4 +31,5 @@ def run(options: argparse.Namespace) -> int:
     server = settings_of(options, ServerConfig)
     from samebits.server.lifecycle import serve
 
-    return serve(model, engine, server)
+    notes = translate(options.foreign or (), vars(options))[1]
+    return serve(model, engine, server, notes=notes)

@@ -11,8 +11,14 @@ from samebits.engine.decoder_runner import DecoderRunner
 from samebits.engine.engine import Engine
 from samebits.engine.loops import LOOPS
 from samebits.engine.messages import EngineFacts
-from samebits.errors import ConfigError, NumericsError
+from samebits.engine.parallel_runner import ParallelRunner
+from samebits.engine.rank_worker import AllocateKv, check_fingerprints, default_threads
+from samebits.engine.ranks import RankProcesses
+from samebits.engine.runner import Runner
+from samebits.errors import ConfigError, NumericsError, RanksLostError
 from samebits.models.load import LoadedModel, load_model, make_plan, read_model_files
+from samebits.models.shards import ModelShard
+from samebits.numerics.collectives.group import SOLO, Group
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.operators import Operators
 from samebits.numerics.profiles import make_operators
@@ -29,26 +35,58 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
     """Load the model and make the engine. Raises `ConfigError` and `ModelFileError` that say what to change."""
     default_seed = parse_default_seed(model.default_seed)
     _check_sizes(engine)
-    read_model_files(model)  # a model that cannot be served is refused before the compiler's minute
+    if model.tensor_parallel < 1:
+        raise ConfigError(f"--tensor-parallel must be at least 1, got {model.tensor_parallel}")
+    files = read_model_files(model)  # a model that cannot be served is refused before the compiler's minute
+    ModelShard(0, model.tensor_parallel).check(files.spec)
+    size = model.tensor_parallel
+    ranks = RankProcesses(model, engine, default_seed, size) if size > 1 else None
     try:
-        operators = make_operators(model.numerics, model.device, engine.threads)
+        return _build(model, engine, default_seed, ranks, progress)
+    except BaseException as error:
+        if ranks is None:
+            raise
+        try:
+            if isinstance(error, RanksLostError):
+                raise ranks.explanation(error) from error
+            raise
+        finally:
+            ranks.close()
+
+
+def _build(
+    model: ModelConfig,
+    engine: EngineConfig,
+    default_seed: int | None,
+    ranks: RankProcesses | None,
+    progress: Progress,
+) -> Engine:
+    group: Group = SOLO if ranks is None else ranks.group
+    try:
+        threads = engine.threads or (0 if ranks is None else default_threads(group.size))
+        operators = make_operators(model.numerics, model.device, threads, group)
     except NumericsError as error:
         raise ConfigError(str(error)) from error
     if not operators.promises_bits:
         log.warning(
             "numerics profile '%s' promises nothing: bits may change with the batch", operators.profile
         )
-    operators.compile(lambda name, done, total: progress(f"compiling kernels: {name}", done, total))
-    loaded = load_model(model, operators, progress)
+    operators.compile(lambda name, done, total: progress("compiling kernels", done, total))
+    shard = ModelShard(group.rank, group.size)
+    loaded = load_model(model, operators, progress, shard=shard)
     plan = make_plan(loaded, operators, default_seed)
+    check_fingerprints(group, plan)
     pages = _page_count(engine, loaded, operators)
-    runner = DecoderRunner(
+    runner: Runner = DecoderRunner(
         spec=loaded.spec,
         weights=loaded.weights,
         operators=operators,
         rope=loaded.rope,
         kv=operators.allocate_kv(loaded.spec.layers, pages, engine.page_tokens, loaded.spec.heads),
     )
+    if ranks is not None:
+        ranks.tell(AllocateKv(pages))
+        runner = ParallelRunner(runner, ranks)
     facts = _facts(model, engine, loaded, operators, plan, pages, default_seed)
     limits = SchedulerLimits(
         step_tokens=engine.step_tokens,
@@ -58,7 +96,11 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
     )
     _log_decisions(facts, engine, operators, pages)
     scheduler = Scheduler(limits, PagePool(pages))
-    return Engine(facts, runner, scheduler, LOOPS[engine.loop](runner), engine.max_waiting)
+    loop = LOOPS[engine.loop](runner)
+    built = Engine(facts, runner, scheduler, loop, engine.max_waiting, prefix_cache=engine.prefix_cache)
+    if ranks is not None:
+        built.check_ranks, built.close_ranks = ranks.check, ranks.close
+    return built
 
 
 def parse_default_seed(text: str) -> int | None:
@@ -82,6 +124,21 @@ def _check_sizes(engine: EngineConfig) -> None:
     for name in ("step_tokens", "max_running", "max_waiting"):
         if getattr(engine, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(engine, name)}")
+    if not 0 <= engine.memory_fraction < 1:
+        raise ConfigError(f"--memory-fraction must lie in [0, 1), got {engine.memory_fraction}")
+    if engine.cuda_graph_max_bs < -1:
+        raise ConfigError(f"--cuda-graph-max-bs must be at least -1, got {engine.cuda_graph_max_bs}")
+
+
+def _log_idle_settings(engine: EngineConfig) -> None:
+    """Say which settings of a GPU were given to an engine that runs on the CPU."""
+    if engine.cuda_graph_max_bs != EngineConfig.cuda_graph_max_bs:
+        log.info("--cuda-graph-max-bs has no effect: there are no CUDA graphs on a CPU")
+    if engine.memory_fraction:
+        log.info(
+            "--memory-fraction is of a GPU's memory and has no effect: KV pages get --kv-memory-mib = %d",
+            engine.kv_memory_mib,
+        )
 
 
 def _page_count(engine: EngineConfig, loaded: LoadedModel, operators: Operators) -> int:
@@ -125,7 +182,10 @@ def _log_decisions(facts: EngineFacts, engine: EngineConfig, operators: Operator
     described = ", ".join(f"{name} {value}" for name, value in operators.description().items())
     log.info("model %s (%s), context %d tokens", facts.model, facts.family, facts.context_length)
     log.info("numerics %s on %s: %s", facts.profile, operators.device, described)
-    log.info("KV: %d pages of %d tokens", pages, engine.page_tokens)
+    kept = "" if engine.prefix_cache else ", no prefix cache"
+    log.info("KV: %d pages of %d tokens%s", pages, engine.page_tokens, kept)
+    if operators.device.type == "cpu":
+        _log_idle_settings(engine)
     log.info(
         "a step: at most %d tokens of %d requests; fingerprint %s",
         engine.step_tokens,

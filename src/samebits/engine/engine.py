@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 
+import msgspec
+
 from samebits.engine.deadlines import Deadlines
 from samebits.engine.histogram import STEP_SECONDS, Histogram
 from samebits.engine.loops import Loop, StepFailure
@@ -74,8 +76,13 @@ class Engine:
     mask_source: MaskSource | None = None
     mask_wait_seconds: float = 0.02
     """how long a turn with nothing else to do waits for a mask, before it looks for new requests again"""
+    check_ranks: Callable[[], None] = lambda: None
+    """raises `RanksLostError` when a process that shares the model has died"""
+    close_ranks: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
     """what deadlines are readings of"""
+    prefix_cache: bool = True
+    """False: every request is computed from its first token, whatever it asks for"""
     counters: Counters = field(default_factory=Counters)
     step_times: Histogram = field(default_factory=lambda: Histogram(STEP_SECONDS))
     """seconds of each turn that finished a step"""
@@ -100,6 +107,8 @@ class Engine:
             raise RequestError(f"a request with rid {request.rid!r} is running already", "rid")
         if self.scheduler.waiting_count >= self.max_waiting:
             raise QueueFullError(f"the queue is full ({self.max_waiting} requests are waiting)")
+        if not self.prefix_cache:
+            request = msgspec.structs.replace(request, use_prefix_cache=False)
         masks = self._make_masks(request)
         added = new_request(request, self._arrivals, self._eos, self.facts.context_length)
         self.scheduler.add(added)
@@ -130,8 +139,9 @@ class Engine:
         """Take one turn of the loop and return the news. May return nothing while a step is on its way.
 
         An exception costs the steps on their way and nothing else: everybody is recomputed, the requests of those
-        steps one at a time, and only one that raises alone again is failed.
+        steps one at a time, and only one that raises alone again is failed. `RanksLostError` ends the engine.
         """
+        self.check_ranks()
         if self._deadlines:
             self._end_expired()
         events, self._events = self._events, []
@@ -171,8 +181,9 @@ class Engine:
         return self.scheduler.flush_cache()
 
     def close(self) -> None:
-        """Let go of threads; the engine cannot be used afterwards."""
+        """Let go of threads and processes; the engine cannot be used afterwards."""
         self.loop.close()
+        self.close_ranks()
 
     def _end_expired(self) -> None:
         """End the requests whose deadline has passed. What they sampled until now has been sent."""

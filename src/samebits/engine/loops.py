@@ -11,6 +11,7 @@ from typing import Protocol
 
 from samebits.engine.runner import Runner
 from samebits.engine.step import ChunkResult, PreparedStep, execute_step, sampled_tokens
+from samebits.errors import RanksLostError
 
 Prepare = Callable[[], PreparedStep | None]
 
@@ -32,7 +33,8 @@ class Loop(Protocol):
         """Whether a step is on its way whose results are still to come."""
 
     def turn(self, prepare: Prepare) -> Sequence[ChunkResult]:
-        """Ask for a step, get it going, and return the results that are due (none, perhaps). Raises `StepFailure`."""
+        """Ask for a step, get it going, and return the results that are due (none, perhaps). Raises `StepFailure`,
+        or `RanksLostError` after which nothing can run."""
 
     def close(self) -> None:
         """Let go of threads."""
@@ -54,6 +56,8 @@ class SimpleLoop:
             return []
         try:
             return execute_step(self._runner, step, unread={})
+        except RanksLostError:
+            raise
         except Exception as error:
             raise StepFailure([step], error) from error
 
@@ -89,6 +93,8 @@ class OverlappedLoop:
             return []
         try:
             return before[1].result()
+        except RanksLostError:
+            raise
         except Exception as error:
             lost = [before[0]]
             if self._running is not None:

@@ -77,6 +77,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     plan: dict[str, str]
     """the plan's parts, for people"""
+    replicas: int = 1
+    """engines behind this one; the limits above are those of each"""
 
 
 class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):

@@ -16,6 +16,9 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 
 import msgspec
@@ -29,7 +32,8 @@ from samebits.engine.service import BuildEngine, progress_sender, run_service
 from samebits.engine.transport import Deliver, describe_failure
 
 BUILD_ENGINE = "samebits.engine.build:build_engine"
-PARENT_CHECK_MILLISECONDS = 1000
+IDLE_MILLISECONDS = 1000
+"""how long an engine without work waits for a command before it looks after itself and its parent"""
 STOP_SECONDS = 5.0
 LONGEST_TEMPORARY_PATH = 70
 """with our part behind it, a socket's address must stay under about 100 characters"""
@@ -73,9 +77,10 @@ class ProcessTransport:
             target=engine_process,
             args=(*self._settings, *addresses, os.getpid()),
             name="samebits-engine",
-            daemon=True,
+            daemon=self._settings[0].tensor_parallel == 1,  # a daemon may not start the other ranks
         )
-        self._process.start()
+        with _signals_held():
+            self._process.start()
         self._encoder = msgspec.msgpack.Encoder()
         loop = asyncio.get_running_loop()
         self._dead = asyncio.Event()
@@ -144,6 +149,17 @@ class ProcessTransport:
             deliver([EngineFailed(message=_describe_exit(self._process.exitcode))])
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Around the start of a child: it inherits the mask, and so does not die of a Ctrl-C before it ignores it."""
+    resource_tracker.ensure_running()  # which would lift the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _describe_exit(code: int | None) -> str:
     if code is not None and code < 0:
         reason = f"killed by {signal.Signals(-code).name}"
@@ -161,12 +177,11 @@ class _SocketInbox:
         self._decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 
     def take(self, wait: bool) -> list[Command]:
-        timeout = PARENT_CHECK_MILLISECONDS if wait else 0
-        while not self._socket.poll(timeout):
+        timeout = IDLE_MILLISECONDS if wait else 0
+        if not self._socket.poll(timeout):
             if os.getppid() != self._parent:
                 return [Shutdown()]
-            if not wait:
-                return []
+            return []
         commands = []
         while True:
             try:
@@ -205,9 +220,9 @@ def engine_process(
     try:
         module, _, function = build.partition(":")
         build_engine: BuildEngine = getattr(importlib.import_module(module), function)
-        built = build_engine(model, engine, progress_sender(send))
-        send([EngineReady(facts=built.facts)])
-        run_service(built, _SocketInbox(commands, parent), send)
+        with closing(build_engine(model, engine, progress_sender(send))) as built:
+            send([EngineReady(facts=built.facts)])
+            run_service(built, _SocketInbox(commands, parent), send)
     except BaseException as error:  # the parent must learn of whatever ends this process
         send([describe_failure(error)])
         status = 1

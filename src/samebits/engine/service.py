@@ -46,6 +46,8 @@ class SteppedEngine(Protocol):
 
     def flush_cache(self) -> int: ...
 
+    def close(self) -> None: ...
+
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total)"""
@@ -56,7 +58,7 @@ class Inbox(Protocol):
     """Where commands come from."""
 
     def take(self, wait: bool) -> list[Command]:
-        """Every command that has come, oldest first; with `wait`, blocks until there is one."""
+        """Every command that has come, oldest first; with `wait`, blocks until there is one, or for about a second."""
 
 
 def run_service(engine: SteppedEngine, inbox: Inbox, send: Callable[[list[Message]], None]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from typing import Protocol
 
 from samebits.config import EngineConfig, ModelConfig
@@ -15,6 +17,8 @@ from samebits.engine.service import BuildEngine, progress_sender, run_service
 from samebits.errors import SamebitsError
 
 Deliver = Callable[[list[Message]], None]
+IDLE_SECONDS = 1.0
+"""how long an engine without work waits for a command before it looks after itself"""
 
 
 class Transport(Protocol):
@@ -70,7 +74,10 @@ class ThreadTransport:
 
     def take(self, wait: bool) -> list[Command]:
         """The thread's side: every command that has come."""
-        commands = [self._commands.get()] if wait else []
+        commands = []
+        if wait:
+            with contextlib.suppress(queue.Empty):
+                commands.append(self._commands.get(timeout=IDLE_SECONDS))
         while True:
             try:
                 commands.append(self._commands.get_nowait())
@@ -79,8 +86,8 @@ class ThreadTransport:
 
     def _run(self, send: Deliver) -> None:
         try:
-            engine = self._build(self._model, self._engine, progress_sender(send))
-            send([EngineReady(facts=engine.facts)])
-            run_service(engine, self, send)
+            with closing(self._build(self._model, self._engine, progress_sender(send))) as engine:
+                send([EngineReady(facts=engine.facts)])
+                run_service(engine, self, send)
         except BaseException as error:  # whatever ends the thread must reach those who wait for it
             send([describe_failure(error)])

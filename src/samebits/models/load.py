@@ -22,6 +22,7 @@ from samebits.models.hf_config import ConfigReader, context_limit
 from samebits.models.locate import locate_model
 from samebits.models.progress import Progress, silent
 from samebits.models.registry import family_of
+from samebits.models.shards import WHOLE, ModelShard
 from samebits.models.spec import ModelSpec
 from samebits.models.weights import CheckpointSource, TensorSource, build_weights, check_tensors
 from samebits.numerics.batch import RaggedBatch
@@ -58,7 +59,7 @@ class LoadedModel:
 
     files: ModelFiles
     spec: ModelSpec
-    """`files.spec` with the storage dtype of the weights in use"""
+    """`files.spec` with the storage dtype of the weights in use and the heads of this rank"""
     weights: DecoderWeights
     rope: Tensor
     """float32 [context length, 2 (cos, sin), rotary_dim / 2]"""
@@ -66,6 +67,8 @@ class LoadedModel:
     """SHA-256 of each shard by its name, or how the dummy weights were made"""
     text_digests: Mapping[str, str]
     """SHA-256 of each file of the tokenizer and chat template by its name"""
+    tensor_parallel: int = 1
+    """degree"""
 
 
 def read_model_files(config: ModelConfig) -> ModelFiles:
@@ -91,13 +94,16 @@ def load_model(
     operators: Operators,
     progress: Progress = silent,
     cache: Path | None = None,
+    shard: ModelShard = WHOLE,
 ) -> LoadedModel:
-    """Read, check and pack the weights of `config.model` for `operators`.
+    """Read, check and pack the weights of `config.model` for `operators`, or the part of them that `shard` names; then
+    all ranks must load at the same time, for they run a token together.
 
     `cache` is the folder where digests of shards are kept (None: the user's). Raises what `read_model_files`
     does, and `ModelFileError` naming the file or tensor that is missing, extra, mis-shaped or damaged.
     """
     files = read_model_files(config)
+    shard.check(files.spec)
     source: TensorSource
     if config.load_format == "dummy":
         spec = _with_dtype(files.spec, config.dtype, DUMMY_DTYPE)
@@ -109,19 +115,20 @@ def load_model(
         check_tensors(checkpoint, spec, files.family.names, convert=config.dtype != "auto")
         source = CheckpointSource(checkpoint, getattr(torch, spec.dtype))
         digests = weight_digests(checkpoint.shards, cache or user_cache_folder(), progress)
-    weights = build_weights(spec, files.family.names, source, operators, progress)
     rope = spec.rope
     try:
         table = rope_table(files.context_length, rope.theta, rope.rotary_dim, rope.kind, dict(rope.scaling))
         table = table.to(operators.device)
-        _run_one_token(spec, weights, operators, table)
+        weights = build_weights(spec, files.family.names, source, operators, progress, shard)
+        _run_one_token(shard.spec(spec), weights, operators, table)
     except NumericsError as error:
         raise UnsupportedModelError(
             f"{files.folder}: the numerics profile '{operators.profile}' cannot run this model: {error}"
         ) from error
     return LoadedModel(
         files=files,
-        spec=spec,
+        spec=shard.spec(spec),
+        tensor_parallel=shard.size,
         weights=weights,
         rope=table,
         weight_digests=digests,
@@ -144,6 +151,7 @@ def make_plan(model: LoadedModel, operators: Operators, default_seed: int | None
         end_tokens=model.files.end_tokens,
         sampling_defaults={**msgspec.to_builtins(model.files.sampling_defaults), "seed": default_seed},
         tokenizer=model.text_digests,
+        tensor_parallel=model.tensor_parallel,
     )
 
 

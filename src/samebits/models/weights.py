@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -15,10 +16,13 @@ from samebits.models.checkpoint import Checkpoint
 from samebits.models.decoder import DecoderWeights
 from samebits.models.family import WeightNames
 from samebits.models.progress import Progress
+from samebits.models.shards import WHOLE, ModelShard
 from samebits.models.spec import ModelSpec
 from samebits.numerics.operators import Operators, PackedLinear
 
 STAGE = "loading weights"
+Cut = Callable[[Tensor], Tensor]
+"""Takes a rank's part of a tensor."""
 
 
 class TensorSource(Protocol):
@@ -127,51 +131,74 @@ class CheckpointSource:
 
 
 def build_weights(
-    spec: ModelSpec, names: WeightNames, source: TensorSource, operators: Operators, progress: Progress
+    spec: ModelSpec,
+    names: WeightNames,
+    source: TensorSource,
+    operators: Operators,
+    progress: Progress,
+    shard: ModelShard = WHOLE,
 ) -> DecoderWeights:
-    """Read, fuse and pack all weights for the operators."""
+    """Read, cut, fuse and pack all weights for the operators. `spec` is the whole model's."""
     total = spec.layers + 2
     progress(STAGE, 0, total)
-    embedding = source.tensor(names.embedding).to(operators.device)
+    embedding = shard.vocabulary(source.tensor(names.embedding)).to(operators.device)
     progress(STAGE, 1, total)
     layers = []
     for index in range(spec.layers):
-        layers.append(_layer(spec, names, source, operators, index))
+        layers.append(_layer(spec, names, source, operators, index, shard))
         progress(STAGE, index + 2, total)
     final_norm = _vector(source, names.final_norm, operators)
     if spec.tied_embeddings:
-        output = operators.pack_linear(embedding)
+        output = embedding
     else:
-        output = operators.pack_linear(source.tensor(names.output + ".weight").to(operators.device))
+        output = shard.vocabulary(source.tensor(names.output + ".weight")).to(operators.device)
+    packed = operators.pack_output(output, spec.vocabulary)
     progress(STAGE, total, total)
-    return DecoderWeights(embedding, tuple(layers), final_norm, output)
+    return DecoderWeights(embedding, tuple(layers), final_norm, packed)
 
 
 def _layer(
-    spec: ModelSpec, names: WeightNames, source: TensorSource, operators: Operators, index: int
+    spec: ModelSpec,
+    names: WeightNames,
+    source: TensorSource,
+    operators: Operators,
+    index: int,
+    shard: ModelShard,
 ) -> LayerWeights:
     at = partial(_at_layer, layer=index)
 
     def vector(name: str) -> Tensor:
         return _vector(source, at(name), operators)
 
-    def linear(parts: tuple[str, ...], bias: bool) -> PackedLinear:
-        return operators.pack_linear(
-            _joined(source, [at(part) + ".weight" for part in parts]).to(operators.device),
-            _joined(source, [at(part) + ".bias" for part in parts]).to(operators.device) if bias else None,
-        )
+    def kv_rows(tensor: Tensor) -> Tensor:
+        return shard.kv_rows(tensor, spec.heads)
+
+    def columns(parts: Mapping[str, Cut], bias: bool) -> PackedLinear:
+        """A column-parallel linear, fused of several; each part is cut by itself."""
+
+        def fused(ending: str) -> Tensor:
+            cut = [take(source.tensor(at(name) + ending)) for name, take in parts.items()]
+            return torch.cat(cut).to(operators.device)
+
+        return operators.pack_linear(fused(".weight"), fused(".bias") if bias else None)
+
+    def inputs(name: str, bias: bool) -> PackedLinear:
+        """A row-parallel linear; its bias is of the joined sum, and every rank has it whole."""
+        weight = shard.inputs(source.tensor(at(name) + ".weight")).to(operators.device)
+        whole_bias = source.tensor(at(name) + ".bias").to(operators.device) if bias else None
+        return operators.pack_row_linear(weight, whole_bias)
 
     attention = AttentionWeights(
         input_norm=vector(names.attention_norm),
-        qkv=linear((names.query, names.key, names.value), spec.qkv_bias),
-        output=linear((names.attention_output,), spec.output_bias),
+        qkv=columns({names.query: shard.rows, names.key: kv_rows, names.value: kv_rows}, spec.qkv_bias),
+        output=inputs(names.attention_output, spec.output_bias),
         query_norm=vector(names.query_norm) if spec.qk_norm else None,
         key_norm=vector(names.key_norm) if spec.qk_norm else None,
     )
     mlp = MlpWeights(
         input_norm=vector(names.mlp_norm),
-        gate_up=linear((names.gate, names.up), spec.mlp_bias),
-        down=linear((names.down,), spec.mlp_bias),
+        gate_up=columns({names.gate: shard.rows, names.up: shard.rows}, spec.mlp_bias),
+        down=inputs(names.down, spec.mlp_bias),
     )
     return LayerWeights(attention, mlp)
 
@@ -181,11 +208,6 @@ def _vector(source: TensorSource, name: str, operators: Operators) -> Tensor:
     stored = source.tensor(name)
     wider = torch.promote_types(stored.dtype, operators.activation_dtype)
     return stored.to(operators.device, wider)
-
-
-def _joined(source: TensorSource, names: list[str]) -> Tensor:
-    parts = [source.tensor(name) for name in names]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _at_layer(pattern: str, layer: int) -> str:

@@ -84,6 +84,14 @@ class Operators(Protocol):
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
         """Take a weight [out, in] (bf16, fp16 or fp32) and a bias [out]. Values are kept exactly."""
 
+    def pack_row_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
+        """Take this rank's part [out, in of this rank] of a weight whose inputs are split over ranks, in rank order,
+        and the whole bias [out]."""
+
+    def pack_output(self, weight: Tensor, vocabulary: int) -> PackedLinear:
+        """Take this rank's rows [held, hidden] of the output matrix (`vocabulary.shard_rows` of them, where there are
+        several ranks), for `logits`."""
+
     def allocate_kv(
         self, layers: int, pages: int, page_tokens: int, heads: HeadLayout
     ) -> tuple[KvLayer, ...]:
@@ -94,13 +102,18 @@ class Operators(Protocol):
     # Forward
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
-        """Rows of `table` [vocabulary, hidden] as act [rows, hidden]."""
+        """Rows of the embedding as act [rows, hidden]; `table` holds this rank's rows of it."""
 
     def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         """GEMM clause. x act [rows, in] -> act [rows, out]; the bias is added to the finished sum."""
 
+    def row_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        """GEMM clause of the profile over all ranks, joined by its collective clause, for a weight of
+        `pack_row_linear`. x act [rows, in of this rank] -> act [rows, out], the same on every rank."""
+
     def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
-        """GEMM clause with float32 out of the accumulator. x act [rows, hidden] -> float32 [rows, vocabulary]."""
+        """GEMM clause with float32 out of the accumulator, for a weight of `pack_output`.
+        x act [rows, hidden] -> float32 [rows, vocabulary], on every rank."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Norm clause. x act [rows, hidden], weight [hidden] -> act [rows, hidden]."""

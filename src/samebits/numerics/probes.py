@@ -72,6 +72,17 @@ def _probe_gemm(operators: Operators, dtype: torch.dtype) -> str:
     return digest_of(operators.linear(rows, packed), operators.logits(rows[:1].contiguous(), packed))
 
 
+def probe_row_linear(operators: Operators, dtypes: Sequence[torch.dtype]) -> str:
+    """Digest of a product that is reduced in leaves, over the whole of K."""
+    products = []
+    for dtype in dtypes:
+        x, weight = cancelling_product(16, 9, 80, 1152, dtype)
+        bias = wide_rows(17, 1, 80)[0]
+        packed = operators.pack_row_linear(weight.to(operators.device), bias.to(operators.device))
+        products.append(operators.row_linear(_act(operators, x), packed))
+    return digest_of(*products)
+
+
 def _probe_embed(operators: Operators, dtype: torch.dtype) -> str:
     table = wide_rows(15, 32, 64).to(operators.device, dtype)
     return digest_of(operators.embed(torch.tensor([31, 0, 7, 7], device=operators.device), table))

@@ -39,6 +39,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     machine share); None: never"""
     grammar: str = ""
     """what the output must match, in the language of the engine's mask source; empty: anything"""
+    replica: int | None = None
+    """which of several engines behind a server is to run it; None: any, for the bits are the same"""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

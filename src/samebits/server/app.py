@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from samebits.config import EngineConfig, ModelConfig
 from samebits.errors import SamebitsError
+from samebits.server.anthropic import AnthropicRoutes
 from samebits.server.front import Front
 from samebits.server.guard import guarded
 from samebits.server.http import UnavailableError, error_response
@@ -16,6 +17,7 @@ from samebits.server.info import InfoRoutes
 from samebits.server.metrics_route import MetricsRoutes
 from samebits.server.native import NativeRoutes
 from samebits.server.openai import OpenAIRoutes
+from samebits.server.page_routes import page_routes
 
 
 def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> ASGIApp:
@@ -26,5 +28,7 @@ def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> ASGIAp
         *MetricsRoutes(front).routes(),
         *NativeRoutes(front).routes(),
         *OpenAIRoutes(front).routes(),
+        *AnthropicRoutes(front).routes(),
+        *(page_routes() if front.config.page else ()),
     ]
     return guarded(Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, error_response)), front)

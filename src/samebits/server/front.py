@@ -49,6 +49,10 @@ class Front:
         }
         raise UnavailableError(reasons.get(self.phase, "the server is not ready"))
 
+    def check_ready(self) -> None:
+        """Raise `UnavailableError` unless requests are taken."""
+        _ = self.generator
+
     @property
     def body_limit(self) -> int:
         """Largest body in bytes."""

@@ -23,13 +23,14 @@ from samebits.config import ServerConfig
 from samebits.engine.logs import request_id
 from samebits.errors import ConfigError
 from samebits.server.front import Front
-from samebits.server.http import CLIENT_CLOSED_REQUEST, RETRY_AFTER_SECONDS, error_body, json_response
+from samebits.server.http import CLIENT_CLOSED_REQUEST, RETRY_AFTER_SECONDS, error_body, error_reply
 from samebits.server.keys import Keys, load_keys
 from samebits.server.metrics import ServerMetrics
+from samebits.server.page_routes import PAGE_PATHS
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+HEALTH_PATHS = frozenset({"/health", "/ready"})
 """need no key and are never too many: a supervisor has to reach them"""
-QUIET_PATHS = OPEN_PATHS | {"/metrics"}
+QUIET_PATHS = HEALTH_PATHS | {"/metrics"}
 """asked for every few seconds: logged only at `debug`, and outside of the limit"""
 REQUEST_ID_HEADER = b"x-request-id"
 WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -53,7 +54,7 @@ def guarded(app: Starlette, front: Front) -> ASGIApp:
         )
     inner: ASGIApp = LimitInFlight(app, metrics, config.max_in_flight)
     if keys := load_keys(config):
-        inner = RequireKey(inner, keys)
+        inner = RequireKey(inner, keys, HEALTH_PATHS | (PAGE_PATHS if config.page else frozenset()))
     if config.cors_origins:
         inner = _with_cors(inner, config)
     return Observe(inner, metrics, route_namer(app))
@@ -96,19 +97,20 @@ class Observe:
 
 
 class RequireKey:
-    """Refuses requests without a key with 401."""
+    """Refuses requests without a key with 401, but for the open paths."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, open_paths: frozenset[str]) -> None:
         self._app = app
         self._keys = keys
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in OPEN_PATHS or self._keys.admit(scope["headers"]):
+        if scope["path"] in self._open_paths or self._keys.admit(scope["headers"]):
             await self._app(scope, receive, send)
             return
         message = "this server needs an API key, as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
         body = error_body(message, "invalid_request_error", code="invalid_api_key")
-        await json_response(body, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+        await error_reply(scope, 401, body, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
 
 class LimitInFlight:
@@ -125,7 +127,7 @@ class LimitInFlight:
         elif self._metrics.in_flight >= self._most:
             message = f"{self._most} requests are being answered (--max-in-flight); come back later"
             body = error_body(message, "overloaded_error", code="too_many_in_flight")
-            await json_response(body, 503, {"Retry-After": RETRY_AFTER_SECONDS})(scope, receive, send)
+            await error_reply(scope, 503, body, {"Retry-After": RETRY_AFTER_SECONDS})(scope, receive, send)
         else:
             self._metrics.in_flight += 1
             try:

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from samebits.engine.logs import request_id
 from samebits.engine.validate import QueueFullError
 from samebits.errors import DeadlineError, EngineError, RequestError
 from samebits.generation.samples import SampleResult
@@ -42,6 +43,32 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """An error in OpenAI's shape."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+ANTHROPIC_PATHS = "/v1/messages"
+ANTHROPIC_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def anthropic_error(status: int, body: dict[str, Any]) -> dict[str, Any]:
+    """An error in Anthropic's shape; OpenAI's `param` and `code` stay in it."""
+    kind = ANTHROPIC_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": body["error"] | {"type": kind}, "request_id": request_id.get()}
+
+
+def error_reply(
+    scope: Scope, status: int, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> Response:
+    """An error as a response, in the shape of the API that the path belongs to."""
+    if scope["path"].startswith(ANTHROPIC_PATHS):
+        body = anthropic_error(status, body)
+    return json_response(body, status, headers)
 
 
 def error_parts(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
@@ -77,7 +104,7 @@ async def error_response(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and status in (404, 405):
         reason = "no such path" if status == 404 else f"{request.method} is not allowed here"
         body = error_body(f"{reason}: {request.url.path}", "invalid_request_error")
-    return json_response(body, status, headers)
+    return error_reply(request.scope, status, body, headers)
 
 
 def check_in_time(results: Iterable[SampleResult]) -> None:
@@ -175,6 +202,11 @@ class EventStream:
 def event_frame(value: Any) -> bytes:
     """One `data:` frame."""
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+def typed_frame(value: dict[str, Any]) -> bytes:
+    """One frame that names its `type` as the event, too."""
+    return b"event: " + value["type"].encode() + b"\ndata: " + msgspec.json.encode(value) + b"\n\n"
 
 
 DONE_FRAME = b"data: [DONE]\n\n"

@@ -13,8 +13,9 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
@@ -23,9 +24,13 @@ from samebits.config import EngineConfig, ModelConfig, ServerConfig
 from samebits.engine.async_engine import AsyncEngine
 from samebits.engine.logs import configure_logging
 from samebits.engine.process import BUILD_ENGINE, ProcessTransport
+from samebits.engine.rank_worker import default_threads
+from samebits.engine.replicas import ReplicaTransport
+from samebits.engine.transport import Transport
 from samebits.errors import ConfigError
 from samebits.server.app import create_app
 from samebits.server.front import Front, Phase
+from samebits.server.start_log import StartLog
 from samebits.server.supervise import keep_running
 
 LAST_FRAMES_SECONDS = 5
@@ -34,13 +39,23 @@ LAST_FRAMES_SECONDS = 5
 log = logging.getLogger("samebits.server")
 
 
-def serve(model: ModelConfig, engine: EngineConfig, server: ServerConfig, build: str = BUILD_ENGINE) -> int:
+def serve(
+    model: ModelConfig,
+    engine: EngineConfig,
+    server: ServerConfig,
+    build: str = BUILD_ENGINE,
+    notes: Sequence[str] = (),
+) -> int:
     """Serve until told to stop; returns the exit status: 0 after an orderly stop, 1 when the engine failed.
 
-    `build` names the function that makes the engine in its process, as `module:function`. Raises `ConfigError`
-    when the address cannot be had, or for a setting of the server that makes no sense.
+    `build` names the function that makes the engine in its process, as `module:function`; `notes` are logged
+    first. Raises `ConfigError` when the address cannot be had, or for a setting of the server that makes no sense.
     """
+    if engine.data_parallel < 1:
+        raise ConfigError(f"--data-parallel must be at least 1, got {engine.data_parallel}")
     configure_logging(server.log_level, ("uvicorn",), server.log_format)
+    for note in notes:
+        log.info("%s", note)
     listener = bind(server.host, server.port)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -77,6 +92,17 @@ class _Server(uvicorn.Server):
         self._on_signal(sig)
 
 
+def _transport(model: ModelConfig, engine: EngineConfig, config: ServerConfig, build: str) -> Transport:
+    """A process for the engine, or one for each replica."""
+    count = engine.data_parallel
+    if count > 1 and not engine.threads:
+        engine = replace(engine, threads=default_threads(count * model.tensor_parallel))
+    replicas = [
+        ProcessTransport(model, engine, build, config.log_level, config.log_format) for _ in range(count)
+    ]
+    return replicas[0] if count == 1 else ReplicaTransport(replicas)
+
+
 async def _serve(
     model: ModelConfig,
     engine: EngineConfig,
@@ -85,8 +111,8 @@ async def _serve(
     listener: socket.socket,
 ) -> int:
     def make_engine() -> AsyncEngine:
-        transport = ProcessTransport(model, engine, build, config.log_level, config.log_format)
-        return AsyncEngine(transport, _log_progress)
+        log.info("starting the engine: model %s, numerics profile %s", model.model, model.numerics)
+        return AsyncEngine(_transport(model, engine, config, build), StartLog())
 
     front = Front(config, make_engine())
     app = create_app(front, model, engine)
@@ -189,13 +215,6 @@ def _warn_if_open(config: ServerConfig) -> None:
     is_local = config.host == "localhost" or config.host.startswith("127.") or config.host == "::1"
     if not is_local and not (config.api_key or config.api_key_file):
         log.warning("whoever reaches %s may use this server: there is no --api-key", config.host)
-
-
-def _log_progress(stage: str, done: int, total: int) -> None:
-    if done == total:
-        log.info("%s: done", stage)
-    else:
-        log.debug("%s: %d of %d", stage, done, total)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

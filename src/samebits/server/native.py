@@ -20,6 +20,7 @@ from samebits.errors import EngineError, RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import Collector, GenerationRequest, Sample
 from samebits.sampling_params import SamplingParams
+from samebits.server.fields import convert_object, decode_object
 from samebits.server.front import Front
 from samebits.server.http import (
     CLIENT_CLOSED_REQUEST,
@@ -37,10 +38,8 @@ from samebits.server.schema import (
     AbortBody,
     NativeRequest,
     NativeSampling,
-    convert_object,
     convert_sampling,
     decode_native,
-    decode_object,
 )
 
 Item = TypeVar("Item")

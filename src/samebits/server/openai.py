@@ -19,21 +19,30 @@ from samebits.server.openai_completions import CompletionRoutes
 from samebits.server.openai_logprobs import TokenNames
 from samebits.server.openai_prompt import tokenize_prompt
 from samebits.server.openai_schema import DetokenizeFields, TokenizeFields, decode_small
+from samebits.server.responses import ResponsesRoutes
 
 NOT_OFFERED = {
-    "/v1/audio/{path:path}": "audio",
-    "/v1/assistants": "assistants",
-    "/v1/batches": "batches over HTTP",
-    "/v1/embeddings": "embeddings",
-    "/v1/files": "files",
-    "/v1/fine_tuning/{path:path}": "fine-tuning",
-    "/v1/images/{path:path}": "images",
-    "/v1/moderations": "moderation",
-    "/v1/rerank": "reranking",
-    "/v1/score": "scoring of pairs",
-    "/v1/videos": "video",
+    "assistants": "assistants",
+    "audio": "audio",
+    "batches": "batches over HTTP",
+    "containers": "containers",
+    "conversations": "stored conversations",
+    "embeddings": "embeddings",
+    "evals": "evaluations",
+    "files": "files",
+    "fine_tuning": "fine-tuning",
+    "images": "images",
+    "moderations": "moderation",
+    "realtime": "realtime sessions",
+    "rerank": "reranking",
+    "score": "scoring of pairs",
+    "threads": "threads",
+    "uploads": "uploads",
+    "vector_stores": "vector stores",
+    "videos": "video",
 }
-"""Paths that clients know, and what they would be for."""
+"""What clients know below /v1, and what it would be for."""
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
 class OpenAIRoutes:
@@ -51,10 +60,13 @@ class OpenAIRoutes:
             own.append(Route(prefix + "/tokenize", self.tokenize, methods=["POST"]))
             own.append(Route(prefix + "/detokenize", self.detokenize, methods=["POST"]))
         refused = [
-            Route(path, partial(_not_offered, what), methods=["GET", "POST"])
-            for path, what in NOT_OFFERED.items()
+            Route(f"/v1/{name}{rest}", partial(_not_offered, what), methods=METHODS)
+            for name, what in NOT_OFFERED.items()
+            for rest in ("", "/{path:path}")
         ]
-        return [*own, *CompletionRoutes(self._front).routes(), *ChatRoutes(self._front).routes(), *refused]
+        front = self._front
+        own += CompletionRoutes(front).routes() + ChatRoutes(front).routes() + ResponsesRoutes(front).routes()
+        return [*own, *refused]
 
     async def models(self, request: Request) -> Response:
         return json_response({"object": "list", "data": [self._model()]})

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from samebits.engine.messages import EngineFacts, LogprobOptions
-from samebits.errors import RequestError
-from samebits.generation.generator import Generator
-from samebits.generation.samples import GenerationRequest, Sample, SampleResult
+from samebits.engine.messages import EngineFacts
+from samebits.generation.samples import Sample, SampleResult
+from samebits.server.answer import call_id
 from samebits.server.front import Front
-from samebits.server.http import (
-    CLIENT_CLOSED_REQUEST,
-    EventStream,
-    json_error_frame,
-    json_response,
-    read_body,
-    until_disconnect,
-)
-from samebits.server.openai_common import (
-    check_common,
-    check_length,
-    check_model,
-    encode,
-    field_names,
-    make_envelope,
-    run_stream,
-    run_whole,
-    to_sampling,
-)
+from samebits.server.openai_chat_run import prepare_chat
+from samebits.server.openai_common import read_request
 from samebits.server.openai_logprobs import (
     TokenNames,
     chat_logprobs,
@@ -44,14 +23,8 @@ from samebits.server.openai_logprobs import (
     prompt_logprobs,
     replay_facts,
 )
-from samebits.server.openai_prompt import ChatPrompt, chat_prompt
-from samebits.server.openai_schema import (
-    REFUSED_CHAT_FIELDS,
-    ChatFields,
-    CommonFields,
-    SamplingFields,
-    decode_request,
-)
+from samebits.server.openai_run import Job, make_envelope, respond
+from samebits.server.openai_schema import REFUSED_CHAT_FIELDS, ChatFields
 from samebits.text.answer import AnswerDelta, AnswerParser
 
 NAMES = {
@@ -63,6 +36,7 @@ NAMES = {
     "top_logprobs_num": "top_logprobs",
     "no_stop_trim": "include_stop_str_in_output",
 }
+COMPLETION_LIMIT = {"max_new_tokens": "max_completion_tokens"}
 
 
 @dataclass(frozen=True)
@@ -176,13 +150,11 @@ class ChatChoice:
         if call["name"] is None:
             return {"function": function}
         function = {"name": call["name"], **function}
-        return {"id": self._call_id(call["number"]), "type": "function", "function": function}
-
-    def _call_id(self, number: int) -> str:
-        """An id that follows from the request, so that a replayed conversation is the same to its last character."""
-        sampling = self._sample.request.sampling
-        seen = [self._sample.request.prompt_ids, sampling.seed, sampling.sample_index, number]
-        return "call_" + hashlib.sha256(msgspec.json.encode(seen)).hexdigest()[:24]
+        return {
+            "id": call_id("call_", self._sample, call["number"]),
+            "type": "function",
+            "function": function,
+        }
 
     def _prompt_logprobs(self, part: SampleResult) -> list[dict[str, Any] | None]:
         top = self._view.prompt_logprobs or 0
@@ -199,95 +171,22 @@ class ChatRoutes:
         return [Route("/v1/chat/completions", self.complete, methods=["POST"])]
 
     async def complete(self, request: Request) -> Response | ASGIApp:
-        generator = self._front.generator
-        data = await read_body(request, self._front.body_limit)
-        body, common, given = decode_request(data, ChatFields, REFUSED_CHAT_FIELDS)
-        check_model(self._front, common.model)
-        check_common(common, given)
-        _check(body)
-        prompt = chat_prompt(self._front, body)
-        ids = await encode(generator, prompt.text, bool(common.add_special_tokens), "messages")
-        limit = _limit(body, given)
-        check_length(generator, ids, limit, "messages")
-        if limit is None:
-            limit = max(1, min(generator.facts.context_length, generator.facts.kv_tokens) - len(ids))
+        front = self._front
+        body, common, given = await read_request(front, request, ChatFields, REFUSED_CHAT_FIELDS)
         names = NAMES if body.max_completion_tokens is None else NAMES | COMPLETION_LIMIT
-        with field_names(names):
-            generation = GenerationRequest(
-                prompt=ids,
-                params=to_sampling(given, limit),
-                logprobs=_logprob_options(body, common),
-                rid=common.rid or "",
-                priority=common.priority or 0,
-                use_prefix_cache=common.use_prefix_cache is not False,
-                deadline_seconds=common.deadline_seconds,
-            )
-            samples = generator.prepare([generation], common.rid or "")
-        choices = _choices(generator, samples, body, common, prompt)
-        envelope = make_envelope(self._front, "chat.completion", "chatcmpl-", common.rid)
-        if common.stream:
-            frames = run_stream(generator, samples, choices, envelope, common, names)
-            return EventStream(frames, json_error_frame)
-        done = await until_disconnect(request.receive, run_whole(generator, samples, choices, names))
-        if done is None:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        answer = envelope.head() | {"choices": done[0], "usage": done[1]}
-        if common.return_token_ids:
-            answer["prompt_token_ids"] = ids
-        return json_response(answer)
-
-
-COMPLETION_LIMIT = {"max_new_tokens": "max_completion_tokens"}
-
-
-def _check(body: ChatFields) -> None:
-    kind = (body.response_format or {"type": "text"}).get("type")
-    if kind != "text":
-        raise RequestError(
-            f"response_format of type {kind!r} needs structured output, which is not offered yet",
-            "response_format",
-            "unsupported_value",
+        chat = await prepare_chat(front, body, common, given, names)
+        view = View(
+            (body.top_logprobs or 0) if body.logprobs else None,
+            common.prompt_logprobs,
+            bool(common.return_token_ids),
         )
-    if body.modalities not in (None, [], ["text"]):
-        raise RequestError("modalities other than text are not offered", "modalities", "unsupported_value")
-    if body.top_logprobs is not None and body.top_logprobs < 0:
-        raise RequestError("top_logprobs must not be negative", "top_logprobs")
-    if body.top_logprobs and not body.logprobs:
-        raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
-
-
-def _limit(body: ChatFields, given: SamplingFields) -> int | None:
-    """Most output tokens; None: as many as fit."""
-    if body.max_completion_tokens is None:
-        return given.max_tokens
-    if given.max_tokens not in (None, body.max_completion_tokens):
-        message = "max_tokens and max_completion_tokens are two names of one thing and differ"
-        raise RequestError(message, "max_tokens")
-    return body.max_completion_tokens
-
-
-def _logprob_options(body: ChatFields, common: CommonFields) -> LogprobOptions:
-    return LogprobOptions(
-        output=bool(body.logprobs),
-        prompt_start=-1 if common.prompt_logprobs is None else 0,
-        top=max(body.top_logprobs or 0, common.prompt_logprobs or 0),
-    )
-
-
-def _choices(
-    generator: Generator,
-    samples: Sequence[Sample],
-    body: ChatFields,
-    common: CommonFields,
-    prompt: ChatPrompt,
-) -> list[ChatChoice]:
-    view = View(
-        (body.top_logprobs or 0) if body.logprobs else None,
-        common.prompt_logprobs,
-        bool(common.return_token_ids),
-    )
-    names = TokenNames(generator.tokenizer, bool(common.return_tokens_as_token_ids))
-    return [
-        ChatChoice(index, sample, view, names, prompt.parser(), generator.facts)
-        for index, sample in enumerate(samples)
-    ]
+        facts = front.generator.facts
+        tokens = TokenNames(front.generator.tokenizer, bool(common.return_tokens_as_token_ids))
+        choices = [
+            ChatChoice(index, sample, view, tokens, chat.prompt.parser(), facts)
+            for index, sample in enumerate(chat.samples)
+        ]
+        envelope = make_envelope(front, "chat.completion", "chatcmpl-", common.rid)
+        job = Job(chat.samples, choices, envelope, names)
+        more = {"prompt_token_ids": chat.prompt_ids} if common.return_token_ids else {}
+        return await respond(front, request, job, bool(common.stream), common.stream_options, more)

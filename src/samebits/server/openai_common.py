@@ -1,33 +1,65 @@
-"""What the OpenAI routes share: names, parameters, the frame around choices, usage, and how samples are run."""
+"""What the OpenAI routes share on a request's way in: names, checks, parameters, token ids."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-import time
-import uuid
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
 
 import msgspec
+from starlette.requests import Request
 
-from samebits.errors import EngineError, RequestError
+from samebits.engine.messages import LogprobOptions
+from samebits.errors import RequestError
 from samebits.generation.generator import Generator
-from samebits.generation.samples import Collector, Sample, SampleResult
+from samebits.generation.samples import GenerationRequest
 from samebits.sampling_params import SamplingParams
+from samebits.server.fields import Body
 from samebits.server.front import Front
-from samebits.server.http import DONE_FRAME, NotFoundError, check_in_time
-from samebits.server.native import to_params
-from samebits.server.openai_schema import CommonFields, SamplingFields
+from samebits.server.http import NotFoundError, read_body
+from samebits.server.native import LARGE_PROMPT, to_params
+from samebits.server.openai_schema import INERT_FIELDS, CommonFields, SamplingFields, decode_request
 from samebits.server.schema import NativeSampling
 
-LARGE_PROMPT = 20_000
-"""characters of text beyond which tokenizing leaves the event loop"""
 OWN_NAMES = ("max_tokens", "min_tokens", "seed", "include_stop_str_in_output")
 ANY_MODEL = ("", "default")
 """names that clients send when they mean the only model"""
+
+
+async def read_request(
+    front: Front,
+    request: Request,
+    kind: type[Body],
+    refused: Mapping[str, str],
+    inert: Mapping[str, str] = INERT_FIELDS,
+) -> tuple[Body, CommonFields, SamplingFields]:
+    """The body of a route whose own fields are `kind`, with the shared fields checked.
+
+    Raises `RequestError` naming the field, `UnavailableError` unless requests are taken.
+    """
+    front.check_ready()
+    data = await read_body(request, front.body_limit)
+    body, common, given = decode_request(data, kind, refused, inert)
+    check_model(front, common.model)
+    check_common(common, given)
+    return body, common, given
+
+
+def generation_request(
+    ids: Sequence[int], params: SamplingParams, logprobs: LogprobOptions, common: CommonFields, rid: str
+) -> GenerationRequest:
+    """One prompt with what the shared fields say about how it is run."""
+    return GenerationRequest(
+        prompt=ids,
+        params=params,
+        logprobs=logprobs,
+        rid=rid,
+        priority=common.priority or 0,
+        use_prefix_cache=common.use_prefix_cache is not False,
+        deadline_seconds=common.deadline_seconds,
+    )
 
 
 def check_model(front: Front, name: str | None) -> None:
@@ -48,6 +80,19 @@ def check_common(common: CommonFields, given: SamplingFields) -> None:
         raise RequestError("rid must not be empty", "rid")
     if common.prompt_logprobs is not None and common.prompt_logprobs < 0:
         raise RequestError("prompt_logprobs must not be negative", "prompt_logprobs")
+
+
+def check_single(common: CommonFields, given: SamplingFields) -> None:
+    """Raise `RequestError` for shared fields that mean nothing where a response is one answer to one chat."""
+    if given.n not in (None, 1):
+        refuse("n", "a response holds one answer; /v1/chat/completions has n")
+    if common.prompt_logprobs is not None:
+        refuse("prompt_logprobs", "/v1/chat/completions and /v1/completions have them")
+
+
+def refuse(field: str, reason: str) -> NoReturn:
+    """Refuse a field that other routes take."""
+    raise RequestError(f"{field} is not offered on this route: {reason}", field, "unsupported_parameter")
 
 
 def to_sampling(given: SamplingFields, max_new_tokens: int | None) -> SamplingParams:
@@ -100,127 +145,3 @@ def check_length(generator: Generator, prompt_ids: Sequence[int], limit: int | N
             "no room is left for an output token"
         )
         raise RequestError(message, field, "context_length_exceeded")
-
-
-@dataclass(frozen=True)
-class Envelope:
-    """What stands around the choices of one response."""
-
-    kind: str
-    """`text_completion` or `chat.completion`"""
-    id: str
-    created: int
-    model: str
-    fingerprint: str
-
-    def head(self, suffix: str = "") -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": self.kind + suffix,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-        }
-
-
-def make_envelope(front: Front, kind: str, prefix: str, rid: str | None) -> Envelope:
-    """The envelope of a new response. `rid` is the caller's id of the request."""
-    own = rid or uuid.uuid4().hex
-    fingerprint = front.engine.facts.fingerprint
-    return Envelope(kind, prefix + own, int(time.time()), front.model_name, fingerprint)
-
-
-class Usage:
-    """Counts tokens as they come."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        firsts = {sample.prompt_index: index for index, sample in reversed(list(enumerate(samples)))}
-        self._firsts = list(firsts.values())
-        self._prompt = sum(len(samples[index].request.prompt_ids) for index in self._firsts)
-        self._completion = [0] * len(samples)
-        self._cached = [0] * len(samples)
-
-    def add(self, index: int, part: SampleResult) -> None:
-        """Count what is new of sample `index`."""
-        self._completion[index] += len(part.token_ids)
-        self._cached[index] = max(self._cached[index], part.cached_tokens)
-
-    def object(self) -> dict[str, Any]:
-        """`usage`: a prompt counts once, however many samples it has."""
-        completion = sum(self._completion)
-        return {
-            "prompt_tokens": self._prompt,
-            "completion_tokens": completion,
-            "total_tokens": self._prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": sum(self._cached[index] for index in self._firsts)},
-        }
-
-
-class Choice(Protocol):
-    """Makes the objects of one choice."""
-
-    def whole(self, result: SampleResult) -> dict[str, Any]:
-        """The choice of a response."""
-
-    def pieces(self, part: SampleResult) -> list[dict[str, Any]]:
-        """The choices of a stream that say what is new in `part`."""
-
-
-def check_finish(result: SampleResult) -> None:
-    """Raise `EngineError` for a sample that failed: half a response would look like a whole one."""
-    if result.finish is not None and result.finish.type == "error":
-        raise EngineError(result.finish.message)
-
-
-async def run_whole(
-    generator: Generator, samples: Sequence[Sample], choices: Sequence[Choice], names: Mapping[str, str]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(choices, usage) of a response."""
-    with field_names(names):
-        results = await generator.complete_all(samples)
-    check_in_time(results)
-    usage = Usage(samples)
-    for index, result in enumerate(results):
-        check_finish(result)
-        usage.add(index, result)
-    made = [choice.whole(result) for choice, result in zip(choices, results, strict=True)]
-    return made, usage.object()
-
-
-async def run_stream(
-    generator: Generator,
-    samples: Sequence[Sample],
-    choices: Sequence[Choice],
-    envelope: Envelope,
-    common: CommonFields,
-    names: Mapping[str, str],
-) -> AsyncGenerator[bytes, None]:
-    """The frames of a stream: what is new of each choice, then usage if wanted, then the end mark."""
-    options = common.stream_options
-    with_usage = options is not None and bool(options.include_usage)
-    running_usage = with_usage and options is not None and bool(options.continuous_usage_stats)
-    head = msgspec.json.encode(envelope.head(".chunk" if envelope.kind == "chat.completion" else ""))
-    start = b"data: " + head[:-1] + b',"choices":'
-    end = b',"usage":null}\n\n' if with_usage else b"}\n\n"
-    usage = Usage(samples)
-    started = False
-    collectors = [Collector(sample) for sample in samples]
-    with field_names(names):
-        async with aclosing(generator.stream_all(samples)) as turns:
-            async for index, updates in turns:
-                for update in updates:
-                    collectors[index].add(update)
-                part = collectors[index].result()
-                collectors[index].clear()
-                check_finish(part)
-                if not started:
-                    check_in_time([part])
-                    started = True
-                usage.add(index, part)
-                if running_usage:
-                    end = b',"usage":' + msgspec.json.encode(usage.object()) + b"}\n\n"
-                for piece in choices[index].pieces(part):
-                    yield start + msgspec.json.encode([piece]) + end
-    if with_usage:
-        yield start + b'[],"usage":' + msgspec.json.encode(usage.object()) + b"}\n\n"
-    yield DONE_FRAME

@@ -13,25 +13,14 @@ from starlette.types import ASGIApp
 from samebits.engine.messages import EngineFacts, LogprobOptions
 from samebits.errors import RequestError
 from samebits.generation.generator import Generator
-from samebits.generation.samples import GenerationRequest, Sample, SampleResult
+from samebits.generation.samples import Sample, SampleResult
 from samebits.server.front import Front
-from samebits.server.http import (
-    CLIENT_CLOSED_REQUEST,
-    EventStream,
-    json_error_frame,
-    json_response,
-    read_body,
-    until_disconnect,
-)
 from samebits.server.openai_common import (
-    check_common,
     check_length,
-    check_model,
     encode,
     field_names,
-    make_envelope,
-    run_stream,
-    run_whole,
+    generation_request,
+    read_request,
     to_sampling,
 )
 from samebits.server.openai_logprobs import (
@@ -41,11 +30,11 @@ from samebits.server.openai_logprobs import (
     prompt_logprobs,
     replay_facts,
 )
+from samebits.server.openai_run import Job, make_envelope, respond
 from samebits.server.openai_schema import (
     REFUSED_COMPLETION_FIELDS,
     CommonFields,
     CompletionFields,
-    decode_request,
 )
 from samebits.text.tokenizer import Tokenizer
 
@@ -141,44 +130,27 @@ class CompletionRoutes:
         return [Route("/v1/completions", self.complete, methods=["POST"])]
 
     async def complete(self, request: Request) -> Response | ASGIApp:
-        generator = self._front.generator
-        data = await read_body(request, self._front.body_limit)
-        body, common, given = decode_request(data, CompletionFields, REFUSED_COMPLETION_FIELDS)
-        check_model(self._front, common.model)
-        check_common(common, given)
+        front = self._front
+        body, common, given = await read_request(front, request, CompletionFields, REFUSED_COMPLETION_FIELDS)
         _check(body)
         limit = DEFAULT_MAX_TOKENS if given.max_tokens is None else given.max_tokens
         prompts = _prompts(body)
-        envelope = make_envelope(self._front, "text_completion", "cmpl-", common.rid)
+        generator = front.generator
+        logprobs = _logprob_options(body, common)
         requests = []
         with field_names(NAMES):
             params = to_sampling(given, limit)
             for index, prompt in enumerate(prompts):
-                special = common.add_special_tokens is not False
-                ids = (
-                    prompt if isinstance(prompt, list) else await encode(generator, prompt, special, "prompt")
-                )
+                ids = prompt
+                if isinstance(ids, str):
+                    ids = await encode(generator, ids, common.add_special_tokens is not False, "prompt")
                 check_length(generator, ids, limit, "prompt")
-                requests.append(
-                    GenerationRequest(
-                        prompt=ids,
-                        params=params,
-                        logprobs=_logprob_options(body, common),
-                        rid="" if common.rid is None else f"{common.rid}_{index}",
-                        priority=common.priority or 0,
-                        use_prefix_cache=common.use_prefix_cache is not False,
-                        deadline_seconds=common.deadline_seconds,
-                    )
-                )
+                rid = "" if common.rid is None else f"{common.rid}_{index}"
+                requests.append(generation_request(ids, params, logprobs, common, rid))
             samples = generator.prepare(requests, common.rid or "")
         choices = self._choices(generator, samples, prompts, body, common)
-        if common.stream:
-            frames = run_stream(generator, samples, choices, envelope, common, NAMES)
-            return EventStream(frames, json_error_frame)
-        done = await until_disconnect(request.receive, run_whole(generator, samples, choices, NAMES))
-        if done is None:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        return json_response(envelope.head() | {"choices": done[0], "usage": done[1]})
+        job = Job(samples, choices, make_envelope(front, "text_completion", "cmpl-", common.rid), NAMES)
+        return await respond(front, request, job, bool(common.stream), common.stream_options, {})
 
     def _choices(
         self,

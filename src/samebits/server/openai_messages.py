@@ -11,7 +11,7 @@ from samebits.errors import RequestError
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """templates know the developer as the system"""
 MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content"}
-INERT_MESSAGE_FIELDS = {"annotations", "cache_control", "id"}
+INERT_MESSAGE_FIELDS = {"annotations", "cache_control", "id", "provider_specific_fields"}
 REFUSED_MESSAGE_FIELDS = {"audio", "function_call", "refusal", "reasoning"}
 TEXT_PARTS = {"text", "input_text", "output_text"}
 
@@ -36,18 +36,18 @@ def _message(message: dict[str, Any], path: str) -> dict[str, Any]:
     if calls and role != "assistant":
         raise RequestError(f"{path}.tool_calls belong to the assistant", f"{path}.tool_calls")
     result: dict[str, Any] = {"role": ROLES[role]}
-    result["content"] = _content(message.get("content"), f"{path}.content", optional=role == "assistant")
+    result["content"] = text_content(message.get("content"), f"{path}.content", optional=role == "assistant")
     if calls:
         result["tool_calls"] = calls
     for name in ("name", "tool_call_id", "reasoning_content"):
         value = message.get(name)
         if value is not None:
-            result[name] = _string(value, f"{path}.{name}")
+            result[name] = text_field(value, f"{path}.{name}")
     return result
 
 
-def _content(content: object, path: str, optional: bool) -> str:
-    """The text of a message; its parts are lines."""
+def text_content(content: object, path: str, optional: bool) -> str:
+    """The text of a message; its parts are lines. Raises `RequestError` naming the part below `path`."""
     if content is None and optional:
         return ""
     if isinstance(content, str):
@@ -67,7 +67,7 @@ def _part(part: object, path: str) -> str:
             path,
             "unsupported_value",
         )
-    return _string(part.get("text"), f"{path}.text")
+    return text_field(part.get("text"), f"{path}.text")
 
 
 def _calls(calls: object, path: str) -> list[dict[str, Any]]:
@@ -83,21 +83,24 @@ def _call(call: object, path: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict):
         raise RequestError(f"{path} must hold a function", path, "invalid_type")
-    arguments = function.get("arguments")
+    arguments = call_arguments(function.get("arguments"), f"{path}.function.arguments")
+    name = text_field(function.get("name"), f"{path}.function.name")
+    result: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    if call.get("id") is not None:
+        result["id"] = text_field(call["id"], f"{path}.id")
+    return result
+
+
+def call_arguments(arguments: object, path: str) -> dict[str, Any]:
+    """The arguments of a call, as an object. Raises `RequestError` naming `path`."""
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
-        except ValueError as error:
-            where = f"{path}.function.arguments"
-            raise RequestError(f"{where} is not valid JSON: {error}", where) from error
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"{path} is not valid JSON: {error}", path) from error
     if not isinstance(arguments, dict):
-        where = f"{path}.function.arguments"
-        raise RequestError(f"{where} must be a JSON object, in a string", where, "invalid_type")
-    name = _string(function.get("name"), f"{path}.function.name")
-    result: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
-    if call.get("id") is not None:
-        result["id"] = _string(call["id"], f"{path}.id")
-    return result
+        raise RequestError(f"{path} must be a JSON object, in a string", path, "invalid_type")
+    return arguments
 
 
 def template_tools(tools: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
@@ -107,7 +110,7 @@ def template_tools(tools: Sequence[dict[str, Any]] | None) -> list[dict[str, Any
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, dict):
             raise RequestError(f"{path} must be of type 'function' and hold one", path, "unsupported_value")
-        _string(function.get("name"), f"{path}.function.name")
+        text_field(function.get("name"), f"{path}.function.name")
         if function.get("strict"):
             raise RequestError(
                 f"{path}.function.strict needs structured output, which is not offered yet",
@@ -117,7 +120,8 @@ def template_tools(tools: Sequence[dict[str, Any]] | None) -> list[dict[str, Any
     return list(tools or ())
 
 
-def _string(value: object, path: str) -> str:
+def text_field(value: object, path: str) -> str:
+    """`value`, which must be a string. Raises `RequestError` naming `path`."""
     if not isinstance(value, str):
         raise RequestError(f"{path} must be a string", path, "invalid_type")
     return value

@@ -8,13 +8,11 @@ value that asks for nothing. Null is the same as not given.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from samebits.server.schema import convert_object, decode_object
-
-Body = TypeVar("Body", bound=msgspec.Struct)
+from samebits.server.fields import Body, convert_object, decode_object
 
 INERT_FIELDS = {
     "cache_salt": "the prefix cache cannot change a result",
@@ -188,7 +186,7 @@ class DetokenizeFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 def decode_request(
-    body: bytes, kind: type[Body], refused: Mapping[str, str]
+    body: bytes, kind: type[Body], refused: Mapping[str, str], inert: Mapping[str, str] = INERT_FIELDS
 ) -> tuple[Body, CommonFields, SamplingFields]:
     """Read the body of a route whose own fields are `kind`. Raises `RequestError` naming the field."""
     given = decode_object(body)
@@ -197,7 +195,7 @@ def decode_request(
     for name, content in given.items():
         home = next((index for index, names in enumerate(homes) if name in names), 2)
         parts[home][name] = content
-    own = convert_object(parts[2], kind, "", INERT_FIELDS, {**REFUSED_FIELDS, **refused})
+    own = convert_object(parts[2], kind, "", inert, {**REFUSED_FIELDS, **refused})
     return (
         own,
         convert_object(parts[1], CommonFields, "", {}, {}),

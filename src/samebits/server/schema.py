@@ -8,13 +8,11 @@ with a value that asks for nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from samebits.errors import RequestError
-
-Body = TypeVar("Body", bound=msgspec.Struct)
+from samebits.server.fields import convert_object, decode_object
 
 INERT_FIELDS = {
     "background": "responses are never detached",
@@ -144,48 +142,3 @@ def decode_native(body: bytes) -> NativeRequest:
 def convert_sampling(value: Mapping[str, Any], path: str) -> NativeSampling:
     """Read one `sampling_params` object. Raises `RequestError` naming the field."""
     return convert_object(value, NativeSampling, path, INERT_SAMPLING_FIELDS, REFUSED_SAMPLING_FIELDS)
-
-
-def decode_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a request's body. NaN and Infinity are no JSON. Raises `RequestError`."""
-    try:
-        value = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"the body is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise RequestError("the body must be a JSON object")
-    return value
-
-
-def convert_object(
-    value: Mapping[str, Any],
-    kind: type[Body],
-    path: str,
-    inert: Mapping[str, str],
-    refused: Mapping[str, str],
-) -> Body:
-    """Check an object's fields against the tables and `kind`. Raises `RequestError` naming the field."""
-    kept = {}
-    for name, content in value.items():
-        if name in refused:
-            if not _is_blank(content):
-                message = f"{path}{name}: {refused[name]} are not offered"
-                raise RequestError(message, path + name, "unsupported_parameter")
-        elif name in kind.__struct_fields__:
-            kept[name] = content
-        elif name not in inert:
-            raise RequestError(f"unknown field {path}{name}", path + name, "unknown_parameter")
-    try:
-        return msgspec.convert(kept, kind)
-    except msgspec.ValidationError as error:
-        message, _, where = str(error).partition(" - at `$")
-        name = path + where.rstrip("`").lstrip(".")
-        message = f"{name}: {message[:1].lower()}{message[1:]}"
-        raise RequestError(message, name or None, "invalid_type") from error
-
-
-def _is_blank(content: object) -> bool:
-    """Whether a refused field asks for nothing: null, false, zero, or empty however deep."""
-    if isinstance(content, list):
-        return all(_is_blank(part) for part in content)
-    return not content

@@ -10,11 +10,19 @@ from samebits.text.tool_calls import CallDelta, HermesParser, ToolDelta
 
 @dataclass(frozen=True)
 class AnswerDelta:
-    """News of an answer."""
+    """News of an answer: thoughts, then words and calls in the text's order."""
 
     reasoning: str = ""
-    content: str = ""
-    calls: tuple[CallDelta, ...] = ()
+    parts: tuple[str | CallDelta, ...] = ()
+
+    @property
+    def content(self) -> str:
+        """The words."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def calls(self) -> tuple[CallDelta, ...]:
+        return tuple(part for part in self.parts if not isinstance(part, str))
 
 
 class AnswerParser:
@@ -38,7 +46,7 @@ class AnswerParser:
                 more_reasoning, more_words = self._reasoning.finish()
                 reasoning, words = reasoning + more_reasoning, words + more_words
         if self._tools is None:
-            return AnswerDelta(reasoning, words)
+            return AnswerDelta(reasoning, (words,) if words else ())
         found = self._tools.push(words)
         rest = self._tools.finish() if last else ToolDelta()
-        return AnswerDelta(reasoning, found.text + rest.text, found.calls + rest.calls)
+        return AnswerDelta(reasoning, found.parts + rest.parts)

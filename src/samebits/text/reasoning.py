@@ -5,6 +5,7 @@ The split depends on the text alone, never on the pieces that it comes in.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 
 from samebits.text.tags import partial_length
@@ -29,6 +30,18 @@ def opens_thoughts(prompt: str) -> bool:
     return prompt.rstrip().endswith(OPEN)
 
 
+def count_thoughts(pieces: Iterable[str], inside: bool = False) -> int:
+    """How many of the pieces that a text comes in its thoughts take, with their tags. `inside` as for the splitter."""
+    splitter = ReasoningSplitter(inside)
+    count = 0
+    for piece in pieces:
+        splitter.push(piece)
+        count += 1
+        if splitter.answers:
+            break
+    return count if splitter.thought else 0
+
+
 class ReasoningSplitter:
     """Splits a growing text into (thoughts, answer).
 
@@ -41,6 +54,13 @@ class ReasoningSplitter:
         self._place = _Place.THOUGHTS if inside else _Place.BEFORE
         self._held = ""
         self._at_start = True
+        self.thought = inside
+        """whether thoughts have begun"""
+
+    @property
+    def answers(self) -> bool:
+        """Whether the thoughts, if any, are over."""
+        return self._place in (_Place.AFTER, _Place.ANSWER)
 
     def push(self, text: str) -> tuple[str, str]:
         """The (thoughts, answer) that are certain once `text` has come."""
@@ -51,6 +71,7 @@ class ReasoningSplitter:
             if stripped.startswith(OPEN):
                 self._held = stripped[len(OPEN) :]
                 self._place = _Place.THOUGHTS
+                self.thought = True
             elif not OPEN.startswith(stripped):
                 self._place = _Place.ANSWER
         if self._place is _Place.THOUGHTS:

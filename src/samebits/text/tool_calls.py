@@ -28,10 +28,9 @@ class CallDelta:
 
 @dataclass(frozen=True)
 class ToolDelta:
-    """News of a text: words for the reader, and calls."""
+    """News of a text: words for the reader and calls, in the text's order."""
 
-    text: str = ""
-    calls: tuple[CallDelta, ...] = ()
+    parts: tuple[str | CallDelta, ...] = ()
 
 
 def calls_tools(template_source: str) -> bool:
@@ -55,8 +54,7 @@ class HermesParser:
         self._value: _Value | None = None
         """the arguments that are being shown"""
         self._calls = 0
-        self._text: list[str] = []
-        self._deltas: list[CallDelta] = []
+        self._parts: list[str | CallDelta] = []
 
     @property
     def calls(self) -> int:
@@ -73,19 +71,22 @@ class HermesParser:
     def finish(self) -> ToolDelta:
         """The rest, when no more comes."""
         if self._body is not None and not self._whole_call(self._body + self._held):
-            self._text.append(OPEN + self._body + self._held)
+            self._parts.append(OPEN + self._body + self._held)
         elif self._body is None and self._value is None and (self._held.strip() or not self._calls):
-            self._text.append(self._held)
+            self._parts.append(self._held)
         if self._value is not None:
             self._calls += 1
         self._held, self._body, self._value = "", None, None
         return self._news()
 
     def _news(self) -> ToolDelta:
-        shown = [d for d in self._deltas if self._most is None or d.number < self._most]
-        delta = ToolDelta("".join(self._text), tuple(shown))
-        self._text, self._deltas = [], []
-        return delta
+        parts, self._parts = self._parts, []
+        return ToolDelta(tuple(part for part in parts if self._is_shown(part)))
+
+    def _is_shown(self, part: str | CallDelta) -> bool:
+        if isinstance(part, str):
+            return bool(part)
+        return self._most is None or part.number < self._most
 
     def _advance(self) -> bool:
         """Read on from what is held; whether there may be more to read."""
@@ -98,12 +99,12 @@ class HermesParser:
     def _advance_text(self) -> bool:
         start = self._held.find(OPEN)
         if start >= 0:
-            self._text.append(self._held[:start].rstrip())
+            self._parts.append(self._held[:start].rstrip())
             self._held, self._body = self._held[start + len(OPEN) :], ""
             return True
         border = len(self._held) - partial_length(self._held, OPEN)
         border = len(self._held[:border].rstrip())
-        self._text.append(self._held[:border])
+        self._parts.append(self._held[:border])
         self._held = self._held[border:]
         return False
 
@@ -116,14 +117,14 @@ class HermesParser:
         if header and (end < 0 or header.end() < end + len(CLOSE) - 1):
             name = _loads(header.group(1))
             if isinstance(name, str):
-                self._deltas.append(CallDelta(self._calls, "", name))
+                self._parts.append(CallDelta(self._calls, "", name))
                 self._held, self._body, self._value = body[header.end() :], None, _Value()
                 return True
         if end < 0:
             self._body = body
             return False
         if not self._whole_call(body[:end]):
-            self._text.append(OPEN + body[:end] + CLOSE)
+            self._parts.append(OPEN + body[:end] + CLOSE)
         self._held, self._body = body[end + len(CLOSE) :], None
         return True
 
@@ -131,7 +132,7 @@ class HermesParser:
         if not value.ended:
             shown, self._held = value.push(self._held)
             if shown:
-                self._deltas.append(CallDelta(self._calls, shown))
+                self._parts.append(CallDelta(self._calls, shown))
         if not value.ended:
             return False
         end = self._held.find(CLOSE)
@@ -150,7 +151,7 @@ class HermesParser:
         arguments = call.get("arguments", call.get("parameters"))
         if not isinstance(arguments, str):
             arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
-        self._deltas.append(CallDelta(self._calls, arguments, call["name"]))
+        self._parts.append(CallDelta(self._calls, arguments, call["name"]))
         self._calls += 1
         return True
 

@@ -11,14 +11,18 @@ from torch import Tensor
 
 from samebits.errors import NumericsError
 from samebits.numerics.batch import RaggedBatch, SampleResult, SamplingBatch
+from samebits.numerics.collectives.group import SOLO, Group
 from samebits.numerics.contract import CONTRACT
-from samebits.numerics.cpu import attention, elementwise, gemm, keyvalue, norm, sampling, top
+from samebits.numerics.cpu import attention, elementwise, gemm, keyvalue, norm, row_parallel, sampling, top
 from samebits.numerics.cpu.attention_plan import plan_attention, prepare_plan
 from samebits.numerics.cpu.checks import check_batch, check_heads, check_matrix, float_bits, widened
 from samebits.numerics.cpu.environment import machine, require_fma
 from samebits.numerics.cpu.pool import Pool, prepare_launcher
 from samebits.numerics.operators import HeadLayout, KvLayer, PackedLinear
-from samebits.numerics.probes import probe_digests
+from samebits.numerics.probes import probe_digests, probe_row_linear
+from samebits.numerics.vocabulary import VocabularyLinear, embed_over_ranks, join_logits
+
+PROFILES = ("exact", "tp-invariant")
 
 # A task smaller than this (in elements touched) does not pay for another thread.
 ELEMENTS_OF_A_TASK = 16384
@@ -26,19 +30,31 @@ ATTENTION_WORTH = 50_000
 
 
 class CpuOperators:
-    """Numerics profile `exact` on CPU. `threads` = 0 takes every core that this process may use; bits do not
-    depend on it. `pool` replaces the threads by something else that runs tasks, such as an emulated processor.
-    Safe to use from several threads (launches take turns)."""
+    """Numerics profiles `exact` and `tp-invariant` on CPU. `threads` = 0 takes every core that this process may
+    use; bits do not depend on it. `pool` replaces the threads by something else that runs tasks, such as an
+    emulated processor. `group` holds the ranks that share the model. Safe to use from several threads (launches
+    take turns)."""
 
-    def __init__(self, threads: int = 0, pool: Pool | None = None) -> None:
+    def __init__(
+        self, threads: int = 0, pool: Pool | None = None, profile: str = "exact", group: Group = SOLO
+    ) -> None:
         require_fma()
+        if profile not in PROFILES:
+            raise NumericsError(f"numerics profile must be one of {', '.join(PROFILES)}, not {profile!r}")
+        self._profile = profile
+        self._group = group
+        self._leaves = row_parallel.leaves_of_rank(group.size) if self._joins_as_tree else 1
         if threads < 0:
             raise NumericsError(f"threads must be 0 (all cores) or positive, not {threads}")
         self._pool = pool or Pool(threads or available_cores())
 
     @property
     def profile(self) -> str:
-        return "exact"
+        return self._profile
+
+    @property
+    def _joins_as_tree(self) -> bool:
+        return self._profile == "tp-invariant"
 
     @property
     def promises_bits(self) -> bool:
@@ -84,6 +100,16 @@ class CpuOperators:
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> gemm.CpuLinear:
         return gemm.pack_linear(weight, bias)
 
+    def pack_row_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
+        if self._group.size == 1 and self._leaves == 1:
+            return gemm.pack_linear(weight, bias)
+        return row_parallel.pack_row_parallel(weight, bias, self._leaves)
+
+    def pack_output(self, weight: Tensor, vocabulary: int) -> PackedLinear:
+        if self._group.size == 1:
+            return gemm.pack_linear(weight, None)
+        return VocabularyLinear(gemm.pack_linear(weight, None), vocabulary)
+
     def allocate_kv(
         self, layers: int, pages: int, page_tokens: int, heads: HeadLayout
     ) -> tuple[KvLayer, ...]:
@@ -108,22 +134,28 @@ class CpuOperators:
         self._pool.run(kernel, (*arguments, block), -(-rows // block))
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
-        vocabulary, width = table.shape
+        held, width = table.shape
         if table.dtype not in gemm.STORAGE or not table.is_contiguous() or width % 16:
             raise NumericsError(
                 f"embedding table must be contiguous, bf16, fp16 or fp32, of a width that is a multiple of 16; "
                 f"it is {table.dtype} {list(table.shape)}"
             )
         token_ids = token_ids.contiguous()
-        rows = token_ids.shape[0]
-        y = torch.empty((rows, width))
-        if rows == 0:
-            return y
+        if token_ids.shape[0] == 0:
+            return torch.empty((0, width))
         low, high = torch.aminmax(token_ids)
+        vocabulary = held * self._group.size
         if low < 0 or high >= vocabulary:
             raise NumericsError(
                 f"token ids must be in 0 .. {vocabulary - 1}, found {int(low)} .. {int(high)}"
             )
+        if self._group.size == 1:
+            return self._look_up(token_ids, table)
+        return embed_over_ranks(self._group, token_ids, held, lambda own: self._look_up(own, table))
+
+    def _look_up(self, token_ids: Tensor, table: Tensor) -> Tensor:
+        rows, width = token_ids.shape[0], table.shape[1]
+        y = torch.empty((rows, width))
         kernel = elementwise.EMBED[gemm.STORAGE[table.dtype]]
         arguments = (token_ids.data_ptr(), table.data_ptr(), y.data_ptr(), rows, width)
         self._run_rows(kernel.address, arguments, rows, width)
@@ -131,11 +163,16 @@ class CpuOperators:
 
     def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         assert isinstance(weight, gemm.CpuLinear), "the weight was packed by other operators"
+        y = torch.empty((x.shape[0], weight.out_features))
+        self._multiply(x, weight, y)
+        return y
+
+    def _multiply(self, x: Tensor, weight: gemm.CpuLinear, y: Tensor) -> None:
+        """The GEMM clause into y [rows, out]."""
         rows, depth = check_matrix("linear input", x, weight.in_features)
         columns = weight.out_features
-        y = torch.empty((rows, columns))
         if rows == 0:
-            return y
+            return
         share = gemm.share_out(rows, columns, depth, self._pool.threads)
         bias = 0 if weight.bias is None else weight.bias.data_ptr()
         arguments = (
@@ -152,10 +189,41 @@ class CpuOperators:
             share.panel_tasks,
         )
         self._pool.run(gemm.KERNELS[weight.storage].address, arguments, share.tasks)
+
+    def row_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        if isinstance(weight, gemm.CpuLinear):
+            return self.linear(x, weight)
+        assert isinstance(weight, row_parallel.RowParallelLinear), "the weight was packed by other operators"
+        rows, _ = check_matrix("linear input", x, weight.in_features)
+        parts = torch.empty((len(weight.leaves), rows, weight.out_features))
+        start = 0
+        for leaf, y in zip(weight.leaves, parts, strict=True):
+            self._multiply(x[:, start : start + leaf.in_features].contiguous(), leaf, y)
+            start += leaf.in_features
+        partial = parts[0] if len(parts) == 1 else self._join(parts, None)
+        return self._join(self._group.all_gather(partial), weight.bias)
+
+    def _join(self, parts: Tensor, bias: Tensor | None) -> Tensor:
+        """Leaves or ranks [parts, rows, columns] into one [rows, columns], as the profile says."""
+        count, rows, columns = parts.shape
+        y = torch.empty((rows, columns))
+        if rows:
+            arguments = (
+                parts.data_ptr(),
+                y.data_ptr(),
+                0 if bias is None else bias.data_ptr(),
+                count,
+                rows,
+                columns,
+                int(self._joins_as_tree),
+            )
+            self._run_rows(row_parallel.JOIN.address, arguments, rows, columns * count)
         return y
 
     def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
-        return self.linear(x, weight)
+        if not isinstance(weight, VocabularyLinear):
+            return self.linear(x, weight)
+        return join_logits(self._group, self.linear(x, weight.shard), weight.vocabulary)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         rows, width = check_matrix("norm input", x)
@@ -318,7 +386,11 @@ class CpuOperators:
     # Self-test
 
     def probe_digests(self, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
-        return probe_digests(self, dtypes)
+        digests = probe_digests(self, dtypes)
+        if self._joins_as_tree:  # of the whole K: the same at every degree
+            whole = CpuOperators(pool=self._pool, profile=self._profile)
+            digests["row-parallel gemm"] = probe_row_linear(whole, dtypes)
+        return digests
 
 
 def available_cores() -> int:
@@ -331,6 +403,7 @@ def available_cores() -> int:
 def compilation_steps() -> dict[str, Callable[[], object]]:
     """What `compile` does, by name: each step compiles one kernel or loads it from the cache on disk."""
     kernels = {f"gemm {storage}": kernel for storage, kernel in gemm.KERNELS.items()}
+    kernels["join of leaves and ranks"] = row_parallel.JOIN
     kernels["attention"] = attention.ATTENTION
     kernels["attention fold"] = attention.ATTENTION_FOLD
     kernels["norm"] = norm.RMS_NORM

@@ -66,6 +66,12 @@ class TorchOperators:
         packed = weight.to(self.device, kind).contiguous()
         return TorchLinear(packed, None if bias is None else bias.to(self.device, kind))
 
+    def pack_row_linear(self, weight: Tensor, bias: Tensor | None = None) -> TorchLinear:
+        return self.pack_linear(weight, bias)
+
+    def pack_output(self, weight: Tensor, vocabulary: int) -> TorchLinear:
+        return self.pack_linear(weight)
+
     def allocate_kv(
         self, layers: int, pages: int, page_tokens: int, heads: HeadLayout
     ) -> tuple[KvLayer, ...]:
@@ -85,6 +91,9 @@ class TorchOperators:
     def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         assert isinstance(weight, TorchLinear)
         return functional.linear(x, weight.weight, weight.bias)
+
+    def row_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        return self.linear(x, weight)
 
     def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
         return self.linear(x, weight).float()

@@ -1,0 +1,1 @@
+"""How ranks of one model exchange tensors. Only bytes travel here; sums are clauses of the operators."""

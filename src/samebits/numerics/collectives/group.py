@@ -1,0 +1,36 @@
+"""The group of ranks that hold one model's shards, as the operators see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Group(Protocol):
+    """Ranks 0 .. size - 1, one process each. Every rank makes the same calls in the same order."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, of one shape and dtype, in rank order: [size, *shape]. Bytes are copied,
+        nothing is added. Raises `RanksLostError` when another rank is gone."""
+
+
+@dataclass(frozen=True)
+class Solo:
+    """A rank without others."""
+
+    rank: int = 0
+    size: int = 1
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        return tensor[None]
+
+
+SOLO = Solo()
