@@ -124,6 +124,14 @@ class PrefixCache:
         """The tree's page references, for the integrity check."""
         return [node.page for root in self._roots.values() for node in _below(root)]
 
+    def pages_to(self, node: Node) -> list[int]:
+        """The pages from the root down to `node`, for the integrity check."""
+        pages = []
+        while node.parent is not None:
+            pages.append(node.page)
+            node = node.parent
+        return pages[::-1]
+
     def check(self) -> None:
         """Raise AssertionError when the tree contradicts itself."""
         nodes = [node for root in self._roots.values() for node in _below(root)]

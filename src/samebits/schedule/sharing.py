@@ -8,6 +8,8 @@ many times at once, are computed once. Whose page it is can never change a bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from samebits.cache.pages import PagePool
@@ -99,9 +101,16 @@ class PageSharing:
         if missing > 0:
             self.cache.evict(missing)
 
-    def check(self) -> None:
+    def check(self, running: Sequence[Request]) -> None:
         """Raise AssertionError when requests and cache disagree."""
         self.cache.check()
+        for request in running:
+            path = [] if request.node is None else self.cache.pages_to(request.node)
+            assert request.pages[: request.cache_depth] == path, "a request's pages are not those of its path"
+            own = request.pages[request.cache_depth :]
+            assert all(self._pool.references(page) == 1 for page in own), (
+                "a page is shared outside of the cache"
+            )
         for chain, request in self._claims.items():
             assert request.phase is Phase.RUNNING, "a request that does not run is said to fill a page"
             assert request.node is not None and request.node.attached, "a page is filled for no cache"
