@@ -23,7 +23,7 @@ import torch
 
 from samebits.bench.null_model import VOCABULARY
 from samebits.cache.pages import PagePool
-from samebits.cache.radix import PrefixCache, page_keys
+from samebits.cache.radix import PrefixCache, page_keys, token_data
 from samebits.errors import ConfigError
 
 CACHED_TOKENS = 1 << 20
@@ -82,7 +82,7 @@ def samebits_tree() -> Tree:
     cache = PrefixCache(pool, PAGE_TOKENS)
 
     def prepare(tokens: list[int]) -> list[bytes]:
-        return page_keys(tokens, PAGE_TOKENS, 0, len(tokens) // PAGE_TOKENS)
+        return page_keys(token_data(tokens), PAGE_TOKENS, len(tokens) // PAGE_TOKENS)
 
     def insert(keys: list[bytes]) -> None:
         path = cache.match(cache.root(), keys, 0, len(keys))

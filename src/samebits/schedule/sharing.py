@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from samebits.cache.pages import PagePool
-from samebits.cache.radix import Node, PrefixCache, page_keys
+from samebits.cache.radix import Node, PrefixCache, page_keys, token_data
 from samebits.schedule.request import Phase, Request
 
 
@@ -123,8 +123,12 @@ class PageSharing:
         """The request's page keys, at least its first `pages` ones, made once; those of a prompt all at once."""
         keys, chain = request.page_keys, request.page_chain
         if len(keys) < pages:
-            pages = max(pages, request.prompt_length // self.cache.page_tokens)
-            keys += page_keys(request.tokens, self.cache.page_tokens, len(keys), pages)
+            page_tokens = self.cache.page_tokens
+            if not keys:
+                keys += page_keys(request.prompt_data, page_tokens, request.prompt_length // page_tokens)
+            if len(keys) < pages:
+                rest = request.tokens[len(keys) * page_tokens : pages * page_tokens]
+                keys += page_keys(token_data(rest), page_tokens, pages - len(keys))
             for key in keys[len(chain) :]:
                 # A collision makes somebody wait for nothing; it changes no result.
                 chain.append(hash((chain[-1] if chain else 0, key)))
