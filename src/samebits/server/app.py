@@ -17,7 +17,9 @@ from samebits.server.info import InfoRoutes
 from samebits.server.metrics_route import MetricsRoutes
 from samebits.server.native import NativeRoutes
 from samebits.server.openai import OpenAIRoutes
+from samebits.server.openapi import OpenApiRoutes
 from samebits.server.page_routes import page_routes
+from samebits.server.profile_routes import ProfileRoutes
 
 
 def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> ASGIApp:
@@ -26,9 +28,11 @@ def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> ASGIAp
     routes = [
         *InfoRoutes(front, model, engine).routes(),
         *MetricsRoutes(front).routes(),
+        *ProfileRoutes(front).routes(),
         *NativeRoutes(front).routes(),
         *OpenAIRoutes(front).routes(),
         *AnthropicRoutes(front).routes(),
         *(page_routes() if front.config.page else ()),
     ]
+    routes += OpenApiRoutes(routes).routes()
     return guarded(Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, error_response)), front)
