@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("numerics",),
     ("sampling_params", "config", "tables", "client", "tokenizer_files"),
     ("plan", "grammar"),
-    ("layers",),
+    ("layers", "ops"),
     ("models",),
     ("schedule", "cache"),
     ("text", "engine"),

@@ -20,6 +20,7 @@ ENVIRONMENT_PREFIX = "SAMEBITS_"
 CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
 """names the TOML file where `--config` does not"""
 NUMERICS_PROFILES = ("exact", "tp-invariant", "torch", "unpinned")
+PROMISING_PROFILES = ("exact", "tp-invariant")
 Settings = TypeVar("Settings")
 
 
@@ -65,6 +66,10 @@ class ModelConfig:
         1, "ranks that share the model, a process each; under tp-invariant it changes no bit", flag="--tp"
     )
     context_length: int = setting(0, "longest request in tokens, prompt and output; 0: the model's own limit")
+    attention_split_tokens: int = setting(
+        0,
+        "keys of one split of the attention, a multiple of 64; decides bits, and needs a GPU; 0: the contract's",
+    )
     sampling_defaults: str = setting(
         "model",
         "take blank sampling parameters from the model's generation_config.json",
@@ -80,15 +85,18 @@ class EngineConfig:
 
     page_tokens: int = setting(64, "tokens in a KV page, a multiple of 64")
     kv_pages: int = setting(0, "number of KV pages; 0: from kv_memory")
-    kv_memory_mib: int = setting(1024, "memory for KV pages in MiB")
+    kv_memory_mib: int = setting(
+        0, "memory for KV pages in MiB; 0: 1024 on the CPU, on a GPU what memory_fraction leaves"
+    )
     memory_fraction: float = setting(
-        0.0, "share of a GPU's memory for weights and KV pages together; 0: kv_memory_mib"
+        0.0, "share of a GPU's memory for weights and KV pages together; 0: 0.9, where kv_memory_mib is 0"
     )
-    prefix_cache: bool = setting(True, "keep the KV pages of prompts for later requests")
+    prefix_cache: bool = setting(True, "keep KV pages of prompts for later requests")
     step_tokens: int = setting(
-        512, "most tokens in one step; long prompts are cut into chunks of at most this"
+        0,
+        "most tokens in one step; long prompts are cut into chunks of at most this; 0: 512 on the CPU, 8192 on a GPU",
     )
-    max_running: int = setting(64, "most requests in one step")
+    max_running: int = setting(0, "most requests in one step; 0: 64 on the CPU, 256 on a GPU")
     max_waiting: int = setting(4096, "most requests in the queue")
     loop: str = setting(
         "overlapped", "prepare the next step while one runs, or one after another", ("overlapped", "simple")
@@ -97,9 +105,7 @@ class EngineConfig:
     data_parallel: int = setting(
         1, "engines behind one server, each with the whole model; it changes no bit", flag="--dp"
     )
-    cuda_graph_max_bs: int = setting(
-        -1, "largest batch that a GPU decodes as a CUDA graph; 0: none, -1: max_running"
-    )
+    cuda_graph_max_bs: int = setting(-1, "largest batch run as a CUDA graph; 0: none, -1: all")
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class ServerConfig:
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(30000, "port to listen on")
     served_model_name: str = setting("", "name in responses; empty: the model's own")
-    page: bool = setting(True, "serve a page to chat with the model at /")
+    page: bool = setting(True, "chat page at /")
     api_key: tuple[str, ...] = setting(
         (), "key that requests must carry; may be repeated", group="access", secret=True
     )
@@ -134,7 +140,9 @@ class ServerConfig:
         3, "how often in 10 minutes a dead engine is started anew; 0: exit at once", group="limits"
     )
     log_level: str = setting("info", "how much to log", ("debug", "info", "warning", "error"), group="log")
-    log_format: str = setting("text", "lines for people or for machines", ("text", "json"), group="log")
+    log_format: str = setting("text", "for people or for machines", ("text", "json"), group="log")
+    profile_folder: str = setting("", "where /start_profile writes traces", group="log")
+    otlp_endpoint: str = setting("", "OpenTelemetry collector to send spans to", group="log")
 
 
 def shown(settings: Any) -> dict[str, Any]:

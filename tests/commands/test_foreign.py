@@ -232,6 +232,17 @@ def test_a_contradiction_is_refused() -> None:
     assert settings("--model a --model-path a") == {"model": "a"}
 
 
+@pytest.mark.parametrize("profile", ["torch", "unpinned"])
+def test_determinism_is_not_said_to_be_on_where_it_is_off(
+    profile: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["serve", "--enable-deterministic-inference"]
+    assert main([*line, "--numerics", profile]) == 2
+    assert f"contradicts --numerics {profile}" in capsys.readouterr().err
+    monkeypatch.setenv("SAMEBITS_NUMERICS", profile)
+    assert main(line) == 2
+
+
 def test_a_foreign_flag_goes_before_environment_and_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMEBITS_MAX_RUNNING", "3")
     assert settings("")["max_running"] == 3

@@ -10,6 +10,19 @@ from typing import Any
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
 SAMPLING = {"temperature": 0.8, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 3, "stop": ["zz"], "n": 1}
 USER = {"role": "user", "content": "the same"}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "a": {"type": "integer", "minimum": 1, "maximum": 9},
+        "b": {"type": "array", "items": {"$ref": "#/$defs/b"}, "minItems": 1, "maxItems": 2},
+        "c": {"type": "string", "pattern": "^[a-c]{1,3}$", "maxLength": 5},
+        "d": {"anyOf": [{"enum": ["x", 1, None]}, {"const": True}]},
+    },
+    "required": ["a"],
+    "additionalProperties": False,
+    "$defs": {"b": {"type": "boolean"}},
+}
+STRICT = {"name": "f", "parameters": SCHEMA, "strict": True}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 VALID: list[tuple[str, dict[str, Any]]] = [
     (
@@ -108,12 +121,80 @@ VALID: list[tuple[str, dict[str, Any]]] = [
             "stream": True,
         },
     ),
+    (
+        "/generate",
+        {"text": "a", "sampling_params": [{"max_new_tokens": 4, "regex": "[ab]{1,3}(c|d)?"}], "rid": ["own"]},
+    ),
+    ("/generate", {"text": "a", "sampling_params": {"max_new_tokens": 4, "ebnf": 'root ::= "a" | "b"'}}),
+    (
+        "/v1/completions",
+        {
+            "prompt": "a",
+            "max_tokens": 4,
+            "structured_outputs": {"json": SCHEMA},
+            "guided_choice": [],
+            "response_format": None,
+        },
+    ),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [USER],
+            "max_tokens": 6,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "a", "schema": SCHEMA, "strict": True},
+            },
+            "stream": True,
+        },
+    ),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [USER],
+            "max_tokens": 6,
+            "tools": [{"type": "function", "function": STRICT}],
+            "tool_choice": "required",
+        },
+    ),
+    (
+        "/v1/responses",
+        {
+            "input": "a",
+            "max_output_tokens": 6,
+            "text": {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}},
+        },
+    ),
+    (
+        "/v1/messages",
+        {
+            "messages": [USER],
+            "max_tokens": 6,
+            "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+        },
+    ),
     ("/v1/messages/count_tokens", {"messages": [USER], "tools": [{"name": "f", "input_schema": {}}]}),
     ("/tokenize", {"messages": [USER], "return_token_strs": True}),
     ("/detokenize", {"tokens": [5, 6], "skip_special_tokens": True}),
     ("/abort_request", {"rid": "nobody"}),
 ]
 FORMATS = [
+    {"$ref": "#"},
+    {"$ref": "#/$defs/missing"},
+    {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+    {"type": "array", "minItems": 10**9},
+    {"type": "string", "pattern": "(a{1000}){1000}"},
+    {"type": "string", "pattern": "(?=a)b\\1"},
+    {"type": "integer", "minimum": 5, "maximum": 1},
+    {"enum": []},
+    {"not": {}},
+    {"allOf": [{"type": "string"}, {"type": "integer"}]},
+    {"type": "string", "format": "uuid"},
+    "root ::= root",
+    "start: start",
+    "([",
+    "(a*)*" * 50,
+    ".{1,100000}",
     {"type": "json_object"},
     {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
     {"type": "grammar"},

@@ -17,6 +17,7 @@ EXAMPLES = """\
   samebits info
   samebits info path/to/checkpoint --numerics tp-invariant
   samebits info --json
+  samebits info --kernels
 """
 
 
@@ -26,10 +27,19 @@ def add(commands: Any) -> None:
     )
     add_model_argument(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="tell instead which kernels are proven on this GPU, and which were rejected, from the starts so far",
+    )
     add_settings(parser, ModelConfig, EngineConfig)
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.kernels:
+        from samebits.commands import kernel_table
+
+        return kernel_table.show(options.json)
     with open_llm(options) as llm:
         parts = describe(llm.facts)
     if options.json:

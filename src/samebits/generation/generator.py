@@ -111,6 +111,7 @@ class Generator:
             async with aclosing(self._engine.stream(sample.request)) as events:
                 async for event in events:
                     update = _judge(event, text)
+                    watch.queued_seconds += event.queued_microseconds / 1e6
                     watch.see(len(update.token_ids), update.finish.type if update.finish is not None else "")
                     yield update
                     if update.finish is not None:
@@ -138,6 +139,8 @@ class Generator:
 
     async def complete_all(self, samples: Sequence[Sample]) -> list[SampleResult]:
         """Run samples together; results in their order. When one raises, the others are aborted."""
+        if len(samples) == 1:
+            return [await self.complete(samples[0])]
         tasks = [asyncio.create_task(self.complete(sample)) for sample in samples]
         try:
             return await asyncio.gather(*tasks)
@@ -151,6 +154,11 @@ class Generator:
 
         A slow reader gets fewer and larger turns, and holds no sample up.
         """
+        if len(samples) == 1:
+            async with aclosing(self.stream(samples[0])) as alone:
+                async for update in alone:
+                    yield 0, [update]
+            return
         pending: list[list[SampleUpdate]] = [[] for _ in samples]
         turns: asyncio.Queue[int | BaseException] = asyncio.Queue()
 

@@ -22,6 +22,10 @@ class Contract:
     """Attention: keys of one rescaling step inside a split, ascending."""
     reduction_lanes: int = 16
     """Norm, attention row sum, log-sum-exp: element i is added to lane i mod 16; lanes fold by halving."""
+    device_reduction_lanes: int = 1024
+    """The same on a GPU, but for the attention's row sum."""
+    device_sum_lanes: int = 8
+    """Attention row sum on a GPU: lanes that a key block's weights are halved to."""
     vocabulary_block: int = 1024
     """Log-sum-exp: token ids of one block; blocks fold in ascending order."""
     leaves: int = 8

@@ -8,7 +8,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -42,6 +41,10 @@ from samebits.server.schema import (
 )
 
 Item = TypeVar("Item")
+PLAIN_FIELDS = tuple(
+    name for name in NativeSampling.__struct_fields__ if name not in ("stop", "logit_bias", "sampling_seed")
+)
+"""of `sampling_params`, those that mean the same as in `SamplingParams`"""
 
 
 @dataclass(frozen=True)
@@ -261,11 +264,7 @@ def _sampling(value: dict[str, Any] | list[dict[str, Any]] | None, size: int) ->
 
 def to_params(given: NativeSampling) -> SamplingParams:
     """SGLang's names to ours; null is the same as not given."""
-    values = {
-        name: value
-        for name, value in msgspec.structs.asdict(given).items()
-        if value is not None and name not in ("stop", "logit_bias", "sampling_seed")
-    }
+    values = {name: value for name in PLAIN_FIELDS if (value := getattr(given, name)) is not None}
     for name in STRUCTURED_FIELDS:
         if values.get(name) == "":
             del values[name]

@@ -185,7 +185,10 @@ class ModelAnswer(msgspec.Struct):
 
     id: str
     object: Literal["model"]
+    type: Literal["model"]
+    display_name: str
     created: int
+    created_at: str
     owned_by: str
     root: str
     parent: None

@@ -21,7 +21,7 @@ INERT_FIELDS = {
     "data_parallel_rank": "one engine serves every request",
     "extra_key": "the prefix cache cannot change a result",
     "cache_salt": "the prefix cache cannot change a result",
-    "external_trace_header": "no tracing",
+    "external_trace_header": "traces follow the header traceparent",
     "log_metrics": "no metrics of single requests",
     "modalities": "text only",
     "no_logs": "prompts are never logged",

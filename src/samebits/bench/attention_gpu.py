@@ -1,0 +1,238 @@
+"""`samebits bench attention`: the attention kernels on a GPU.
+
+Decode against the time that reading keys and values takes at the measured rate, and against our own kernel with a split
+count that follows the batch; prefill against torch's cuDNN and flash attention on dense inputs. Interleaved rounds,
+random data, shuffled pages.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from samebits.bench.facts import machine, write_result
+from samebits.errors import ConfigError
+from samebits.numerics.operators import HeadLayout
+
+ROUNDS = 9
+GRAPH_LAUNCHES = 10
+CAPACITY = 16384
+PAGE_TOKENS = 64
+
+Say = Callable[[str], None]
+Work = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """`batch` requests with `tokens` of context each."""
+
+    batch: int
+    tokens: int
+
+
+DECODES = tuple(
+    Setting(*pair)
+    for pair in (
+        (1, 1024),
+        (1, 16384),
+        (1, 65536),
+        (8, 8192),
+        (64, 1024),
+        (64, 4096),
+        (256, 1024),
+        (256, 4096),
+    )
+)
+PREFILLS = tuple(Setting(*pair) for pair in ((8, 2048), (1, 8192), (1, 32768)))
+HEADS = HeadLayout(32, 8, 128)
+
+
+def run(output: Path, say: Say = print) -> dict[str, Any]:
+    """Measure; write the figures to `output` and return them. Raises `ConfigError` without a GPU."""
+    if not torch.cuda.is_available():
+        raise ConfigError("samebits bench attention measures kernels of a GPU, and there is none here")
+    from samebits.numerics.gpu.roofline import measure_ceilings
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    ceilings = measure_ceilings(device)
+    result: dict[str, Any] = {
+        "machine": machine() | {"device": torch.cuda.get_device_name(device)},
+        "ceilings": ceilings.as_dict(),
+        "heads": {"query": HEADS.query_heads, "kv": HEADS.kv_heads, "head_dim": HEADS.head_dim},
+        "page_tokens": PAGE_TOKENS,
+        "decode": [],
+        "prefill": [],
+    }
+    for setting in DECODES:
+        say(f"decode: {setting.batch} x {setting.tokens}")
+        result["decode"].append(measure_decode(setting, ceilings.bytes_per_second, device))
+    for setting in PREFILLS:
+        say(f"prefill: {setting.batch} x {setting.tokens}")
+        result["prefill"].append(measure_prefill(setting, device))
+    write_result(output, result)
+    return result
+
+
+def paged(setting: Setting, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random keys and values, and a page table that shuffles their pages."""
+    pages = -(-setting.tokens // PAGE_TOKENS)
+    shape = (setting.batch * pages, HEADS.kv_heads, PAGE_TOKENS, HEADS.head_dim)
+    keys = torch.randn(shape, device=device, dtype=torch.bfloat16)
+    values = torch.randn(shape, device=device, dtype=torch.bfloat16)
+    table = torch.randperm(setting.batch * pages, device=device).int().view(setting.batch, pages)
+    return keys, values, table
+
+
+def measure_decode(setting: Setting, bytes_per_second: float, device: torch.device) -> dict[str, Any]:
+    """Seconds of one launch in a captured graph, and the share of the measured reading rate."""
+    from samebits.numerics.gpu import attention
+    from samebits.numerics.gpu.attention_operator import range_launches
+    from samebits.numerics.gpu.attention_plan import decode_units
+
+    keys, values, table = paged(setting, device)
+    shape = attention.AttentionShape(HEADS, PAGE_TOKENS)
+    positions = torch.full((setting.batch,), setting.tokens - 1, device=device)
+    context = attention.Context(keys, values, positions, table)
+    units = decode_units(setting.batch, setting.batch, device)
+    queries = torch.randn(
+        setting.batch, HEADS.query_heads, HEADS.head_dim, device=device, dtype=torch.bfloat16
+    )
+    output = torch.empty_like(queries)
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    launch = range_launches(shape, 1, processors)[0]
+    buffers = attention.range_buffers(shape, setting.batch, 1, launch.programs, CAPACITY, device)
+    attention.plan_ranges(shape, positions, units, buffers, launch)
+    scale = HEADS.head_dim**-0.5
+
+    def work(pinned: bool) -> Work:
+        def launch_once() -> None:
+            attention.shared(shape, queries, context, units, scale, output, buffers, launch, pinned)
+
+        return captured(launch_once)
+
+    seconds = interleaved({"exact": work(True), "unpinned": work(False)}, GRAPH_LAUNCHES)
+    moved = 2 * setting.batch * setting.tokens * HEADS.kv_width * keys.element_size()
+    return {
+        "batch": setting.batch,
+        "tokens": setting.tokens,
+        "seconds": seconds,
+        "bytes": moved,
+        "bytes_per_second": moved / seconds["exact"],
+        "share": moved / seconds["exact"] / bytes_per_second,
+    }
+
+
+def measure_prefill(setting: Setting, device: torch.device) -> dict[str, Any]:
+    """Seconds and operations a second of whole prompts; causal, so half of the score matrix counts."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from samebits.numerics.gpu import attention
+    from samebits.numerics.gpu.attention_operator import TILE_LAUNCHES
+    from samebits.numerics.gpu.attention_plan import plan_attention
+
+    keys, values, table = paged(setting, device)
+    shape = attention.AttentionShape(HEADS, PAGE_TOKENS)
+    positions = torch.arange(setting.tokens, device=device).repeat(setting.batch)
+    context = attention.Context(keys, values, positions, table)
+    rows = setting.batch * setting.tokens
+    queries = torch.randn(rows, HEADS.query_heads, HEADS.head_dim, device=device, dtype=torch.bfloat16)
+    output = torch.empty_like(queries)
+    launch = TILE_LAUNCHES[0]
+    start = np.arange(setting.batch + 1, dtype=np.int32) * setting.tokens
+    work = plan_attention(start, positions.cpu().numpy(), launch.tokens(shape.group), 1, device)
+    assert work.tiles is not None
+    tiles = work.tiles
+    scale = HEADS.head_dim**-0.5
+    q, k, v = (
+        torch.randn(setting.batch, count, setting.tokens, HEADS.head_dim, device=device, dtype=torch.bfloat16)
+        for count in (HEADS.query_heads, HEADS.kv_heads, HEADS.kv_heads)
+    )
+
+    def ours() -> None:
+        attention.tiles(shape, queries, context, tiles, scale, output, launch)
+
+    def of_torch(backend: Any) -> Work:
+        def run_dense() -> None:
+            with sdpa_kernel(backend):
+                torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+        return run_dense
+
+    contenders: dict[str, Work] = {"exact": ours}
+    for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
+        contenders[name] = of_torch(backend)
+    seconds = interleaved(contenders, 1)
+    operations = 2 * setting.batch * setting.tokens**2 * HEADS.query_width
+    return {
+        "batch": setting.batch,
+        "tokens": setting.tokens,
+        "seconds": seconds,
+        "operations": operations,
+        "operations_per_second": {name: operations / taken for name, taken in seconds.items()},
+    }
+
+
+def captured(work: Work) -> Work:
+    """A graph of several launches."""
+    work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(GRAPH_LAUNCHES):
+            work()
+    return graph.replay
+
+
+def interleaved(contenders: dict[str, Work], launches: int) -> dict[str, float]:
+    """Median seconds of one launch of each, round by round."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(ROUNDS + 2):
+        for name, work in contenders.items():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            work()
+            end.record()
+            end.synchronize()
+            if number >= 2:
+                times[name].append(start.elapsed_time(end) / 1000 / launches)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def decode_rows(result: dict[str, Any]) -> list[Sequence[str]]:
+    """The decode table as text."""
+    rows: list[Sequence[str]] = [("batch", "context", "exact", "unpinned", "TB/s", "of reading")]
+    for found in result["decode"]:
+        rows.append(
+            (
+                f"{found['batch']}",
+                f"{found['tokens']}",
+                f"{found['seconds']['exact'] * 1e6:.1f} us",
+                f"{found['seconds']['unpinned'] * 1e6:.1f} us",
+                f"{found['bytes_per_second'] / 1e12:.2f}",
+                f"{found['share']:.0%}",
+            )
+        )
+    return rows
+
+
+def prefill_rows(result: dict[str, Any]) -> list[Sequence[str]]:
+    """The prefill table as text: TFLOP/s."""
+    rows: list[Sequence[str]] = [("batch", "prompt", "exact", "cudnn", "flash", "of cudnn")]
+    for found in result["prefill"]:
+        rates = found["operations_per_second"]
+        rows.append(
+            (
+                f"{found['batch']}",
+                f"{found['tokens']}",
+                *(f"{rates[name] / 1e12:.0f}" for name in ("exact", "cudnn", "flash")),
+                f"{rates['exact'] / rates['cudnn']:.2f}x",
+            )
+        )
+    return rows

@@ -1,0 +1,212 @@
+"""`samebits bench gemm`: every matrix product of some models on a GPU, in the contract's fixed order, against
+`torch.mm`, which is cuBLAS with every freedom (split-K among them). Interleaved, over weights that miss the cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samebits.bench.facts import machine, write_result
+from samebits.errors import ConfigError
+from samebits.numerics.gpu.buckets import buckets_up_to
+
+LARGEST_ROWS, LARGEST_LOGIT_ROWS = 8192, 256
+TIMED_ROUNDS = 11
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One kind of weight matrix, and the models that have it."""
+
+    columns: int
+    depth: int
+    names: tuple[str, ...]
+    logits: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.columns} x {self.depth}"
+
+
+MATRICES = (
+    Matrix(6144, 4096, ("Qwen3-8B qkv", "Llama-3.1-8B qkv")),
+    Matrix(4096, 4096, ("Qwen3-8B attention output", "Llama-3.1-8B attention output")),
+    Matrix(24576, 4096, ("Qwen3-8B gate and up",)),
+    Matrix(4096, 12288, ("Qwen3-8B down",)),
+    Matrix(28672, 4096, ("Llama-3.1-8B gate and up",)),
+    Matrix(4096, 14336, ("Llama-3.1-8B down",)),
+    Matrix(10240, 5120, ("Qwen3-32B qkv",)),
+    Matrix(5120, 8192, ("Qwen3-32B attention output",)),
+    Matrix(51200, 5120, ("Qwen3-32B gate and up",)),
+    Matrix(5120, 25600, ("Qwen3-32B down",)),
+    Matrix(151936, 4096, ("Qwen3-8B logits",), logits=True),
+    Matrix(128256, 4096, ("Llama-3.1-8B logits",), logits=True),
+    Matrix(151936, 5120, ("Qwen3-32B logits",), logits=True),
+)
+
+
+def run(output: Path, matrices: Sequence[Matrix] = MATRICES, say: Say = print) -> dict[str, Any]:
+    """Prove, tune and measure; write the figures to `output` and return them. Raises `ConfigError` without a GPU."""
+    if not torch.cuda.is_available():
+        raise ConfigError("samebits bench gemm measures kernels of a GPU, and there is none here")
+    from samebits.numerics.gpu.bindings import compile_all
+    from samebits.numerics.gpu.device_key import device_key
+    from samebits.numerics.gpu.gemm_operator import GemmOperator
+    from samebits.numerics.gpu.roofline import measure_ceilings
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    operator = GemmOperator(device)
+    work = [(matrix, problem_of(matrix), buckets_of(matrix)) for matrix in matrices]
+    sources = (source for _, problem, buckets in work for source in operator.sources(problem, buckets))
+    compile_all(sources, lambda stage, done, total: None)
+    ceilings, key = measure_ceilings(device), device_key(device)
+    measured: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
+    for matrix, problem, buckets in work:
+        say(f"{matrix.title}: {', '.join(matrix.names)}")
+        for item in operator.rounds(problem, buckets):
+            measured.append(
+                {"matrix": matrix.title, "names": matrix.names, **measure(operator, problem, item)}
+            )
+            measured[-1]["share"] = ceilings.share(
+                measured[-1]["seconds"], measured[-1]["bytes"], measured[-1]["operations"]
+            )
+        result = {
+            "benchmark": "gemm",
+            **machine(),
+            "gpu": key,
+            "ceilings": ceilings.as_dict(),
+            "against": "torch.mm with split-K allowed, bf16; logits with float32 results",
+            "summary": summary(measured),
+            "products": measured,
+        }
+        write_result(output, result)  # after every matrix, so that an interrupted run is not lost
+    return result
+
+
+def problem_of(matrix: Matrix) -> Any:
+    from samebits.numerics.gpu.gemm_problem import GemmProblem
+
+    out = torch.float32 if matrix.logits else torch.bfloat16
+    return GemmProblem(matrix.columns, matrix.depth, torch.bfloat16, out)
+
+
+def buckets_of(matrix: Matrix) -> tuple[int, ...]:
+    return buckets_up_to(LARGEST_LOGIT_ROWS if matrix.logits else LARGEST_ROWS)
+
+
+def measure(operator: Any, problem: Any, item: Any) -> dict[str, Any]:
+    """Bind one shape and bucket, then time what was bound and `torch.mm` in turns."""
+    from samebits.numerics.gpu.tuner import bind, interleaved_seconds
+
+    bound = bind(operator, problem, item)
+    ours, theirs = interleaved_seconds(
+        [bound.candidate, free_product(problem)], item.workload(), TIMED_ROUNDS
+    )
+    return {
+        "rows": item.bucket,
+        "seconds": ours,
+        "torch_mm_seconds": theirs,
+        "ratio": theirs / ours,
+        "bytes": bound.bytes,
+        "operations": bound.operations,
+        "chosen": bound.candidate.name,
+        "identity": bound.candidate.identity,
+        "tried": len(bound.tried),
+        "rejected": [f"{entry.name}: {entry.rejection}" for entry in bound.tried if entry.seconds is None],
+    }
+
+
+def free_product(problem: Any) -> Any:
+    """`torch.mm`: cuBLAS as torch calls it, which may split K and choose by M as it likes."""
+    from samebits.numerics.gpu.prover import Candidate
+
+    def mm(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+        if problem.out is problem.act:
+            torch.mm(inputs[0], inputs[1].T, out=outputs[0])
+        else:
+            torch.mm(inputs[0], inputs[1].T, out_dtype=problem.out, out=outputs[0])
+
+    return Candidate("torch.mm", "", mm)
+
+
+def summary(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Geometric means over all products and over bands of rows, and every product that is behind."""
+    behind = sorted((entry for entry in measured if entry["ratio"] < 1.0), key=lambda entry: entry["ratio"])
+    return {
+        "products": len(measured),
+        "geometric_mean": geometric_mean(entry["ratio"] for entry in measured),
+        "geometric_mean_by_rows": {
+            f"{low} to {high}": geometric_mean(
+                entry["ratio"] for entry in measured if low <= entry["rows"] <= high
+            )
+            for low, high in BANDS
+        },
+        "least": min(entry["ratio"] for entry in measured),
+        "under_0.9": [word_of(entry) for entry in behind if entry["ratio"] < 0.9],
+        "under_1": [word_of(entry) for entry in behind],
+    }
+
+
+BANDS = ((1, 16), (32, 64), (96, 256), (384, 1024), (1536, 8192))
+
+
+def geometric_mean(ratios: Iterator[float]) -> float:
+    logarithms = [math.log(ratio) for ratio in ratios]
+    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else math.nan
+
+
+def word_of(entry: dict[str, Any]) -> str:
+    return f"{entry['matrix']} at {entry['rows']} rows: {entry['ratio']:.3f}x ({entry['chosen']})"
+
+
+def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One line a product: what serves, its rate, and the ratio to `torch.mm`."""
+    rows: list[tuple[str, ...]] = [
+        ("matrix", "rows", "candidate", "us", "TB/s", "TFLOP/s", "of roofline", "ratio")
+    ]
+    for entry in result["products"]:
+        rows.append(
+            (
+                entry["matrix"],
+                str(entry["rows"]),
+                entry["chosen"],
+                f"{entry['seconds'] * 1e6:.1f}",
+                f"{entry['bytes'] / entry['seconds'] / 1e12:.2f}",
+                f"{entry['operations'] / entry['seconds'] / 1e12:.0f}",
+                f"{entry['share']:.0%}",
+                f"{entry['ratio']:.3f}x",
+            )
+        )
+    return rows
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Ratio to `torch.mm` over rows, one line a matrix. Needs matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("the plot needs matplotlib: pip install matplotlib, or leave out --plot") from error
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for title in dict.fromkeys(entry["matrix"] for entry in result["products"]):
+        points = [entry for entry in result["products"] if entry["matrix"] == title]
+        axes.plot(
+            [point["rows"] for point in points], [point["ratio"] for point in points], marker=".", label=title
+        )
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("rows (M)")
+    axes.set_ylabel("times as fast as torch.mm (split-K allowed)")
+    axes.set_title(f"Fixed-order GEMM, bf16, {result['gpu']['device']}")
+    axes.legend(fontsize="small", ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,1 @@
+"""The operators on GPUs, in Triton. Nothing outside this package imports Triton."""

@@ -1,0 +1,348 @@
+"""Launching the attention kernels: the reference, tiles (prefill) and shared ranges (decode, verify)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+
+from samebits.errors import NumericsError
+from samebits.numerics.contract import CONTRACT
+from samebits.numerics.gpu import attention_ranges as ranges
+from samebits.numerics.gpu.attention_plan import Units
+from samebits.numerics.gpu.attention_reference import attention_reference
+from samebits.numerics.gpu.attention_tiles import attention_tiles
+from samebits.numerics.gpu.configuration import Launch, named_source, start
+from samebits.numerics.gpu.launch import KernelSource, descriptor, load, pointer
+from samebits.numerics.operators import HeadLayout
+
+LOG2_E = 1.4426950408889634
+SMALLEST_TILE = 16
+"""Rows of the smallest tensor-core tile."""
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What an attention kernel is compiled for. Only `split_tokens` and `key_block_tokens` decide bits."""
+
+    heads: HeadLayout
+    page_tokens: int
+    split_tokens: int = CONTRACT.split_tokens
+    key_block_tokens: int = CONTRACT.key_block_tokens
+
+    def __post_init__(self) -> None:
+        heads = self.heads
+        if heads.query_heads % heads.kv_heads:
+            raise NumericsError(
+                f"{heads.query_heads} query heads are no multiple of {heads.kv_heads} kv heads"
+            )
+        if heads.head_dim % 16 or not 16 <= heads.head_dim <= 256:
+            raise NumericsError(
+                f"attention wants a head_dim of 16 to 256 in steps of 16, not {heads.head_dim}"
+            )
+        for name, value in (("page_tokens", self.page_tokens), ("split_tokens", self.split_tokens)):
+            if value <= 0 or value % self.key_block_tokens:
+                raise NumericsError(
+                    f"{name} must be a multiple of the key block ({self.key_block_tokens}), not {value}"
+                )
+
+    @property
+    def group(self) -> int:
+        """Query heads of a key-value head."""
+        return self.heads.query_heads // self.heads.kv_heads
+
+    @property
+    def width(self) -> int:
+        """head_dim rounded up to a power of two: what a tile holds."""
+        return int(triton.next_power_of_2(self.heads.head_dim))
+
+    def rows_for(self, tokens: int) -> int:
+        """Rows of the smallest tile that holds so many query tokens."""
+        return max(SMALLEST_TILE, int(triton.next_power_of_2(tokens * self.group)))
+
+    def constants(self) -> dict[str, Any]:
+        return {
+            "QUERY_HEADS": self.heads.query_heads,
+            "KV_HEADS": self.heads.kv_heads,
+            "D": self.heads.head_dim,
+            "WIDTH": self.width,
+            "PAGE": self.page_tokens,
+            "KEYS": self.key_block_tokens,
+            "SPLIT": self.split_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class Context:
+    """The keys and values that queries may see. `keys` and `values` act [pages, kv_heads, page_tokens, head_dim];
+    positions int64 [rows]; page_table int32 [requests, pages of a request]."""
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    page_table: Tensor
+
+
+def softmax_factor(scale: float) -> float:
+    """What a score is multiplied by inside exp2: scale * log2(e), rounded to float32."""
+    if not scale > 0.0:
+        raise NumericsError(f"the attention scale must be positive, not {scale}")
+    return float(np.float32(np.float64(np.float32(scale)) * LOG2_E))
+
+
+def kv_shape(pages: int, page_tokens: int, heads: HeadLayout) -> tuple[int, int, int, int]:
+    """Shape of one layer's keys, and of its values. Storage must be zeroed before its first use."""
+    return pages, heads.kv_heads, page_tokens, heads.head_dim
+
+
+def reference(
+    shape: AttentionShape,
+    queries: Tensor,
+    context: Context,
+    row_request: Tensor,
+    scale: float,
+    output: Tensor,
+) -> Tensor:
+    """The clause's reference on this device. queries and output act [rows, query_heads, head_dim];
+    row_request int32 [rows]: each row's place in the page table."""
+    rows = queries.shape[0]
+    if rows:
+        load(reference_source(shape, queries.dtype)).launch(
+            (rows, shape.heads.kv_heads, 1),
+            queries,
+            context.keys,
+            context.values,
+            output,
+            context.positions,
+            row_request,
+            context.page_table,
+            context.page_table.stride(0),
+            softmax_factor(scale),
+        )
+    return output
+
+
+def reference_source(shape: AttentionShape, dtype: torch.dtype) -> KernelSource:
+    """The binary that `reference` launches."""
+    act, wide, narrow = pointer(dtype), pointer(torch.int64), pointer(torch.int32)
+    arguments = (act, act, act, act, wide, narrow, narrow, "i32", "fp32")
+    constants = {"ROWS": shape.rows_for(1), **shape.constants()}
+    return named_source(attention_reference, arguments, constants, Launch(warps=4, stages=1))
+
+
+@dataclass(frozen=True)
+class TileLaunch:
+    """Rows (query tokens times group, padded) of a tile; `described`: blocks are read by tensor descriptors
+    (Hopper and later)."""
+
+    rows: int = 64
+    warps: int = 4
+    stages: int = 2
+    described: bool = False
+
+    def tokens(self, group: int) -> int:
+        """Query tokens of a tile."""
+        return self.rows // group
+
+
+def tiles(
+    shape: AttentionShape,
+    queries: Tensor,
+    context: Context,
+    units: Units,
+    scale: float,
+    output: Tensor,
+    launch: TileLaunch,
+) -> Tensor:
+    """Attention of the rows named by `units`, each of at most `launch.tokens(group)` rows; other rows of `output`
+    are not touched."""
+    if units.units == 0:
+        return output
+    keys: Any = context.keys
+    values: Any = context.values
+    if launch.described:
+        keys, values = describe(shape, context.keys), describe(shape, context.values)
+    load(tile_source(shape, queries.dtype, launch)).launch(
+        (units.units * shape.heads.kv_heads, 1, 1),
+        queries,
+        keys,
+        values,
+        output,
+        context.positions,
+        units.first,
+        units.count,
+        units.request,
+        context.page_table,
+        context.page_table.stride(0),
+        softmax_factor(scale),
+    )
+    return output
+
+
+def tile_source(shape: AttentionShape, dtype: torch.dtype, launch: TileLaunch) -> KernelSource:
+    """The binary that `tiles` launches."""
+    storage = act = pointer(dtype)
+    if launch.described:
+        storage = descriptor(dtype, (shape.key_block_tokens, shape.width))
+    wide, narrow = pointer(torch.int64), pointer(torch.int32)
+    arguments = (act, storage, storage, act, wide, narrow, narrow, narrow, narrow, "i32", "fp32")
+    constants = {
+        "ROWS": launch.rows,
+        "DESCRIBED": launch.described,
+        "STAGES": launch.stages,
+        **shape.constants(),
+    }
+    return named_source(attention_tiles, arguments, constants, Launch(launch.warps, launch.stages))
+
+
+def describe(shape: AttentionShape, storage: Tensor) -> Any:
+    """A tensor descriptor of KV storage seen as [rows, head_dim], read one key block at a time."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    if shape.width != shape.heads.head_dim:
+        raise NumericsError(
+            f"tensor descriptors want a head_dim that is a power of two, not {shape.heads.head_dim}"
+        )
+    flat = storage.view(-1, shape.heads.head_dim)
+    return TensorDescriptor.from_tensor(flat, [shape.key_block_tokens, shape.width])
+
+
+@dataclass(frozen=True)
+class RangeLaunch:
+    """How the shared ranges are walked. `programs` is the number of ranges; `unroll`: partials that are read at
+    once where a cut pair is folded."""
+
+    programs: int
+    rows: int = SMALLEST_TILE
+    warps: int = 2
+    stages: int = 3
+    unroll: int = 4
+
+
+@dataclass(frozen=True)
+class RangeBuffers:
+    """Fixed-address storage of the shared ranges: which range begins where, and partials. Made once, and used by one
+    stream at a time."""
+
+    split_start: Tensor
+    """int32 [units + 1]"""
+    plans: Tensor
+    """int32 [programs, 16]"""
+    tops: Tensor
+    """float32 [capacity, stride]"""
+    totals: Tensor
+    """float32 [capacity, stride]"""
+    accumulators: Tensor
+    """float32 [capacity, stride, head_dim]"""
+    arrivals: Tensor
+    """int32 [units * kv_heads], zero between launches"""
+
+    @property
+    def capacity(self) -> int:
+        return self.tops.shape[0]
+
+    @property
+    def stride(self) -> int:
+        return self.tops.shape[1]
+
+
+def range_buffers(
+    shape: AttentionShape, units: int, tokens: int, programs: int, capacity: int, device: torch.device
+) -> RangeBuffers:
+    """Room for `units` units of at most `tokens` rows, and for partials of `capacity` splits (of one kv head
+    each): a batch with more than that is shared out by whole pairs, which is slower where few requests are long."""
+    stride = tokens * shape.group
+    return RangeBuffers(
+        torch.zeros(units + 1, dtype=torch.int32, device=device),
+        torch.zeros((programs, int(ranges.PLAN_WORDS)), dtype=torch.int32, device=device),
+        torch.zeros((capacity, stride), device=device),
+        torch.zeros((capacity, stride), device=device),
+        torch.zeros((capacity, stride, shape.heads.head_dim), device=device),
+        torch.zeros(units * shape.heads.kv_heads, dtype=torch.int32, device=device),
+    )
+
+
+def plan_ranges(
+    shape: AttentionShape, positions: Tensor, units: Units, buffers: RangeBuffers, launch: RangeLaunch
+) -> None:
+    """Share out the splits of a step, on the device; once a step, before the first layer."""
+    start(
+        ranges.plan_ranges,
+        (launch.programs,),
+        positions,
+        units.first,
+        units.count,
+        units.request,
+        buffers.split_start,
+        buffers.plans,
+        units.units,
+        buffers.capacity,
+        KV_HEADS=shape.heads.kv_heads,
+        SPLIT=shape.split_tokens,
+        launch=Launch(warps=4, stages=1),
+    )
+
+
+def shared(
+    shape: AttentionShape,
+    queries: Tensor,
+    context: Context,
+    units: Units,
+    scale: float,
+    output: Tensor,
+    buffers: RangeBuffers,
+    launch: RangeLaunch,
+    pinned: bool = True,
+) -> Tensor:
+    """Attention of the rows named by `units` after `plan_ranges`; other rows of `output` are not touched.
+
+    `pinned=False` folds whatever a range holds into one partial: the split count follows the batch, and so do
+    the bits (profile `unpinned`).
+    """
+    if units.units == 0:
+        return output
+    load(range_source(shape, queries.dtype, buffers.stride, launch, pinned)).launch(
+        (launch.programs, 1, 1),
+        queries,
+        context.keys,
+        context.values,
+        output,
+        context.positions,
+        units.first,
+        units.count,
+        units.request,
+        buffers.split_start,
+        buffers.plans,
+        context.page_table,
+        buffers.tops,
+        buffers.totals,
+        buffers.accumulators,
+        buffers.arrivals,
+        units.units,
+        context.page_table.stride(0),
+        softmax_factor(scale),
+    )
+    return output
+
+
+def range_source(
+    shape: AttentionShape, dtype: torch.dtype, stride: int, launch: RangeLaunch, pinned: bool = True
+) -> KernelSource:
+    """The binary that `shared` launches for units of at most `stride` rows (tokens times group)."""
+    act, wide, narrow, partial = (pointer(kind) for kind in (dtype, torch.int64, torch.int32, torch.float32))
+    places = (wide, narrow, narrow, narrow, narrow, narrow, narrow)
+    constants = {
+        "ROWS": launch.rows,
+        "STRIDE": stride,
+        "PADDED": int(triton.next_power_of_2(stride)),
+        "PINNED": pinned,
+        "STAGES": launch.stages,
+        "UNROLL": launch.unroll,
+        **shape.constants(),
+    }
+    arguments = (act, act, act, act, *places, partial, partial, partial, narrow, "i32", "i32", "fp32")
+    return named_source(ranges.attention_ranges, arguments, constants, Launch(launch.warps, launch.stages))

@@ -1,0 +1,292 @@
+"""Attention of few rows over long contexts: a fixed number of programs share all splits evenly (decode, verify).
+
+A *unit* is a tile of query rows of one request; a *pair* is a unit and a key-value head. All splits of all pairs
+stand in one line, pair after pair; program i of n walks the i-th n-th of it. A pair that lies in one program's
+range is folded there; of a pair that is cut, every split's partial is written, and the program that comes last folds
+them all, in ascending order whoever that is. So the cost follows the real lengths, which are read on the device, and
+one captured graph serves any.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from samebits.numerics.gpu.attention_core import (
+    attend,
+    block_row,
+    empty_partial,
+    empty_split,
+    finish,
+    fold,
+    fold_lanes,
+    load_block,
+    row_places,
+    score,
+    tile_rows,
+)
+
+UNITS_AT_ONCE = tl.constexpr(256)
+PLAN_WORDS = tl.constexpr(16)
+"""int32 of a program's plan: first place in the line, end, unit, place among the unit's heads and splits, whether
+pairs are cut; of the unit: splits, first row, rows, request, last position."""
+
+
+@triton.jit
+def range_start(program, programs, length):
+    """The first place in the line that belongs to a program. int64."""
+    return program.to(tl.int64) * length // programs
+
+
+@triton.jit
+def unit_splits(positions, unit_first, unit_count, unit, known, SPLIT: tl.constexpr):
+    """How many splits each unit's keys fill; 0 for units without rows."""
+    count = tl.load(unit_count + unit, mask=known, other=0)
+    first = tl.load(unit_first + unit, mask=known, other=0)
+    exists = known & (count > 0)
+    last = tl.load(positions + first + count - 1, mask=exists, other=0).to(tl.int32)
+    return tl.where(exists, last // SPLIT + 1, 0)
+
+
+@triton.jit
+def whole_pairs_pay(length, longest, pairs, programs, capacity):
+    """Whether no pair shall be cut: their partials have no room, or one pair for a program is nearly even."""
+    is_even = (pairs <= programs) & (longest.to(tl.int64) * programs * 5 <= length * 6)
+    return (length > capacity) | is_even
+
+
+@triton.jit
+def plan_ranges(
+    positions,
+    unit_first,
+    unit_count,
+    unit_request,
+    split_start,
+    plans,
+    units,
+    capacity,
+    KV_HEADS: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Grid (programs,). Writes split_start int32 [units + 1], the splits before each unit, and this program's plan,
+    int32 [programs, PLAN_WORDS]."""
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    total = tl.zeros((), tl.int32)
+    longest = tl.zeros((), tl.int32)
+    filled = tl.zeros((), tl.int32)
+    for block in range(0, units, UNITS_AT_ONCE):
+        unit = block + tl.arange(0, UNITS_AT_ONCE)
+        splits = unit_splits(positions, unit_first, unit_count, unit, unit < units, SPLIT)
+        before = total + tl.cumsum(splits, 0) - splits
+        if program == 0:
+            tl.store(split_start + unit, before, mask=unit < units)
+        total += tl.sum(splits, 0)
+        longest = tl.maximum(longest, tl.max(splits, 0))
+        filled += tl.sum((splits > 0).to(tl.int32), 0)
+    if program == 0:
+        tl.store(split_start + units, total)
+    length = total.to(tl.int64) * KV_HEADS
+    whole = whole_pairs_pay(length, longest, filled * KV_HEADS, programs, capacity)
+    start, end = range_start(program, programs, length), range_start(program + 1, programs, length)
+    passed = tl.zeros((), tl.int32)
+    found = tl.zeros((), tl.int32)
+    base = tl.zeros((), tl.int32)
+    for block in range(0, units, UNITS_AT_ONCE):
+        unit = block + tl.arange(0, UNITS_AT_ONCE)
+        splits = unit_splits(positions, unit_first, unit_count, unit, unit < units, SPLIT)
+        ends = passed + tl.cumsum(splits, 0)
+        behind = (unit < units) & (ends.to(tl.int64) * KV_HEADS <= start)
+        found += tl.sum(behind.to(tl.int32), 0)
+        base = tl.maximum(base, tl.max(tl.where(behind, ends, 0), 0))
+        passed += tl.sum(splits, 0)
+    offset = (start - base.to(tl.int64) * KV_HEADS).to(tl.int32)
+    plan = plans + program * PLAN_WORDS
+    if start < end:
+        splits = unit_splits(positions, unit_first, unit_count, found, True, SPLIT)
+        if whole & (offset % splits != 0):
+            skipped = splits - offset % splits
+            start += skipped
+            offset += skipped
+            if (offset == splits * KV_HEADS) & (start < end):
+                offset = 0
+                found += 1
+                splits = unit_splits(positions, unit_first, unit_count, found, True, SPLIT)
+                while splits == 0:
+                    found += 1
+                    splits = unit_splits(positions, unit_first, unit_count, found, True, SPLIT)
+        first, count = tl.load(unit_first + found), tl.load(unit_count + found)
+        tl.store(plan + 2, found)
+        tl.store(plan + 3, offset)
+        tl.store(plan + 4, (~whole).to(tl.int32))
+        tl.store(plan + 5, splits)
+        tl.store(plan + 6, first)
+        tl.store(plan + 7, count)
+        tl.store(plan + 8, tl.load(unit_request + found))
+        tl.store(plan + 9, tl.load(positions + first + count - 1).to(tl.int32))
+    tl.store(plan, start.to(tl.int32))
+    tl.store(plan + 1, end.to(tl.int32))
+
+
+@triton.jit
+def store_partial(
+    tops, totals, accumulators, slot, top, total, acc, exists, D: tl.constexpr, STRIDE: tl.constexpr
+):
+    """Write a partial to its slot; STRIDE rows a slot."""
+    rows = tl.arange(0, top.shape[0])
+    columns = tl.arange(0, acc.shape[1])
+    place = slot.to(tl.int64) * STRIDE + rows
+    tl.store(tops + place, top, mask=exists)
+    tl.store(totals + place, total, mask=exists)
+    places = accumulators + (place * D)[:, None] + columns[None, :]
+    tl.store(places, acc, mask=exists[:, None] & (columns < D)[None, :])
+
+
+@triton.jit
+def fold_slot(
+    tops, totals, accumulators, slot, top, total, acc, factor, D: tl.constexpr, STRIDE: tl.constexpr
+):
+    """Fold the partial of a slot, which another program may just have written, past the first cache."""
+    rows = tl.arange(0, top.shape[0])
+    columns = tl.arange(0, acc.shape[1])
+    known = rows < STRIDE
+    place = slot.to(tl.int64) * STRIDE + rows
+    split_top = tl.load(tops + place, mask=known, other=0.0, cache_modifier=".cg")
+    split_total = tl.load(totals + place, mask=known, other=1.0, cache_modifier=".cg")
+    places = accumulators + (place * D)[:, None] + columns[None, :]
+    wanted = known[:, None] & (columns < D)[None, :]
+    split_acc = tl.load(places, mask=wanted, other=0.0, cache_modifier=".cg")
+    return fold(top, total, acc, split_top, split_total, split_acc, factor)
+
+
+@triton.jit
+def fold_pair(
+    output, tops, totals, accumulators, begin, splits, first, count, kv_head, length, programs, factor,
+    QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr,
+    PADDED: tl.constexpr, PINNED: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Fold a cut pair, whose partials begin at the slot `begin`, and write its rows."""
+    top, total, acc = empty_partial(PADDED, WIDTH)
+    if PINNED:
+        for split in tl.range(0, splits, loop_unroll_factor=UNROLL):
+            slot = begin + split
+            top, total, acc = fold_slot(tops, totals, accumulators, slot, top, total, acc, factor, D, STRIDE)
+    else:
+        program = ((begin.to(tl.int64) + 1) * programs - 1) // length
+        slot = begin
+        while slot < begin + splits:
+            top, total, acc = fold_slot(tops, totals, accumulators, slot, top, total, acc, factor, D, STRIDE)
+            while range_start(program, programs, length) <= slot:
+                program += 1
+            slot = range_start(program, programs, length).to(tl.int32)
+    rows = tl.arange(0, PADDED)
+    columns = tl.arange(0, WIDTH)
+    wanted = (rows < count * GROUP)[:, None] & (columns < D)[None, :]
+    places = row_places(
+        output, first + rows // GROUP, kv_head * GROUP + rows % GROUP, columns, QUERY_HEADS, D
+    )
+    tl.store(places, finish(total, acc).to(output.dtype.element_ty), mask=wanted)
+
+
+@triton.jit
+def attention_ranges(
+    queries,
+    keys,
+    values,
+    output,
+    positions,
+    unit_first,
+    unit_count,
+    unit_request,
+    split_start,
+    plans,
+    page_table,
+    tops,
+    totals,
+    accumulators,
+    arrivals,
+    units,
+    table_width,
+    factor,
+    QUERY_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PAGE: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDED: tl.constexpr,
+    PINNED: tl.constexpr,
+    STAGES: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """Grid (programs,). Partials lie in tops and totals float32 [capacity, STRIDE] and accumulators float32
+    [capacity, STRIDE, D]; `arrivals` int32 [units * KV_HEADS] counts the splits of cut pairs that have been written,
+    and is zero before and after. Without PINNED a range's splits make one partial, so that results follow the batch:
+    for the profile that promises nothing."""
+    group: tl.constexpr = QUERY_HEADS // KV_HEADS
+    programs = tl.num_programs(0)
+    plan = plans + tl.program_id(0) * PLAN_WORDS
+    place, end = tl.load(plan), tl.load(plan + 1)
+    unit, offset, may_cut = tl.load(plan + 2), tl.load(plan + 3), tl.load(plan + 4)
+    splits, first, count = tl.load(plan + 5), tl.load(plan + 6), tl.load(plan + 7)
+    request, last = tl.load(plan + 8), tl.load(plan + 9)
+    columns = tl.arange(0, WIDTH)
+    while place < end:
+        kv_head, begin = offset // splits, offset % splits
+        taken = splits - begin
+        if may_cut != 0:
+            taken = tl.minimum(taken, end - place)
+        rows, heads, position, exists = tile_rows(positions, first, count, kv_head, group, ROWS)
+        wanted = exists[:, None] & (columns < D)[None, :]
+        q = tl.load(row_places(queries, rows, heads, columns, QUERY_HEADS, D), mask=wanted, other=0.0)
+        is_whole = taken == splits
+        top, total, acc = empty_partial(ROWS, WIDTH)
+        split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
+        stop = tl.minimum((begin + taken) * SPLIT, last + 1)
+        for key in tl.range(begin * SPLIT, stop, KEYS, num_stages=STAGES):
+            where = block_row(page_table, request, table_width, kv_head, key, KV_HEADS, PAGE)
+            k = load_block(keys, where, key, last, D, WIDTH, KEYS, True)
+            v = load_block(values, where, key, last, D, WIDTH, KEYS, True)
+            visible = (key + tl.arange(0, KEYS))[None, :] <= position[:, None]
+            split_top, lanes, split_acc = attend(
+                score(q, k), v, split_top, lanes, split_acc, visible, factor, True, KEYS
+            )
+            if ((key + KEYS) % SPLIT == 0) | (key + KEYS >= stop):
+                split_total = fold_lanes(lanes)
+                if is_whole or not PINNED:
+                    top, total, acc = fold(top, total, acc, split_top, split_total, split_acc, factor)
+                else:
+                    slot = place + (key // SPLIT - begin)
+                    store_partial(
+                        tops, totals, accumulators, slot, split_top, split_total, split_acc, exists, D, STRIDE
+                    )
+                split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
+        if is_whole:
+            result = finish(total, acc).to(output.dtype.element_ty)
+            tl.store(row_places(output, rows, heads, columns, QUERY_HEADS, D), result, mask=wanted)
+        else:
+            if not PINNED:
+                store_partial(tops, totals, accumulators, place, top, total, acc, exists, D, STRIDE)
+            tl.debug_barrier()
+            arrival = arrivals + unit * KV_HEADS + kv_head
+            if tl.atomic_add(arrival, taken, sem="acq_rel", scope="gpu") + taken == splits:
+                tl.store(arrival, 0)
+                length = tl.load(split_start + units).to(tl.int64) * KV_HEADS
+                fold_pair(
+                    output, tops, totals, accumulators, place - begin, splits, first, count, kv_head, length,
+                    programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PADDED, PINNED, UNROLL,
+                )  # fmt: skip
+        place += taken
+        offset += taken
+        if (offset == splits * KV_HEADS) & (place < end):
+            offset = 0
+            unit += 1
+            splits = tl.load(split_start + unit + 1) - tl.load(split_start + unit)
+            while splits == 0:
+                unit += 1
+                splits = tl.load(split_start + unit + 1) - tl.load(split_start + unit)
+            first, count = tl.load(unit_first + unit), tl.load(unit_count + unit)
+            request = tl.load(unit_request + unit)
+            last = tl.load(positions + first + count - 1).to(tl.int32)

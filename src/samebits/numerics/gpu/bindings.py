@@ -1,0 +1,132 @@
+"""From wishes to bound kernels: what the store proves is restored, the rest is compiled, proven, timed and stored."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+from samebits.errors import NumericsError
+from samebits.numerics.gpu.launch import KernelSource, load
+from samebits.numerics.gpu.operator import Operator, P, Problem, Wish
+from samebits.numerics.gpu.proofs import ProofRecord, ProofStore
+from samebits.numerics.gpu.prover import Candidate
+from samebits.numerics.gpu.tuner import Stopwatch, bind, interleaved_seconds
+
+COMPILING, PROVING = "compiling kernels", "proving kernels"
+Progress = Callable[[str, int, int], None]
+"""progress(stage, done, total)"""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bindings:
+    """The candidate that serves each operator at each shape and bucket; nothing else may run."""
+
+    candidates: dict[tuple[str, str, int], Candidate]
+    records: tuple[ProofRecord, ...]
+
+    def candidate(self, clause: str, problem: Problem, bucket: int) -> Candidate:
+        """What serves an operator. Raises `NumericsError` where nothing is proven for it."""
+        found = self.candidates.get((clause, problem.key, bucket))
+        if found is None:
+            raise NumericsError(
+                f"nothing is proven for the {clause} clause, {problem.key}, at {bucket} rows; it was not asked for "
+                "when the kernels were bound"
+            )
+        return found
+
+    @property
+    def identities(self) -> frozenset[str]:
+        """Digests of binaries and names of library algorithms that may run."""
+        return frozenset(candidate.identity for candidate in self.candidates.values())
+
+
+def bind_all(
+    wishes: Sequence[Wish[Any]],
+    store: ProofStore,
+    progress: Progress,
+    stopwatch: Stopwatch = interleaved_seconds,
+) -> Bindings:
+    """Bind every wish at every bucket, and keep new proofs in the store. Raises `NumericsError` where nothing is
+    proven for one."""
+    candidates: dict[tuple[str, str, int], Candidate] = {}
+    missing: list[Wish[Any]] = []
+    for wish in wishes:
+        buckets = []
+        for bucket in wish.buckets:
+            candidate = restored(wish, bucket, store)
+            if candidate is None:
+                buckets.append(bucket)
+            else:
+                candidates[place_of(wish, bucket)] = candidate
+        if buckets:
+            missing.append(Wish(wish.operator, wish.problem, tuple(buckets)))
+    if missing:
+        candidates |= prove_all(missing, store, progress, stopwatch)
+    records = [store.find(*place) for place in candidates]
+    return Bindings(candidates, tuple(record for record in records if record is not None))
+
+
+def bind_problem(
+    operator: Operator[P], problem: P, buckets: Sequence[int], store: ProofStore, progress: Progress
+) -> dict[int, Candidate]:
+    """Bind one problem: what serves each bucket."""
+    bindings = bind_all([Wish(operator, problem, tuple(buckets))], store, progress)
+    return {bucket: bindings.candidate(operator.clause, problem, bucket) for bucket in buckets}
+
+
+def place_of(wish: Wish[Any], bucket: int) -> tuple[str, str, int]:
+    return wish.operator.clause, wish.problem.key, bucket
+
+
+def restored(wish: Wish[Any], bucket: int, store: ProofStore) -> Candidate | None:
+    """The candidate that the store proves, if the same machine code can be had again."""
+    record = store.find(*place_of(wish, bucket))
+    if record is None:
+        return None
+    recipe = wish.operator.restore(wish.problem, bucket, record.chosen, record.identity)
+    if recipe is None:
+        return None
+    candidate = recipe.make()
+    if candidate.identity != record.identity:
+        logger.info(
+            "%s, %s at %d rows: %s compiled to other code than was proven, so it is proven again",
+            wish.operator.clause, wish.problem.key, bucket, record.chosen,
+        )  # fmt: skip
+        return None
+    return candidate
+
+
+def prove_all(
+    wishes: Sequence[Wish[Any]], store: ProofStore, progress: Progress, stopwatch: Stopwatch
+) -> dict[tuple[str, str, int], Candidate]:
+    """Compile, prove and time what is wished for; every shape's proofs are saved when it is done."""
+    sources = [source for wish in wishes for source in wish.operator.sources(wish.problem, wish.buckets)]
+    compile_all(sources, progress)
+    found: dict[tuple[str, str, int], Candidate] = {}
+    total = sum(len(wish.buckets) for wish in wishes)
+    progress(PROVING, 0, total)
+    for wish in wishes:
+        for item in wish.operator.rounds(wish.problem, wish.buckets):
+            bound = bind(wish.operator, wish.problem, item, stopwatch)
+            found[place_of(wish, item.bucket)] = bound.candidate
+            store.add(bound.record())
+            progress(PROVING, len(found), total)
+        store.save()
+    return found
+
+
+def compile_all(sources: Iterable[KernelSource], progress: Progress) -> None:
+    """Compile side by side. One that fails is met again, and rejected, where it is tried."""
+    distinct = list(dict.fromkeys(sources))
+    progress(COMPILING, 0, len(distinct))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        waiting = [pool.submit(load, source) for source in distinct]
+        for done, future in enumerate(as_completed(waiting), start=1):
+            if future.exception() is not None:
+                logger.debug("a kernel did not compile: %s", future.exception())
+            progress(COMPILING, done, len(distinct))

@@ -1,0 +1,31 @@
+"""Buckets of M: the only row counts that an operator on a GPU ever sees.
+
+A step's rows are padded to the next bucket, so that every kernel and every library algorithm meets only row
+counts at which it was proven. Padding rows own a page of their own and belong to no request.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from samebits.errors import NumericsError
+
+BUCKETS = (
+    *(1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768),
+    *(1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384),
+)
+"""Row counts, ascending."""
+
+
+def bucket_of(rows: int) -> int:
+    """The smallest bucket that holds `rows`. Raises `NumericsError` where none does."""
+    if not 1 <= rows <= BUCKETS[-1]:
+        raise NumericsError(
+            f"a step of {rows} rows fits no bucket: they reach from 1 to {BUCKETS[-1]}; cut the step into smaller ones"
+        )
+    return BUCKETS[bisect_left(BUCKETS, rows)]
+
+
+def buckets_up_to(rows: int) -> tuple[int, ...]:
+    """The buckets that steps of 1 to `rows` rows fall into."""
+    return BUCKETS[: BUCKETS.index(bucket_of(rows)) + 1]

@@ -1,0 +1,276 @@
+"""The candidates of the GEMM clause: which tiles are worth trying where, and how each is launched."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from samebits.numerics.gpu import cublaslt, gemm
+from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem
+from samebits.numerics.gpu.launch import (
+    PORTABLE,
+    TENSOR_MAPS,
+    Binary,
+    Interpreted,
+    KernelSource,
+    blocks,
+    descriptor,
+    load,
+    pointer,
+    target_name,
+)
+from samebits.numerics.gpu.operator import Recipe
+from samebits.numerics.gpu.prover import Candidate, Tensors
+
+SHARED_BYTES = {"sm_80": 163 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10}
+"""Memory of a program by architecture; 227 KiB on the others."""
+
+POINTERS, DESCRIPTORS, PERSISTENT = "tile", "descriptor", "persistent"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How one kernel cuts a GEMM."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    kind: str = POINTERS
+    """how operands are loaded: by pointers, by tensor descriptors, or by descriptors in persistent programs"""
+    swap: bool = False
+    """weights on the left side of the product"""
+    wait: int = 0
+    """dependent launch, see gemm.py"""
+    prefetch: int = 0
+    """elements of each weight row that are asked into the cache before the wait"""
+    group: int = 8
+
+    @property
+    def name(self) -> str:
+        parts = [f"{self.kind} {self.rows}x{self.columns}x{self.depth} w{self.warps} s{self.stages}"]
+        parts += ["swapped"] * self.swap
+        parts += [f"wait {self.wait}"] * bool(self.wait) + [f"prefetch {self.prefetch}"] * bool(self.prefetch)
+        return " ".join(parts)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Architectures for which this tile is meant."""
+        if self.kind != POINTERS:
+            return TENSOR_MAPS
+        return ("sm_90", "sm_100") if self.wait else PORTABLE
+
+    def fits(self, problem: GemmProblem, bucket: int, target: str) -> bool:
+        """Whether this tile can compute a problem on an architecture."""
+        size = problem.act.itemsize
+        shared = (
+            (self.rows + self.columns) * self.depth * size * max(1, self.stages - (self.kind == POINTERS))
+        )
+        if target not in self.targets or shared > SHARED_BYTES.get(target, 227 << 10) - 2048:
+            return False
+        if self.kind != POINTERS and (problem.depth * size % 16 or size == 4):
+            return False
+        whole = problem.columns % self.columns == 0 and problem.depth >= self.prefetch
+        return not self.wait or (whole and size == 2)
+
+    def source(self, problem: GemmProblem, bucket: int) -> KernelSource:
+        """The binary for a problem; most problems and buckets share one."""
+        units = (unit_of(problem.columns), unit_of(problem.depth))
+        shape = (*units, self.rows, self.columns, self.depth, self.group)
+        dependent = (self.wait, self.prefetch, 32 * self.warps)
+        act, out = pointer(problem.act), pointer(problem.out)
+        lengths = ("i32", "i32", "i32")
+        arguments: tuple[str, ...]
+        constants: tuple[object, ...]
+        if self.kind == POINTERS:
+            function = gemm.tile_gemm
+            arguments = (act, act, act, out, *lengths)
+            constants = (*shape, self.swap, *self.masks(problem, bucket), problem.bias, *dependent)
+        elif self.kind == DESCRIPTORS:
+            function = gemm.descriptor_gemm
+            arguments = (*self.maps(problem), act, act, out, *lengths)
+            constants = (*shape, self.swap, problem.bias, *dependent)
+        else:
+            function = gemm.persistent_gemm
+            arguments = (*self.maps(problem), act, out, *lengths, "i32")
+            constants = (*shape, problem.bias)
+        return KernelSource(function, arguments, constants, self.warps, self.stages, self.wait > 0)
+
+    def masks(self, problem: GemmProblem, bucket: int) -> tuple[bool, bool, bool]:
+        """Whether the last tile of rows, columns, depth reaches beyond the matrices."""
+        return (
+            bucket % self.rows != 0,
+            problem.columns % self.columns != 0,
+            problem.depth % self.depth != 0,
+        )
+
+    def maps(self, problem: GemmProblem) -> tuple[str, str]:
+        """Types of the tensor descriptors of x and weight."""
+        return (
+            descriptor(problem.act, (self.rows, self.depth)),
+            descriptor(problem.act, (self.columns, self.depth)),
+        )
+
+
+def unit_of(length: int) -> int:
+    """What the compiler is told that a length is a multiple of."""
+    return ATOM if length % ATOM == 0 else 1
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """How many programs run side by side; two in the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def launch_tile(
+    kernel: Binary | Interpreted, tile: Tile, problem: GemmProblem, inputs: Tensors, outputs: Tensors
+) -> None:
+    """Launch a tile's kernel on (x, weight[, bias]) -> (out,)."""
+    x, weight = inputs[0], inputs[1]
+    bias, out = inputs[2] if problem.bias else x, outputs[0]
+    rows = x.shape[0]
+    unit, depth_unit = unit_of(problem.columns), unit_of(problem.depth)
+    lengths = (rows, problem.columns // unit, problem.depth // depth_unit)
+    tiles = blocks(rows, tile.rows) * blocks(problem.columns, tile.columns)
+    if tile.kind == POINTERS:
+        kernel.launch((tiles, 1, 1), x, weight, bias, out, *lengths)
+        return
+    maps = (mapped(x, (tile.rows, tile.depth)), mapped(weight, (tile.columns, tile.depth)))
+    if tile.kind == DESCRIPTORS:
+        kernel.launch((tiles, 1, 1), *maps, weight, bias, out, *lengths)
+        return
+    programs = min(tiles, processors(out.device))
+    kernel.launch((programs, 1, 1), *maps, bias, out, *lengths, programs)
+
+
+def mapped(tensor: Tensor, block: tuple[int, int]) -> TensorDescriptor:
+    """A matrix as the copy engine sees it; outside of it lie zeros."""
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(block))
+
+
+def tile_sources(problem: GemmProblem, bucket: int) -> Iterator[KernelSource]:
+    """The binaries of all tiles that are tried on this device."""
+    target = target_name()
+    for tile in tiles_for(problem, bucket):
+        if tile.fits(problem, bucket, target):
+            yield tile.source(problem, bucket)
+
+
+def tile_recipe(tile: Tile, problem: GemmProblem, bucket: int) -> Recipe:
+    source = tile.source(problem, bucket)
+
+    def make() -> Candidate:
+        kernel = load(source)
+
+        def run(inputs: Tensors, outputs: Tensors) -> None:
+            launch_tile(kernel, tile, problem, inputs, outputs)
+
+        return Candidate(tile.name, kernel.digest, run)
+
+    return Recipe(tile.name, make)
+
+
+def library_recipe(problem: GemmProblem, bucket: int, text: str, place: int) -> Recipe:
+    """An algorithm of cuBLASLt by its bytes."""
+    name = f"cublaslt {place}"
+
+    def make() -> Candidate:
+        algorithm = cublaslt.algorithm_of(text)
+        product = cublaslt.matmul(problem, bucket)
+
+        def run(inputs: Tensors, outputs: Tensors) -> None:
+            bias = inputs[2] if problem.bias else None
+            product.run(algorithm, inputs[0], inputs[1], bias, outputs[0])
+
+        return Candidate(name, f"cublaslt {cublaslt.version()} {text}", run)
+
+    return Recipe(name, make)
+
+
+def library_recipes(problem: GemmProblem, bucket: int, count: int) -> Iterator[Recipe]:
+    """What the library proposes for a product. Nothing where there is no library, nor for a bias of another type
+    than the result, which it would read as the result's."""
+    if torch.version.cuda is None or (problem.bias and problem.out is not problem.act):
+        return
+    for place, algorithm in enumerate(cublaslt.matmul(problem, bucket).proposals(count)):
+        yield library_recipe(problem, bucket, algorithm.text, place)
+
+
+def tiles_for(problem: GemmProblem, bucket: int) -> tuple[Tile, ...]:
+    """The tiles that are worth trying, the likely fastest first; the last one is portable and fits everything."""
+    if problem.act is torch.float32:
+        return FLOAT32_TILES
+    limits = ((16, DECODE), (32, DECODE_32), (64, DECODE_64), (256, MIDDLE))
+    chosen = next((tiles for limit, tiles in limits if bucket <= limit), PREFILL)
+    return (*chosen, PLAIN)
+
+
+def tile_recipes(problem: GemmProblem, bucket: int) -> Iterator[Recipe]:
+    target = target_name()
+    for tile in tiles_for(problem, bucket):
+        if tile.fits(problem, bucket, target):
+            yield tile_recipe(tile, problem, bucket)
+
+
+PLAIN = Tile(64, 64, 32, 4, 3)
+FLOAT32_TILES = (Tile(16, 32, 32, 4, 3), Tile(64, 64, 16, 4, 3), Tile(32, 32, 16, 4, 2))
+
+DECODE = (
+    Tile(16, 64, 128, 4, 8, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 8, swap=True, wait=2),
+    Tile(16, 64, 128, 4, 8, swap=True, wait=2, prefetch=512),
+    Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2),
+    Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True),
+    Tile(16, 64, 128, 4, 5, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
+    Tile(16, 32, 256, 4, 4, DESCRIPTORS, wait=1),
+    Tile(16, 128, 128, 4, 4, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 5, swap=True),
+    Tile(16, 32, 128, 4, 6),
+)
+"""At most 16 rows: most loads in flight win."""
+
+DECODE_32 = (
+    Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
+    Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2),
+    Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2, prefetch=512),
+    Tile(32, 64, 256, 4, 4, DESCRIPTORS, swap=True),
+    Tile(32, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
+    Tile(32, 64, 128, 4, 5, swap=True, wait=1),
+    Tile(32, 32, 256, 4, 4, DESCRIPTORS, wait=1),
+    Tile(32, 64, 128, 4, 5, swap=True),
+)
+
+DECODE_64 = (
+    Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
+    Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=2),
+    Tile(64, 64, 128, 4, 5, swap=True, wait=2),
+    Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=1),
+    Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=2, prefetch=512),
+    Tile(64, 128, 128, 4, 4, DESCRIPTORS, swap=True, wait=2),
+    Tile(64, 64, 128, 4, 5, DESCRIPTORS),
+    Tile(64, 64, 128, 4, 4),
+)
+
+MIDDLE = (
+    Tile(64, 128, 128, 4, 4, DESCRIPTORS),
+    Tile(128, 64, 128, 4, 4, DESCRIPTORS),
+    Tile(64, 128, 128, 4, 4, DESCRIPTORS, swap=True),
+    Tile(64, 64, 128, 4, 4),
+)
+"""Here the library's clusters win nearly everywhere."""
+
+PREFILL = (
+    Tile(128, 256, 64, 8, 3, PERSISTENT),
+    Tile(256, 128, 64, 8, 4, PERSISTENT),
+    Tile(128, 128, 64, 4, 4, PERSISTENT),
+    Tile(256, 128, 64, 8, 3, DESCRIPTORS),
+)

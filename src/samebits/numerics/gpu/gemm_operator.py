@@ -1,0 +1,128 @@
+"""The GEMM clause for the prover and the tuner."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from samebits.numerics.gpu import gemm
+from samebits.numerics.gpu.gemm_candidates import (
+    library_recipe,
+    library_recipes,
+    tile_recipes,
+    tile_sources,
+    unit_of,
+)
+from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, case_of, proof_inputs
+from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer
+from samebits.numerics.gpu.operator import Recipe, Round, Workload
+from samebits.numerics.gpu.prover import Candidate, Tensors, Trial, results_of
+
+LIBRARY_PROPOSALS = 8
+MOST_COPIES = 32
+"""Of weights so small that they stay in the cache anyway."""
+
+
+def reference_source(problem: GemmProblem) -> KernelSource:
+    """`chain_gemm`, one atom after another."""
+    tile = reference_tile(problem)
+    act = pointer(problem.act)
+    return KernelSource(
+        gemm.chain_gemm,
+        (act, act, act, pointer(problem.out), "i32", "i32", "i32"),
+        (unit_of(problem.columns), unit_of(problem.depth), tile, tile, ATOM, problem.bias),
+        warps=4,
+        stages=1,
+    )
+
+
+def reference_tile(problem: GemmProblem) -> int:
+    """Rows and columns of a program of the reference."""
+    return 64 if problem.act.itemsize == 2 else 32
+
+
+def reference_candidate(problem: GemmProblem) -> Candidate:
+    """The clause on this device."""
+    kernel = load(reference_source(problem))
+    tile = reference_tile(problem)
+
+    def run(inputs: Tensors, outputs: Tensors) -> None:
+        x, weight = inputs[0], inputs[1]
+        bias = inputs[2] if problem.bias else x
+        grid = (blocks(x.shape[0], tile), blocks(problem.columns, tile), 1)
+        columns = problem.columns // unit_of(problem.columns)
+        kernel.launch(
+            grid, x, weight, bias, outputs[0], x.shape[0], columns, problem.depth // unit_of(problem.depth)
+        )
+
+    return Candidate("reference", kernel.digest, run)
+
+
+class GemmOperator:
+    """Linear layers and logits on one device.
+
+    All buckets of a problem are held against one run of the reference, at the largest bucket that is asked for: a
+    candidate at M = 1 must give the bits that the row has in a batch of thousands.
+    """
+
+    clause = "gemm"
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def sources(self, problem: GemmProblem, buckets: Sequence[int]) -> Iterable[KernelSource]:
+        yield reference_source(problem)
+        for bucket in buckets:
+            yield from tile_sources(problem, bucket)
+
+    def recipes(self, problem: GemmProblem, bucket: int) -> Iterable[Recipe]:
+        yield from library_recipes(problem, bucket, LIBRARY_PROPOSALS)
+        yield from tile_recipes(problem, bucket)
+
+    def restore(self, problem: GemmProblem, bucket: int, name: str, identity: str) -> Recipe | None:
+        if name.startswith("cublaslt "):
+            return library_recipe(problem, bucket, identity.split()[-1], int(name.split()[1]))
+        return next((recipe for recipe in tile_recipes(problem, bucket) if recipe.name == name), None)
+
+    def rounds(self, problem: GemmProblem, buckets: Sequence[int]) -> Iterator[Round]:
+        largest = max(buckets)
+        inputs = proof_inputs(problem, largest, self.device)
+        reference = reference_candidate(problem)
+        expected = {
+            name: results_of(reference, case_of(name, given, problem, largest))
+            for name, given in inputs.items()
+        }
+        weights = timing_weights(problem, self.device)
+        for bucket in buckets:
+            trial = Trial(
+                tuple(case_of(name, given, problem, bucket) for name, given in inputs.items()),
+                tuple(tuple(full[:bucket] for full in results) for results in expected.values()),
+            )
+            yield Round(bucket, trial, functools.partial(timing_workload, problem, bucket, weights))
+
+
+def timing_weights(problem: GemmProblem, device: torch.device) -> Tensors:
+    """Copies of random weights that together exceed the second-level cache twice."""
+    size = problem.columns * problem.depth * problem.act.itemsize
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    generator = torch.Generator(device).manual_seed(2)
+
+    def weight() -> Tensor:
+        values = torch.randn(problem.columns, problem.depth, device=device, generator=generator)
+        return values.mul_(problem.depth**-0.5).to(problem.act)
+
+    return tuple(weight() for _ in range(min(MOST_COPIES, max(2, 1 + 2 * cache // size))))
+
+
+def timing_workload(problem: GemmProblem, bucket: int, weights: Tensors) -> Workload:
+    """One product with each copy of the weights."""
+    device = weights[0].device
+    generator = torch.Generator(device).manual_seed(1)
+    x = torch.randn(bucket, problem.depth, device=device, generator=generator).to(problem.act)
+    out = torch.empty(bucket, problem.columns, dtype=problem.out, device=device)
+    bias = (torch.zeros(problem.columns, dtype=problem.act, device=device),) if problem.bias else ()
+    sets = tuple(((x, weight, *bias), (out,)) for weight in weights)
+    return Workload(sets, problem.bytes(bucket), problem.operations(bucket))

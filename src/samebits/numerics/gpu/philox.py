@@ -1,0 +1,80 @@
+"""Noise of the sampling clause in Triton: Philox4x32-10 words, and their way to a float32."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from samebits.numerics import philox
+from samebits.numerics.gpu.arithmetic import log, log1p
+
+ROUNDS = tl.constexpr(philox.ROUNDS)
+MULTIPLIER_0 = tl.constexpr(philox.MULTIPLIER_0)
+MULTIPLIER_1 = tl.constexpr(philox.MULTIPLIER_1)
+WEYL_0 = tl.constexpr(philox.WEYL_0)
+WEYL_1 = tl.constexpr(philox.WEYL_1)
+NOISE_BOUND = tl.constexpr(23.0)
+LARGEST_BELOW_ONE = tl.constexpr(1.0 - 2.0**-24)
+TWO_MINUS_32 = tl.constexpr(2.0**-32)
+
+
+@triton.jit
+def philox_words(c0, c1, c2, c3, k0, k1):
+    """The four words of one counter under one key; all uint32."""
+    multiplier_0 = tl.full(c0.shape, MULTIPLIER_0, tl.uint32)
+    multiplier_1 = tl.full(c0.shape, MULTIPLIER_1, tl.uint32)
+    weyl_0 = tl.full(k0.shape, WEYL_0, tl.uint32)
+    weyl_1 = tl.full(k1.shape, WEYL_1, tl.uint32)
+    for _ in tl.static_range(ROUNDS):
+        previous_0, previous_2 = c0, c2
+        c0 = tl.umulhi(multiplier_1, previous_2) ^ c1 ^ k0
+        c2 = tl.umulhi(multiplier_0, previous_0) ^ c3 ^ k1
+        c1 = multiplier_1 * previous_2
+        c3 = multiplier_0 * previous_0
+        k0 += weyl_0
+        k1 += weyl_1
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def noise_of_words(words):
+    """Gumbel noise float32 of uint32 words. word + 1/2 is rounded once: both addends of the sum are exact."""
+    upper = (words >> 16).to(tl.int32).to(tl.float32) * 65536.0
+    lower = (words & 0xFFFF).to(tl.int32).to(tl.float32) + 0.5
+    v = (upper + lower) * TWO_MINUS_32
+    v = tl.where(v < LARGEST_BELOW_ONE, v, LARGEST_BELOW_ONE)
+    return -log(-log1p(-v))
+
+
+@triton.jit
+def words_of_ids(ids, seed, position, sample_index):
+    """uint32 words of the token ids int32 [n], each by itself; the other arguments are int64 scalars."""
+    zero = tl.zeros(ids.shape, tl.uint32)
+    w0, w1, w2, w3 = philox_words(
+        (ids >> 2).to(tl.uint32),
+        zero + position.to(tl.uint32),
+        zero + sample_index.to(tl.uint32),
+        zero,
+        zero + seed.to(tl.uint32),
+        zero + (seed >> 32).to(tl.uint32),
+    )
+    low = tl.where((ids & 1) == 0, w0, w1)
+    high = tl.where((ids & 1) == 0, w2, w3)
+    return tl.where((ids & 2) == 0, low, high)
+
+
+@triton.jit
+def noise_of_range(first, COUNT: tl.constexpr, seed, position, sample_index):
+    """Noise float32 [COUNT] of the ids first .. first + COUNT - 1; both are multiples of 4."""
+    quads = (first // 4) + tl.arange(0, COUNT // 4)
+    zero = tl.zeros((COUNT // 4,), tl.uint32)
+    w0, w1, w2, w3 = philox_words(
+        quads.to(tl.uint32),
+        zero + position.to(tl.uint32),
+        zero + sample_index.to(tl.uint32),
+        zero,
+        zero + seed.to(tl.uint32),
+        zero + (seed >> 32).to(tl.uint32),
+    )
+    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (COUNT,))
+    return noise_of_words(words)

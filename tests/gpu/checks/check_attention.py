@@ -1,0 +1,133 @@
+"""Attention: tiles and shared ranges have the reference's bits, and the reference is right."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from attention_cases import Case, Inputs, in_float64, make_inputs
+
+from conftest import INTERPRETED
+from samebits.numerics.gpu import attention
+from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch, TileLaunch
+from samebits.numerics.gpu.attention_plan import plan_attention
+from samebits.numerics.operators import HeadLayout
+
+# Relative to the largest output: rounding of weights and output to the activation's type.
+BOUNDS = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+RATIOS = (1, 5, 8) if INTERPRETED else (1, 2, 3, 4, 5, 6, 7, 8)
+LAUNCHES = ((16, 1, 4096), (32, 7, 4096), (64, 40, 4096), (64, 5, 1))
+"""(rows of a tile, ranges, partials that have room)"""
+
+
+def case_of(group: int, head_dim: int = 16, page_tokens: int = 64) -> Case:
+    heads = HeadLayout(2 * group, 2, head_dim)
+    if INTERPRETED:
+        return Case(heads, page_tokens, (0, 255, 511, 250), (3, 1, 2, 9))
+    return Case(heads, page_tokens, (0, 255, 256, 300, 1000, 4095, 63, 64), (300, 1, 1, 70, 129, 2, 1, 5))
+
+
+def context_of(inputs: Inputs) -> Context:
+    return Context(inputs.keys, inputs.values, inputs.positions, inputs.page_table)
+
+
+def shape_of(inputs: Inputs, split_tokens: int = 256) -> AttentionShape:
+    return AttentionShape(inputs.case.heads, inputs.case.page_tokens, split_tokens)
+
+
+def scale_of(inputs: Inputs) -> float:
+    return 1.0 / math.sqrt(inputs.case.heads.head_dim)
+
+
+def by_reference(inputs: Inputs, split_tokens: int = 256) -> torch.Tensor:
+    output = torch.full_like(inputs.queries, math.nan)
+    shape = shape_of(inputs, split_tokens)
+    return attention.reference(
+        shape, inputs.queries, context_of(inputs), inputs.row_request, scale_of(inputs), output
+    )
+
+
+def by_kernels(
+    inputs: Inputs,
+    tile: TileLaunch,
+    ranges: RangeLaunch,
+    unit_tokens: int = 2,
+    capacity: int = 4096,
+    pinned: bool = True,
+) -> torch.Tensor:
+    """A whole batch: short runs of rows through shared ranges, the others through tiles."""
+    shape, context, scale = shape_of(inputs), context_of(inputs), scale_of(inputs)
+    ranges = replace(ranges, rows=max(ranges.rows, shape.rows_for(unit_tokens)))
+    tokens = tile.tokens(shape.group)
+    positions = inputs.positions.cpu().numpy()
+    work = plan_attention(inputs.query_start, positions, tokens, unit_tokens, inputs.queries.device)
+    output = torch.full_like(inputs.queries, math.nan)
+    if work.tiles is not None:
+        attention.tiles(shape, inputs.queries, context, work.tiles, scale, output, tile)
+    if work.shared is not None:
+        buffers = attention.range_buffers(
+            shape, work.shared.units, unit_tokens, ranges.programs, capacity, output.device
+        )
+        attention.plan_ranges(shape, inputs.positions, work.shared, buffers, ranges)
+        attention.shared(
+            shape, inputs.queries, context, work.shared, scale, output, buffers, ranges, pinned=pinned
+        )
+    return output
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    kind = torch.int32 if a.dtype == torch.float32 else torch.int16
+    return torch.equal(a.view(kind), b.view(kind))
+
+
+@pytest.mark.parametrize("group", RATIOS)
+def check_kernels_have_the_reference_bits(
+    group: int, device: torch.device, dtypes: list[torch.dtype]
+) -> None:
+    for dtype in dtypes[-1:] if INTERPRETED else dtypes:
+        inputs = make_inputs(case_of(group), device, dtype, seed=group)
+        expected = by_reference(inputs)
+        error = (expected.cpu().double() - in_float64(inputs, scale_of(inputs))).abs().max()
+        assert error <= BOUNDS[dtype] * inputs.values.abs().max(), (dtype, float(error))
+        for rows, programs, capacity in LAUNCHES[-2:] if INTERPRETED else LAUNCHES:
+            got = by_kernels(inputs, TileLaunch(rows=rows), RangeLaunch(programs), capacity=capacity)
+            assert same_bits(got, expected), (dtype, rows, programs)
+
+
+def check_another_split_has_other_bits(device: torch.device, dtypes: list[torch.dtype]) -> None:
+    inputs = make_inputs(case_of(4), device, dtypes[0])
+    assert not same_bits(by_reference(inputs), by_reference(inputs, 128))
+
+
+def check_free_splits_are_right_and_differ(device: torch.device, dtypes: list[torch.dtype]) -> None:
+    inputs = make_inputs(case_of(4), device, dtypes[0])
+    expected = by_reference(inputs)
+    got = by_kernels(inputs, TileLaunch(), RangeLaunch(9), pinned=False)
+    assert not got.isnan().any()
+    assert (got - expected).abs().max() <= BOUNDS[dtypes[0]] * inputs.values.abs().max()
+
+
+def check_unwritten_slots_do_not_matter(device: torch.device, dtypes: list[torch.dtype]) -> None:
+    for dtype in dtypes[:1] if INTERPRETED else dtypes:
+        clean = make_inputs(case_of(4), device, dtype)
+        dirty = make_inputs(case_of(4), device, dtype, poison=math.nan)
+        expected = by_reference(clean)
+        assert same_bits(by_reference(dirty), expected)
+        assert same_bits(by_kernels(dirty, TileLaunch(), RangeLaunch(7)), expected)
+
+
+WIDTHS = [(48, 128), (256, 64)] if INTERPRETED else [(32, 64), (48, 128), (64, 192), (128, 64), (256, 64)]
+
+
+@pytest.mark.parametrize(("head_dim", "page_tokens"), WIDTHS)
+def check_widths_and_pages(
+    head_dim: int, page_tokens: int, device: torch.device, dtypes: list[torch.dtype]
+) -> None:
+    inputs = make_inputs(case_of(2, head_dim, page_tokens), device, dtypes[-1])
+    expected = by_reference(inputs)
+    error = (expected.cpu().double() - in_float64(inputs, scale_of(inputs))).abs().max()
+    assert error <= BOUNDS[dtypes[-1]] * inputs.values.abs().max()
+    got = by_kernels(inputs, TileLaunch(), RangeLaunch(5))
+    assert same_bits(got, expected)

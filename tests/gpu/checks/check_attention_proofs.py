@@ -1,0 +1,72 @@
+"""The prover takes every launch of the attention kernels, and rejects planted wrong orders."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attention_mutants import MUTANTS, ONLY_IN_HALF, RIGHT, mutant_candidate
+
+from conftest import INTERPRETED
+from samebits.numerics.gpu.attention import AttentionShape
+from samebits.numerics.gpu.attention_operator import (
+    TILES,
+    AttentionOperator,
+    AttentionProblem,
+    Ragged,
+    make_case,
+    proof_cases,
+    reference_candidate,
+)
+from samebits.numerics.gpu.prover import Case, Proof, Rejection, Trial
+from samebits.numerics.operators import HeadLayout
+
+SMALL = Ragged((0, 580), (2, 1))
+
+
+def problem_of(act: torch.dtype, group: int = 4, head_dim: int = 128) -> AttentionProblem:
+    heads = HeadLayout(2, 1, 16) if INTERPRETED else HeadLayout(2 * group, 2, head_dim)
+    return AttentionProblem(AttentionShape(heads, 64), act)
+
+
+def cases_of(problem: AttentionProblem, bucket: int, device: torch.device) -> list[Case]:
+    if INTERPRETED:
+        return [make_case(problem, kind, SMALL, 5, device) for kind in ("sharp", "cancelling")]
+    return proof_cases(problem, bucket, device)
+
+
+def check_every_mutant_is_rejected(device: torch.device, dtypes: list[torch.dtype]) -> None:
+    kept = []
+    for act in dtypes[:1] if INTERPRETED else dtypes:
+        problem = problem_of(act)
+        trial = Trial.of(reference_candidate(problem), cases_of(problem, TILES, device))
+        right = trial.prove(mutant_candidate(problem, RIGHT))
+        assert isinstance(right, Proof), right
+        for name, mutant in MUTANTS.items():
+            if act == torch.float32 and mutant in ONLY_IN_HALF:
+                continue
+            verdict = trial.prove(mutant_candidate(problem, mutant))
+            if not isinstance(verdict, Rejection) or verdict.difference is None:
+                kept.append(f"{problem.key}: {name}: {verdict}")
+    assert not kept, "\n".join(kept)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="launches differ in nothing that the interpreter knows")
+@pytest.mark.parametrize(("group", "head_dim"), [(4, 128), (5, 64), (7, 128), (1, 256), (8, 64)])
+def check_every_launch_is_proven(
+    group: int, head_dim: int, device: torch.device, dtypes: list[torch.dtype]
+) -> None:
+    operator = AttentionOperator(device)
+    refused = []
+    for act in dtypes[1:]:
+        problem = problem_of(act, group, head_dim)
+        for found in operator.rounds(problem, (TILES, 1, 4)):
+            for recipe in operator.recipes(problem, found.bucket):
+                try:
+                    verdict = found.trial.prove(recipe.make())
+                except Exception as error:
+                    refused.append(f"{recipe.name}: {error!r:.200}")
+                    continue
+                if not isinstance(verdict, Proof):
+                    refused.append(f"{act} bucket {found.bucket} {recipe.name}: {verdict.reason}")
+    wrong = [line for line in refused if "out of resource" not in line and "shared memory" not in line]
+    assert not wrong, "\n".join(wrong)

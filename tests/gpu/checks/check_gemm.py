@@ -1,0 +1,180 @@
+"""The GEMM clause: the prover rejects planted wrong kernels, takes right ones, and results are near float64's."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from gemm_mutants import MUTANTS, RIGHT, SHIFTED, mutant_candidate
+
+from samebits.errors import NumericsError
+from samebits.numerics import reference
+from samebits.numerics.gpu import cublaslt
+from samebits.numerics.gpu.gemm_candidates import DESCRIPTORS, PERSISTENT, Tile, launch_tile, library_recipes
+from samebits.numerics.gpu.gemm_operator import reference_candidate
+from samebits.numerics.gpu.gemm_problem import GemmProblem, case_of, proof_inputs
+from samebits.numerics.gpu.graph_nodes import captured_nodes, unknown_nodes
+from samebits.numerics.gpu.launch import load
+from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, Tensors, Trial
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+ATOMS_OF_ONE = (5,)
+"""Mutants of the atom itself, which the interpreter's atoms (numpy's dot) do not show."""
+
+
+def trial_of(problem: GemmProblem, rows: int, device: torch.device) -> Trial:
+    cases = [
+        case_of(name, given, problem, rows) for name, given in proof_inputs(problem, rows, device).items()
+    ]
+    return Trial.of(reference_candidate(problem), cases)
+
+
+def problems(dtypes: list[torch.dtype]) -> list[GemmProblem]:
+    return [GemmProblem(64, 208, act, out) for act in dtypes for out in {act, torch.float32}]
+
+
+@pytest.fixture
+def rows() -> int:
+    return 20 if INTERPRETED else 256
+
+
+def check_every_mutant_is_rejected(device: torch.device, dtypes: list[torch.dtype], rows: int) -> None:
+    kept = []
+    for problem in problems(dtypes):
+        trial = trial_of(problem, rows, device)
+        for name, mutant in MUTANTS.items():
+            if INTERPRETED and mutant in ATOMS_OF_ONE:
+                continue
+            if name == "accumulation in the activation type" and problem.act is torch.float32:
+                continue
+            if name == "half atoms" and problem.act is torch.float32:
+                continue  # an atom of float32 is one product
+            verdict = trial.prove(mutant_candidate(problem, mutant))
+            if not isinstance(verdict, Rejection) or verdict.difference is None:
+                kept.append(f"{problem.key}: {name}: {verdict}")
+    assert not kept, "\n".join(kept)
+
+
+def check_a_single_row_shows_every_mutant(device: torch.device) -> None:
+    if INTERPRETED:
+        pytest.skip("one row of few columns is too little data for a proof")
+    kept = []
+    for out in (torch.bfloat16, torch.float32):
+        problem = GemmProblem(4096, 4096, torch.bfloat16, out)
+        trial = trial_of(problem, 1, device)
+        for name, mutant in MUTANTS.items():
+            if mutant in (8, SHIFTED):
+                continue  # need a neighbour
+            if isinstance(trial.prove(mutant_candidate(problem, mutant)), Proof):
+                kept.append(f"{problem.key}: {name}")
+    assert not kept, "\n".join(kept)
+
+
+def check_the_right_order_is_proven(device: torch.device, dtypes: list[torch.dtype], rows: int) -> None:
+    for problem in problems(dtypes):
+        verdict = trial_of(problem, rows, device).prove(mutant_candidate(problem, RIGHT))
+        assert isinstance(verdict, Proof), verdict
+
+
+def tile_candidate(tile: Tile, problem: GemmProblem, rows: int) -> Candidate:
+    kernel = load(tile.source(problem, rows))
+
+    def run(inputs: Tensors, outputs: Tensors) -> None:
+        launch_tile(kernel, tile, problem, inputs, outputs)
+
+    return Candidate(tile.name, kernel.digest, run)
+
+
+SMALL_TILES = (
+    Tile(16, 32, 64, 4, 3),
+    Tile(16, 64, 32, 4, 2, swap=True),
+    Tile(32, 32, 16, 4, 1, group=2),
+    Tile(16, 32, 64, 4, 3, DESCRIPTORS, swap=True),
+    Tile(32, 32, 32, 4, 3, DESCRIPTORS),
+    Tile(32, 64, 32, 4, 3, PERSISTENT),
+)
+
+
+@pytest.mark.parametrize("tile", SMALL_TILES, ids=lambda tile: tile.name)
+@pytest.mark.parametrize("shape", [(64, 128), (70, 72), (37, 41)], ids=str)
+def check_tiles_are_near_float64(
+    tile: Tile, shape: tuple[int, int], device: torch.device, dtypes: list[torch.dtype]
+) -> None:
+    """Every edge: rows, columns and depth that no tile divides."""
+    bias = shape[0] % 2 == 1
+    generator = torch.Generator().manual_seed(3)
+    for act in dtypes:
+        problem = GemmProblem(*shape, act, torch.float32, bias)
+        if tile.kind != "tile" and (shape[1] * act.itemsize % 16 or act is torch.float32):
+            continue
+        for rows in (1, 19):
+            x = torch.randn(rows, shape[1], generator=generator).to(device, act)
+            weight = torch.randn(shape, generator=generator).to(device, act)
+            addend = torch.randn(shape[0], generator=generator).to(device, act) if bias else None
+            out = torch.full((rows, shape[0]), float("nan"), device=device)
+            inputs = (x, weight) if addend is None else (x, weight, addend)
+            tile_candidate(tile, problem, rows).run(inputs, (out,))
+            expected = reference.gemm(x, weight, addend)
+            bound = 8 * reference.gemm_bound(x, weight, addend)
+            error = (out.double() - expected).abs()
+            assert bool((error <= bound).all()), f"{problem.key} at {rows} rows: {error.max()}"
+
+
+@pytest.mark.skipif(INTERPRETED, reason="graphs are captured on a GPU")
+@pytest.mark.parametrize("source", ["tile", "library"])
+def check_captured_kernels_are_the_proven_ones(source: str, device: torch.device) -> None:
+    problem = GemmProblem(512, 1024, torch.bfloat16, torch.bfloat16)
+    if source == "tile":
+        candidate = tile_candidate(Tile(16, 64, 64, 4, 4), problem, 16)
+        other = tile_candidate(Tile(16, 32, 64, 4, 4), problem, 16)
+    else:
+        candidate = next(iter(library_recipes(problem, 16, 1))).make()
+        other = tile_candidate(Tile(16, 32, 64, 4, 4), problem, 16)
+    x = torch.randn(16, 1024, device=device).bfloat16()
+    weight = torch.randn(512, 1024, device=device).bfloat16()
+    out = torch.empty(16, 512, device=device, dtype=torch.bfloat16)
+
+    def run(which: Candidate) -> None:
+        which.run((x, weight), (out,))
+
+    for which in (candidate, other):
+        run(which)
+    torch.cuda.synchronize()
+    proven = captured_nodes(lambda: run(candidate))
+    assert len(proven) == 1
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        run(candidate)
+        run(other)
+    assert [node.handle for node in unknown_nodes(graph, proven)] == [
+        node.handle for node in captured_nodes(lambda: run(other))
+    ]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the library runs on a GPU")
+def check_the_library_splits_k_only_where_it_may(device: torch.device) -> None:
+    """Algorithms come back by their bytes, none of them divides K, and all give the reference's bits."""
+    for problem in (
+        GemmProblem(4096, 4096, torch.bfloat16, torch.bfloat16),
+        GemmProblem(512, 2048, torch.float16, torch.float32, bias=False),
+        GemmProblem(512, 2048, torch.bfloat16, torch.bfloat16, bias=True),
+    ):
+        trial = trial_of(problem, 64, device)
+        recipes = list(library_recipes(problem, 64, 4))
+        assert recipes
+        verdicts = [trial.prove(recipe.make()) for recipe in recipes]
+        assert any(isinstance(verdict, Proof) for verdict in verdicts), verdicts
+        assert all(not cublaslt.splits(cublaslt.algorithm_of(v.identity.split()[-1])) for v in verdicts)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="alignment matters on a GPU")
+def check_an_offset_pointer_is_refused(device: torch.device) -> None:
+    problem = GemmProblem(512, 1024, torch.bfloat16, torch.bfloat16)
+    weight = torch.randn(512, 1024, device=device).bfloat16()
+    x = torch.randn(16 * 1024 + 1, device=device).bfloat16()[1:].view(16, 1024)
+    out = torch.empty(16, 512, device=device, dtype=torch.bfloat16)
+    tile = tile_candidate(Tile(16, 64, 64, 4, 4), problem, 16)
+    for candidate in (tile, next(iter(library_recipes(problem, 16, 1))).make()):
+        with pytest.raises(NumericsError, match="16 bytes"):
+            candidate.run((x, weight), (out,))

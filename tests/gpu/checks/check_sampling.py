@@ -1,0 +1,110 @@
+"""Given the same logits, the GPU sampler has the bits of the CPU sampler: tokens, faults, processed logprobs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import fields
+
+import pytest
+import torch
+from sampling_reference import Row, make_batch
+
+from conftest import INTERPRETED
+from samebits.numerics.adversarial import wide_rows
+from samebits.numerics.batch import SamplingBatch, TokenLists
+from samebits.numerics.cpu.operators import CpuOperators
+from samebits.numerics.gpu.sampling import Wants, sample, sampling_workspace
+from samebits.numerics.gpu.top import top_tokens
+from samebits.numerics.probe_sampling import ROWS, VOCABULARY, probe_batch
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Iterator[CpuOperators]:
+    operators = CpuOperators(1)
+    yield operators
+    operators.close()
+
+
+def moved(batch: SamplingBatch, device: torch.device) -> SamplingBatch:
+    parts = {}
+    for entry in fields(batch):
+        part = getattr(batch, entry.name)
+        if isinstance(part, TokenLists):
+            values = None if part.values is None else part.values.to(device)
+            part = TokenLists(part.start.to(device), part.ids.to(device), values)
+        parts[entry.name] = part if part is None or isinstance(part, TokenLists) else part.to(device)
+    return SamplingBatch(**parts)
+
+
+def random_row(vocabulary: int, choice: random.Random) -> Row:
+    def ids(count: int) -> list[int]:
+        return [choice.randrange(vocabulary) for _ in range(choice.randrange(count))]
+
+    def maybe(value: float, neutral: float, likely: float = 0.3) -> float:
+        return value if choice.random() < likely else neutral
+
+    return Row(
+        temperature=choice.choice([0.0, 0.7, 1.0, 1.0, 1e-3, 30.0]),
+        top_k=int(maybe(choice.choice([1, 2, 40, vocabulary - 1, vocabulary + 5]), 0)),
+        top_p=maybe(choice.choice([0.0, 0.1, 0.9, 0.999]), 1.0),
+        min_p=maybe(choice.choice([0.01, 0.3, 1.0]), 0.0),
+        presence_penalty=maybe(0.5, 0.0),
+        frequency_penalty=maybe(-0.25, 0.0),
+        repetition_penalty=maybe(1.3, 1.0),
+        seed=choice.getrandbits(64),
+        position=choice.randrange(100_000),
+        sample_index=choice.randrange(4),
+        prompt=ids(300),
+        output=ids(40) * 2,
+        bias={i: choice.uniform(-5, 5) for i in ids(200)} if choice.random() < 0.3 else {},
+        forbidden=ids(5) if choice.random() < 0.3 else [],
+        allowed=set(ids(vocabulary)) if choice.random() < 0.2 else None,
+    )
+
+
+def expect_equal(cpu: CpuOperators, logits: torch.Tensor, batch: SamplingBatch, device: torch.device) -> None:
+    given, target = logits.to(device), moved(batch, device)
+    expected = cpu.sample(logits, batch, True)
+    got = sample(given, target, True)
+    assert got.token_ids.tolist() == expected.token_ids.tolist()
+    assert got.faults.tolist() == expected.faults.tolist()
+    processed = got.processed_logprobs.cpu().view(torch.int32)
+    assert torch.equal(processed, expected.processed_logprobs.view(torch.int32))
+    workspace = sampling_workspace(logits.shape[0], logits.shape[1], device)
+    plain = sample(given, target, wants=Wants.of(batch), workspace=workspace)
+    assert plain.token_ids.tolist() == expected.token_ids.tolist()
+    if not INTERPRETED:
+        again = sample(given, target, workspace=workspace)
+        assert again.token_ids.tolist() == expected.token_ids.tolist()
+        assert again.faults.tolist() == expected.faults.tolist()
+
+
+@pytest.mark.parametrize("seed", range(2 if INTERPRETED else 8))
+def check_random_rows(seed: int, cpu: CpuOperators, device: torch.device) -> None:
+    choice = random.Random(seed)
+    vocabulary = (301, 2500)[seed % 2] if INTERPRETED else (301, 151_936)[seed % 2]
+    count = 9 if INTERPRETED else 64
+    rows = [random_row(vocabulary, choice) for _ in range(count)]
+    logits = torch.randn((count, vocabulary), generator=torch.Generator().manual_seed(seed)) * 4
+    logits[::3] = logits[::3].round()
+    logits[1, 5] = float("nan")
+    logits[2, 7] = -float("inf")
+    expect_equal(cpu, logits, make_batch(rows, vocabulary), device)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="takes minutes in the interpreter")
+def check_probe_rows(cpu: CpuOperators, device: torch.device) -> None:
+    expect_equal(cpu, wide_rows(51, ROWS, VOCABULARY, 2), probe_batch(torch.device("cpu")), device)
+
+
+@pytest.mark.parametrize("vocabulary", [17, 5000])
+def check_top_tokens(vocabulary: int, cpu: CpuOperators, device: torch.device) -> None:
+    logits = torch.randn((5, vocabulary), generator=torch.Generator().manual_seed(vocabulary))
+    logits[1] = logits[1].round()
+    logits[2, ::2] = -0.0
+    for count in (0, 5, 17):
+        expected = cpu.top_tokens(logits, count)
+        got = top_tokens(logits.to(device), count)
+        assert torch.equal(got[0].cpu(), expected[0])
+        assert torch.equal(got[1].cpu().view(torch.int32), expected[1].view(torch.int32))

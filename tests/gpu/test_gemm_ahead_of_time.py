@@ -1,0 +1,156 @@
+"""GEMM kernels compiled for GPUs that are not here, and what their machine texts say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from ahead_of_time import estimates, fusable_operations
+
+from samebits.numerics.gpu import gated_operator, tree_operator
+from samebits.numerics.gpu.gemm_candidates import (
+    DECODE,
+    DESCRIPTORS,
+    FLOAT32_TILES,
+    MIDDLE,
+    PERSISTENT,
+    PLAIN,
+    PREFILL,
+    Tile,
+)
+from samebits.numerics.gpu.gemm_operator import reference_source
+from samebits.numerics.gpu.gemm_problem import GemmProblem
+from samebits.numerics.gpu.launch import PORTABLE, TARGETS, KernelSource
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+EVEN = GemmProblem(6144, 4096, BF16, BF16)
+ODD = GemmProblem(151, 72, BF16, FP32, bias=True)
+
+
+def texts_of(source: KernelSource, target: str) -> dict[str, str]:
+    return source.compile(TARGETS[target]).asm
+
+
+@pytest.mark.parametrize("target", PORTABLE)
+@pytest.mark.parametrize(
+    "problem", [ODD, GemmProblem(1024, 512, FP16, FP16)], ids=lambda problem: problem.key
+)
+def test_the_plain_tile_and_the_reference_compile_everywhere(target: str, problem: GemmProblem) -> None:
+    assert PLAIN.fits(problem, 1, target)
+    texts_of(PLAIN.source(problem, 1), target)
+    texts_of(reference_source(problem), target)
+
+
+@pytest.mark.parametrize("target", PORTABLE)
+def test_float32_products_compile_everywhere_and_are_no_tf32(target: str) -> None:
+    problem = GemmProblem(256, 512, FP32, FP32)
+    for source in (FLOAT32_TILES[-1].source(problem, 1), reference_source(problem)):
+        texts = texts_of(source, target)
+        if "ptx" in texts:
+            assert "tf32" not in texts["ptx"]
+            assert "fma.rn.f32" in texts["ptx"]
+            assert fusable_operations(texts["ptx"]) == []
+
+
+@pytest.mark.parametrize("target", PORTABLE)
+def test_the_fused_activation_and_the_tree_compile_everywhere(target: str) -> None:
+    gated = gated_operator.GatedProblem(192, 128, BF16)
+    tile = replace(gated_operator.DECODE[-1], rows=16)
+    assert gated_operator.fits(tile, gated, 16, target)
+    tree = tree_operator.TreeProblem(128, 512, 8, BF16, FP32)
+    leaves = tree_operator.tiles_for(16)[-1]
+    assert tree_operator.fits(leaves, tree, 16, target)
+    for source in (gated_operator.fused_source(tile, gated, 16), tree_operator.tree_source(leaves, tree, 16)):
+        texts = texts_of(source, target)
+        if "ptx" in texts:
+            assert fusable_operations(texts["ptx"]) == []
+            assert estimates(texts["ptx"]) == []
+
+
+def test_a_tree_adds_its_leaves() -> None:
+    """Every fold is there: the compiler does not run one leaf's sum on into the next (the accumulators of a tile of
+    32 x 32 are 8 a thread, and a leaf's end has three sums)."""
+    tree = tree_operator.TreeProblem(128, 512, 8, BF16, FP32)
+    ptx = texts_of(tree_operator.tree_source(tree_operator.tiles_for(16)[-1], tree, 16), "sm_90")["ptx"]
+    assert ptx.count("add.rn.f32") == 3 * 8
+    alone = tree_operator.TreeProblem(128, 64, 1, BF16, FP32)
+    ptx = texts_of(tree_operator.tree_source(tree_operator.tiles_for(16)[-1], alone, 16), "sm_90")["ptx"]
+    assert ptx.count("add.rn.f32") == 0
+
+
+def representatives() -> list[tuple[Tile, int]]:
+    """One tile of each kind, side and way of waiting, with a bucket that it meets."""
+    found: dict[tuple[object, ...], tuple[Tile, int]] = {}
+    listed = [(tile, 1) for tile in DECODE]
+    listed += [(tile, 128) for tile in MIDDLE] + [(tile, 1024) for tile in PREFILL]
+    for tile, bucket in listed:
+        found.setdefault((tile.kind, tile.swap, tile.wait, tile.prefetch > 0), (tile, bucket))
+    return list(found.values())
+
+
+@pytest.mark.parametrize(("tile", "bucket"), representatives(), ids=str)
+def test_every_kind_of_tile_compiles_for_hopper_and_leaves_nothing_to_fuse(tile: Tile, bucket: int) -> None:
+    assert tile.fits(EVEN, bucket, "sm_90")
+    ptx = texts_of(tile.source(EVEN, bucket), "sm_90")["ptx"]
+    assert fusable_operations(ptx) == []
+    assert estimates(ptx) == []
+    assert ("griddepcontrol.wait" in ptx) == (tile.wait > 0)
+    if tile.wait:
+        ahead, behind = ptx.split("griddepcontrol.wait")
+        assert "ld.global" not in ahead, "a load before the wait may read what the kernel ahead still writes"
+        assert "cp.async.c" not in ahead
+        assert "cp.async.bulk.tensor" not in ahead
+        assert "cp.async" in behind
+        assert ("prefetch" in ahead) == (tile.prefetch > 0)
+
+
+def test_a_bias_is_one_rounded_sum() -> None:
+    ptx = texts_of(PLAIN.source(ODD, 1), "sm_90")["ptx"]
+    assert "add.rn.f32" in ptx
+    assert fusable_operations(ptx) == []
+
+
+def test_fusion_would_be_noticed() -> None:
+    """The inverse: without the option, the same sum is left to the assembler."""
+    from triton.compiler import ASTSource, compile
+
+    source = PLAIN.source(ODD, 1)
+    names = source.function.arg_names
+    types = dict(zip(names, (*source.arguments, *["constexpr"] * len(source.constants)), strict=True))
+    constants = dict(zip(names[len(source.arguments) :], source.constants, strict=True))
+    fused = compile(
+        ASTSource(source.function, types, constants),
+        target=TARGETS["sm_90"],
+        options={"num_warps": 4, "enable_fp_fusion": True},
+    )
+    assert fusable_operations(fused.asm["ptx"]) != []
+
+
+def test_run_time_lengths_do_not_make_binaries() -> None:
+    """One description of a kernel serves every shape with the same edges."""
+    tile = MIDDLE[0]
+    sources = {
+        tile.source(GemmProblem(columns, depth, BF16, BF16), bucket)
+        for columns in (4096, 6144, 24576)
+        for depth in (4096, 12288)
+        for bucket in (64, 128, 256)
+    }
+    assert len(sources) == 1
+
+
+@pytest.mark.parametrize("kind", [DESCRIPTORS, PERSISTENT])
+def test_tiles_with_descriptors_declare_where_they_run(kind: str) -> None:
+    tile = Tile(64, 128, 64, 4, 3, kind)
+    assert not tile.fits(EVEN, 64, "sm_80")
+    assert not tile.fits(EVEN, 64, "gfx942")
+    assert not tile.fits(GemmProblem(64, 41, BF16, BF16), 64, "sm_90"), "rows of 82 bytes are not aligned"
+
+
+def test_every_shape_has_a_portable_tile() -> None:
+    for problem in (EVEN, ODD, GemmProblem(37, 41, FP16, FP32)):
+        for target in PORTABLE:
+            assert PLAIN.fits(problem, 1, target)

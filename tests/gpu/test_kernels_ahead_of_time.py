@@ -1,0 +1,155 @@
+"""Every kernel but the products, as the engine launches it, compiled for GPUs that are not here.
+
+The launches are made for real, on CPU tensors; instead of running, each says which binary it wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from ahead_of_time import estimates, fusable_operations
+from sampling_reference import Row, make_batch
+
+from samebits.numerics.gpu import (
+    activation,
+    attention,
+    configuration,
+    embedding,
+    log_sum_exp,
+    norm,
+    rope_store,
+    sampling,
+    top,
+)
+from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch, TileLaunch
+from samebits.numerics.gpu.attention_plan import decode_units, plan_attention
+from samebits.numerics.gpu.launch import PORTABLE, TARGETS, KernelSource
+from samebits.numerics.operators import HeadLayout
+
+CPU = torch.device("cpu")
+HEADS = HeadLayout(8, 2, 64)
+RECIPROCAL = frozenset({"div.full.f32"})
+"""The attention clause's estimate of 1 / L, which two fused operations correct."""
+ROWS, WIDTH, VOCABULARY, PAGES = 4, 512, 5000, 8
+
+
+class Recorder:
+    """Takes a launch's place and keeps the binary that it asked for."""
+
+    def __init__(self) -> None:
+        self.sources: dict[KernelSource, None] = {}
+
+    def __call__(self, source: KernelSource) -> Recorder:
+        self.sources[source] = None
+        return self
+
+    def launch(self, grid: tuple[int, int, int], *arguments: object) -> None:
+        """Nothing runs."""
+
+
+def act(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def launch_rows(dtype: torch.dtype) -> None:
+    x, weight = act(ROWS, WIDTH, dtype=dtype), act(WIDTH, dtype=dtype)
+    norm.rms_norm(x, weight, 1e-6)
+    norm.add_rms_norm(x, x, weight, 1e-6)
+    activation.silu_mul(x)
+    embedding.embed(torch.zeros(ROWS, dtype=torch.int64), x)
+    kv = act(PAGES, HEADS.kv_heads, 64, HEADS.head_dim, dtype=dtype)
+    scale = act(HEADS.head_dim, dtype=dtype)
+    positions = torch.zeros(ROWS, dtype=torch.int64)
+    qkv = act(ROWS, HEADS.query_width + 2 * HEADS.kv_width, dtype=dtype)
+    faults = torch.zeros(ROWS, dtype=torch.uint8)
+    for weights in (scale, None):
+        rope_store.norm_rope_store(
+            qkv, HEADS, weights, weights, 1e-6, torch.zeros(9, 2, 32), positions, positions, faults, kv, kv
+        )
+
+
+def launch_attention(dtype: torch.dtype, described: bool = False) -> None:
+    shape = AttentionShape(HEADS, 64)
+    kv = act(PAGES, HEADS.kv_heads, 64, HEADS.head_dim, dtype=dtype)
+    positions = torch.arange(ROWS)
+    context = Context(kv, kv, positions, torch.zeros((1, 4), dtype=torch.int32))
+    queries = act(ROWS, HEADS.query_heads, HEADS.head_dim, dtype=dtype)
+    output = torch.empty_like(queries)
+    attention.reference(shape, queries, context, torch.zeros(ROWS, dtype=torch.int32), 0.1, output)
+    work = plan_attention(np.array([0, ROWS], np.int32), positions.numpy(), 16, 1, CPU)
+    assert work.tiles is not None
+    tile = TileLaunch(described=described)
+    attention.tiles(shape, queries, context, work.tiles, 0.1, output, tile)
+    units, ranges = decode_units(ROWS, ROWS, CPU), RangeLaunch(8)
+    buffers = attention.range_buffers(shape, ROWS, 1, 8, 64, CPU)
+    attention.plan_ranges(shape, positions, units, buffers, ranges)
+    for pinned in (True, False):
+        attention.shared(shape, queries, context, units, 0.1, output, buffers, ranges, pinned)
+
+
+def launch_sampling() -> None:
+    logits = torch.zeros(ROWS, VOCABULARY)
+    lse = log_sum_exp.log_sum_exp(logits)
+    pairs = torch.zeros(3, dtype=torch.int64)
+    log_sum_exp.token_logprobs(logits, lse, pairs, pairs)
+    top.top_tokens(logits, 20)
+    batch = make_batch([Row(bias={1: 0.5})] * ROWS, VOCABULARY)
+    sampling.sample(logits, batch, want_processed=True)
+    words = torch.zeros((ROWS, -(-VOCABULARY // 32)), dtype=torch.int32)
+    sampling.sample(logits, replace(batch, allowed=words))
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    made = Recorder()
+    for module in (configuration, attention):
+        monkeypatch.setattr(module, "load", made)
+    yield made
+
+
+def check_texts(sources: Recorder, target: str, estimated: frozenset[str] = frozenset()) -> None:
+    """Compile everything; NVIDIA texts leave nothing to fuse, and no estimate but those that a clause allows."""
+    assert sources.sources
+    for source in sources.sources:
+        asm = source.compile(TARGETS[target]).asm
+        if "ptx" in asm:
+            assert not fusable_operations(asm["ptx"]), source.name
+            assert set(estimates(asm["ptx"])) <= estimated, source.name
+            assert "tf32" not in asm["ptx"], source.name
+
+
+@pytest.mark.parametrize("target", PORTABLE)
+def test_kernels_of_rows(target: str, recorder: Recorder) -> None:
+    launch_rows(torch.bfloat16)
+    if target == "sm_90":
+        launch_rows(torch.float16)
+        launch_rows(torch.float32)
+    check_texts(recorder, target)
+
+
+@pytest.mark.parametrize("target", PORTABLE)
+def test_attention(target: str, recorder: Recorder) -> None:
+    launch_attention(torch.bfloat16)
+    if target == "sm_90":
+        launch_attention(torch.float16)
+        launch_attention(torch.float32)
+    check_texts(recorder, target, RECIPROCAL)
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_100"])
+def test_attention_by_tensor_descriptors(target: str, recorder: Recorder) -> None:
+    launch_attention(torch.bfloat16, described=True)
+    check_texts(recorder, target, RECIPROCAL)
+
+
+@pytest.mark.parametrize("target", PORTABLE)
+def test_the_sampling_stage(target: str, recorder: Recorder) -> None:
+    launch_sampling()
+    check_texts(recorder, target)

@@ -1,0 +1,81 @@
+"""The public batch-invariant operators on CPU, and torch's functions served by them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from samebits import ops
+from samebits.errors import NumericsError
+
+X = torch.randn(40, 48, generator=torch.Generator().manual_seed(1))
+WEIGHT = torch.randn(32, 48, generator=torch.Generator().manual_seed(2))
+FUNCTIONS = {
+    "linear": lambda x: ops.linear(x, WEIGHT.to(x.dtype), WEIGHT[:, 0].to(x.dtype)),
+    "mm": lambda x: ops.mm(x, WEIGHT.T.to(x.dtype)),
+    "bmm": lambda x: ops.bmm(x[None], WEIGHT.T.to(x.dtype)[None])[0],
+    "mean": ops.mean,
+    "log_softmax": ops.log_softmax,
+    "rms_norm": lambda x: ops.rms_norm(x, WEIGHT[0].to(x.dtype)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_row_knows_no_neighbour(name: str, dtype: torch.dtype) -> None:
+    function, x = FUNCTIONS[name], X.to(dtype)
+    whole = function(x)
+    for rows in (1, 7, 39):
+        assert torch.equal(function(x[-rows:]), whole[-rows:])
+    assert not torch.equal(whole[0], whole[1])
+
+
+def test_results_are_near_float64() -> None:
+    x, weight = X.double(), WEIGHT.double()
+    assert torch.allclose(ops.mm(X, WEIGHT.T).double(), x @ weight.T, atol=1e-4)
+    assert torch.allclose(ops.log_softmax(X, 0).double(), x.log_softmax(0), atol=1e-5)
+    assert torch.allclose(ops.mean(X, 0).double(), x.mean(0), atol=1e-6)
+    assert torch.allclose(ops.mean(X, (0, 1), keepdim=True).double(), x.mean((0, 1), True), atol=1e-6)
+    norm = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight[0]
+    assert torch.allclose(ops.rms_norm(X, WEIGHT[0]).double(), norm, atol=1e-5)
+
+
+def test_torch_functions_are_served_within_the_context() -> None:
+    layer = torch.nn.Linear(48, 32)
+    with torch.no_grad(), ops.BatchInvariant():
+        served = {
+            "mm": (torch.mm(X, WEIGHT.T), ops.mm(X, WEIGHT.T)),
+            "matmul": (X @ WEIGHT.T, ops.mm(X, WEIGHT.T)),
+            "layer": (layer(X), ops.linear(X, layer.weight, layer.bias)),
+            "bmm": (torch.bmm(X[None], WEIGHT.T[None]), ops.bmm(X[None], WEIGHT.T[None])),
+            "mean": (X.mean(0), ops.mean(X, 0)),
+            "log_softmax": (torch.log_softmax(X, -1), ops.log_softmax(X)),
+        }
+    for name, (by_torch, by_name) in served.items():
+        assert torch.equal(by_torch, by_name.view(by_torch.shape)), name
+    outside = torch.randn(300, 4096) @ torch.randn(4096, 300)
+    assert outside.shape == (300, 300)
+
+
+def test_other_operators_and_types_stay_with_torch() -> None:
+    with ops.BatchInvariant():
+        assert torch.equal(
+            torch.arange(6).view(2, 3) @ torch.ones(3, 1, dtype=torch.int64), torch.tensor([[3], [12]])
+        )
+        assert torch.equal(torch.softmax(torch.zeros(1, 2), -1), torch.tensor([[0.5, 0.5]]))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ops.mm(X, WEIGHT), "does not fit"),
+        (lambda: ops.linear(X, WEIGHT.half()), "alike on one device"),
+        (lambda: ops.rms_norm(X, WEIGHT[0, :3]), "48 wide"),
+        (lambda: ops.mm(X.requires_grad_(False).clone().requires_grad_(), WEIGHT.T), "no gradients"),
+        (lambda: ops.mean(X.to(torch.float64)), "bf16, fp16 or fp32"),
+        (lambda: ops.bmm(X, WEIGHT), "two batches"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, words: str) -> None:
+    with pytest.raises(NumericsError, match=words):
+        call()
