@@ -217,6 +217,8 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
 class FakeFront:
     """What the guard knows of a front."""
 
+    tracing = None
+
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.metrics = ServerMetrics()

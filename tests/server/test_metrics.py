@@ -95,7 +95,7 @@ def test_a_turn_of_several_tokens_counts_each() -> None:
     watch.see(4, "stop")
     watch.end()
     assert sum(metrics.first_token.counts) == 1
-    assert sum(metrics.between_tokens.counts) == 4
+    assert sum(metrics.between_tokens.counts) == 2 + 4
     assert metrics.ended == {"stop": 1}
 
 

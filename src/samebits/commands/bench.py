@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from samebits.commands import bench_accuracy, bench_serve
+from samebits.commands import bench_accuracy, bench_http, bench_serve
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import ModelConfig
 
@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         commands,
         "bench",
         "measure speed",
-        KERNELS + OFFLINE + SCHEDULER + bench_serve.EXAMPLES + bench_accuracy.EXAMPLES,
+        KERNELS + OFFLINE + SCHEDULER + bench_http.EXAMPLES + bench_serve.EXAMPLES + bench_accuracy.EXAMPLES,
         run,
         "bench WHAT",
     )
@@ -52,6 +52,7 @@ def add(commands: Any) -> None:
     )
     add_common(offline, "results/offline.json")
     add_scheduler(kinds)
+    bench_http.add_http(kinds)
     bench_serve.add_serve(kinds)
     bench_accuracy.add_accuracy(kinds)
 

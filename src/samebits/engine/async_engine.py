@@ -7,11 +7,12 @@ wait in the request's own mailbox, which can grow no larger than the request's o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import count
 
 from samebits.engine.messages import (
     AbortRequest,
+    Command,
     EngineFacts,
     EngineFailed,
     EngineProgress,
@@ -22,7 +23,11 @@ from samebits.engine.messages import (
     FlushReply,
     GetStatus,
     Message,
+    ProfileReply,
+    Reply,
     RequestEvent,
+    StartProfile,
+    StopProfile,
 )
 from samebits.engine.transport import Transport
 from samebits.engine.validate import QueueFullError
@@ -36,10 +41,26 @@ class _Mailbox:
         self.events: list[RequestEvent] = []
         self.news = asyncio.Event()
 
-    def take(self) -> list[RequestEvent]:
+    def take(self) -> RequestEvent:
+        """All news in one; there must be some."""
         events, self.events = self.events, []
         self.news.clear()
-        return events
+        return events[0] if len(events) == 1 else merged(events)
+
+
+def merged(events: Sequence[RequestEvent]) -> RequestEvent:
+    """What several events of one request say, in their order, as one."""
+    first, last = events[0], events[-1]
+    return RequestEvent(
+        rid=first.rid,
+        token_ids=[token_id for event in events for token_id in event.token_ids],
+        logprobs=[entry for event in events for entry in event.logprobs],
+        prompt_logprobs=first.prompt_logprobs,
+        cached_tokens=max(event.cached_tokens for event in events),
+        warnings=[warning for event in events for warning in event.warnings],
+        finish=last.finish,
+        queued_microseconds=first.queued_microseconds,
+    )
 
 
 class AsyncEngine:
@@ -52,7 +73,7 @@ class AsyncEngine:
         self._on_progress = on_progress
         self._facts: EngineFacts | None = None
         self._mailboxes: dict[str, _Mailbox] = {}
-        self._calls: dict[int, asyncio.Future[EngineStatus | FlushReply]] = {}
+        self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._call_numbers = count()
         self._started = False
         self.failure: EngineFailed | None = None
@@ -91,7 +112,8 @@ class AsyncEngine:
         return self.facts
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[RequestEvent, None]:
-        """Run a request; yields its events, the last one with `finish`. Leaving early aborts it.
+        """Run a request; yields its events, the last one with `finish`; those of a slow reader are merged. Leaving
+        early aborts it.
 
         Raises `QueueFullError` or `RequestError` when the engine refuses it, `EngineError` when the engine dies.
         """
@@ -105,10 +127,10 @@ class AsyncEngine:
             while not finished:
                 await mailbox.news.wait()
                 self._check_alive()
-                for event in mailbox.take():
-                    finished = event.finish is not None
-                    _raise_refusal(event)
-                    yield event
+                event = mailbox.take()
+                finished = event.finish is not None
+                _raise_refusal(event)
+                yield event
         finally:
             del self._mailboxes[request.rid]
             if not finished:
@@ -136,6 +158,21 @@ class AsyncEngine:
         assert isinstance(reply, EngineStatus)
         return reply
 
+    async def start_profile(self, folder: str) -> list[str]:
+        """Begin to record a trace; returns its files. Raises `RequestError` when one is under way."""
+        return await self._profile(lambda call: StartProfile(call=call, folder=folder))
+
+    async def stop_profile(self) -> list[str]:
+        """Write the trace; returns its files. Raises `RequestError` when none is under way."""
+        return await self._profile(lambda call: StopProfile(call=call))
+
+    async def _profile(self, command: Callable[[int], StartProfile | StopProfile]) -> list[str]:
+        reply = await self._call(command)
+        assert isinstance(reply, ProfileReply)
+        if reply.error:
+            raise RequestError(reply.error)
+        return reply.paths
+
     async def shutdown(self) -> None:
         """Stop the engine and wait until it is gone. Requests that still run fail with `EngineError`."""
         if self.failure is None:
@@ -143,7 +180,7 @@ class AsyncEngine:
         if self._started:
             await self._transport.stop()
 
-    async def _call(self, command: Callable[[int], FlushCache | GetStatus]) -> EngineStatus | FlushReply:
+    async def _call(self, command: Callable[[int], Command]) -> Reply:
         self._check_alive()
         call = next(self._call_numbers)
         future = self._calls[call] = asyncio.get_running_loop().create_future()
@@ -165,7 +202,7 @@ class AsyncEngine:
                     if mailbox is not None:  # else: left early, its abort is on the way
                         mailbox.events.append(message)
                         mailbox.news.set()
-                case EngineStatus() | FlushReply():
+                case EngineStatus() | FlushReply() | ProfileReply():
                     future = self._calls.get(message.call)
                     if future is not None and not future.done():
                         future.set_result(message)

@@ -113,6 +113,7 @@ class Engine:
         added = new_request(request, self._arrivals, self._eos, self.facts.context_length)
         self.scheduler.add(added)
         self._arrivals += 1
+        added.submitted = self.clock()
         self._deadlines.add(added)
         if masks is not None:
             self._masks[added] = masks
@@ -290,6 +291,8 @@ class Engine:
 
     def _load_sampler(self, request: Request) -> None:
         self._slot_owner[request.slot] = request
+        if request.queued_microseconds < 0:
+            request.queued_microseconds = round(1e6 * (self.clock() - request.submitted))
         self._sampler_table.load(request)
 
     def _take(self, result: ChunkResult) -> RequestEvent | None:
@@ -314,11 +317,16 @@ class Engine:
         sampled = result.sampled
         if sampled is not None:
             if sampled.fault:
-                return self._fail(request, FAULT_MESSAGES[sampled.fault])
+                return self._fail(request, self._fault_message(request, sampled.fault))
             return self._append(request, sampled.token_id, sampled.logprobs)
         if result.held is None and chunk.end == request.length_limit and not request.samples:
             return self._finish(request, Finish(reason="length"))
         return None
+
+    def _fault_message(self, request: Request, fault: int) -> str:
+        if fault != MASK_FAILED:
+            return FAULT_MESSAGES[fault]
+        return f"{FAULT_MESSAGES[fault]}: {self._masks[request].failure}"
 
     def _settle(self, result: ChunkResult, chunk: Chunk, request: Request) -> str:
         """Take what a chunk stored and scored; returns why its request must fail, or nothing."""
@@ -366,9 +374,9 @@ class Engine:
         self.scheduler.finish(request)
 
     def _event(self, request: Request, token_ids: list[int], logprobs: list[TokenLogprobs]) -> RequestEvent:
-        prompt_logprobs = None
+        prompt_logprobs, queued = None, 0
         if not request.announced:
-            request.announced = True
+            request.announced, queued = True, max(0, request.queued_microseconds)
             self.counters.cached_tokens += request.cached_tokens
             # How many prompt logprobs a prefill has that was cut short follows from the chunks: none are sent.
             if request.finish is None or request.finish.reason not in ("abort", "deadline", "error"):
@@ -380,4 +388,5 @@ class Engine:
             prompt_logprobs=prompt_logprobs,
             cached_tokens=request.cached_tokens,
             finish=request.finish,
+            queued_microseconds=queued,
         )

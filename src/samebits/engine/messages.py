@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from samebits.sampling_params import SamplingDefaults
@@ -28,9 +30,15 @@ __all__ = [
     "GetStatus",
     "LogprobOptions",
     "Message",
+    "News",
+    "ProfileReply",
+    "Reply",
     "RequestEvent",
     "Shutdown",
+    "StartProfile",
+    "StopProfile",
     "TokenLogprobs",
+    "make_news",
 ]
 
 
@@ -49,6 +57,19 @@ class FlushCache(msgspec.Struct, frozen=True, kw_only=True, tag="flush"):
 
 class GetStatus(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     """Ask for an `EngineStatus`."""
+
+    call: int
+
+
+class StartProfile(msgspec.Struct, frozen=True, kw_only=True, tag="start_profile"):
+    """Record what the engine's process does, for a trace in `folder`."""
+
+    call: int
+    folder: str
+
+
+class StopProfile(msgspec.Struct, frozen=True, kw_only=True, tag="stop_profile"):
+    """End the recording and write the trace."""
 
     call: int
 
@@ -130,5 +151,33 @@ class FlushReply(msgspec.Struct, frozen=True, kw_only=True, tag="flush_reply"):
     pages: int
 
 
-Command = EngineRequest | AbortRequest | FlushCache | GetStatus | Shutdown
-Message = RequestEvent | EngineReady | EngineProgress | EngineFailed | EngineStatus | FlushReply
+class ProfileReply(msgspec.Struct, frozen=True, kw_only=True, tag="profile_reply"):
+    """Answer to `StartProfile` and `StopProfile`."""
+
+    call: int
+    paths: list[str] = []
+    """of the trace that was written, or is to be"""
+    error: str = ""
+    """why there is none: what the caller asked for does not go together with what runs"""
+
+
+Reply = EngineStatus | FlushReply | ProfileReply
+Command = EngineRequest | AbortRequest | FlushCache | GetStatus | StartProfile | StopProfile | Shutdown
+Other = EngineReady | EngineProgress | EngineFailed | Reply
+Message = RequestEvent | Other
+
+
+class News(msgspec.Struct, frozen=True, array_like=True):
+    """Messages as they travel between processes: events are arrays, and all else is rare."""
+
+    events: list[RequestEvent]
+    others: list[Other]
+    """read after the events, so that a failure is the last news"""
+
+
+def make_news(messages: Sequence[Message]) -> News:
+    """Messages of one turn of the engine's loop, whose replies do not care for their place among the events."""
+    events = [message for message in messages if type(message) is RequestEvent]
+    if len(events) == len(messages):
+        return News(events, [])
+    return News(events, [message for message in messages if not isinstance(message, RequestEvent)])

@@ -23,11 +23,18 @@ from multiprocessing.context import SpawnProcess
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.logs import configure_logging
-from samebits.engine.messages import Command, EngineFailed, EngineReady, Message, Shutdown
+from samebits.engine.messages import (
+    Command,
+    EngineFailed,
+    EngineReady,
+    Message,
+    News,
+    Shutdown,
+    make_news,
+)
 from samebits.engine.service import BuildEngine, progress_sender, run_service
 from samebits.engine.transport import Deliver, describe_failure
 
@@ -37,6 +44,8 @@ IDLE_MILLISECONDS = 1000
 STOP_SECONDS = 5.0
 LONGEST_TEMPORARY_PATH = 70
 """with our part behind it, a socket's address must stay under about 100 characters"""
+MOST_BATCHES = 64
+"""of messages, read in one turn of the event loop"""
 LAST_WORDS_SECONDS = 0.2
 """how long a dead child's last messages may take to arrive"""
 
@@ -59,16 +68,17 @@ class ProcessTransport:
         self._ready = False
         self._failed = False
         self._stopping = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._outbox: list[Command] = []
+        """commands of this turn of the event loop, sent together"""
 
     @property
     def process_id(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
     def start(self, deliver: Deliver) -> None:
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._events = self._context.socket(zmq.PULL)
-        self._commands: zmq.Socket[bytes] = zmq.Context.shadow(self._context.underlying).socket(zmq.PUSH)
+        self._commands = self._context.socket(zmq.PUSH)
         for socket in (self._events, self._commands):
             socket.set_hwm(0)  # the engine never waits for a slow reader, nor the reader for the engine
             socket.setsockopt(zmq.LINGER, 0)
@@ -85,31 +95,39 @@ class ProcessTransport:
         loop = asyncio.get_running_loop()
         self._dead = asyncio.Event()
         loop.add_reader(self._process.sentinel, self._notice_death)
-        self._tasks = [
-            loop.create_task(self._receive(deliver)),
-            loop.create_task(self._report_death(deliver)),
-        ]
+        self._deliver = deliver
+        self._decoder = msgspec.msgpack.Decoder(News)
+        loop.add_reader(self._events.fileno(), self._receive)
+        self._reporting = loop.create_task(self._report_death())
 
     def send(self, command: Command) -> None:
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox.append(command)
+
+    def _flush(self) -> None:
+        commands, self._outbox = self._outbox, []
         # A dead child has no queue to fill; `_report_death` tells those who wait.
-        with contextlib.suppress(zmq.Again):
-            self._commands.send(self._encoder.encode(command), zmq.NOBLOCK)
+        if commands and self._process is not None:
+            with contextlib.suppress(zmq.Again):
+                self._commands.send(self._encoder.encode(commands), zmq.NOBLOCK)
 
     async def stop(self) -> None:
         process = self._process
         if process is None:
             return
         self._stopping = True
-        self.send(Shutdown())
+        self._outbox.append(Shutdown())
+        self._flush()
         try:  # a child that is still loading hears no commands
             await asyncio.wait_for(self._dead.wait(), STOP_SECONDS if self._ready else 0)
         except TimeoutError:
             process.kill()
             await self._dead.wait()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._reporting.cancel()
+        await asyncio.gather(self._reporting, return_exceptions=True)
         process.join()
+        asyncio.get_running_loop().remove_reader(self._events.fileno())
         self._commands.close()
         self._events.close()
         self._context.term()
@@ -132,21 +150,34 @@ class ProcessTransport:
         asyncio.get_running_loop().remove_reader(self._process.sentinel)
         self._dead.set()
 
-    async def _receive(self, deliver: Deliver) -> None:
-        decoder = msgspec.msgpack.Decoder(list[Message])
-        while True:
-            messages = decoder.decode(await self._events.recv())
-            self._ready = self._ready or any(isinstance(m, EngineReady) for m in messages)
-            self._failed = self._failed or any(isinstance(m, EngineFailed) for m in messages)
-            deliver(messages)
+    def _receive(self) -> None:
+        """Take all that has come, and only then let the readers run: a server that lags behind gets more tokens at
+        a time, and not more turns. The descriptor speaks up once, so it is read until there is nothing."""
+        if self._process is None:
+            return
+        messages: list[Message] = []
+        for _ in range(MOST_BATCHES):
+            try:
+                news = self._decoder.decode(self._events.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                break
+            messages += news.events
+            messages += news.others
+            for other in news.others:
+                self._ready = self._ready or isinstance(other, EngineReady)
+                self._failed = self._failed or isinstance(other, EngineFailed)
+        else:
+            asyncio.get_running_loop().call_soon(self._receive)
+        if messages:
+            self._deliver(messages)
 
-    async def _report_death(self, deliver: Deliver) -> None:
+    async def _report_death(self) -> None:
         await self._dead.wait()
         await asyncio.sleep(LAST_WORDS_SECONDS)
         if not self._failed and not self._stopping:
             assert self._process is not None
             self._process.join()
-            deliver([EngineFailed(message=_describe_exit(self._process.exitcode))])
+            self._deliver([EngineFailed(message=_describe_exit(self._process.exitcode))])
 
 
 @contextlib.contextmanager
@@ -174,7 +205,7 @@ class _SocketInbox:
     def __init__(self, socket: zmq.Socket[bytes], parent: int) -> None:
         self._socket = socket
         self._parent = parent
-        self._decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+        self._decoder = msgspec.msgpack.Decoder(list[Command])
 
     def take(self, wait: bool) -> list[Command]:
         timeout = IDLE_MILLISECONDS if wait else 0
@@ -182,10 +213,10 @@ class _SocketInbox:
             if os.getppid() != self._parent:
                 return [Shutdown()]
             return []
-        commands = []
+        commands: list[Command] = []
         while True:
             try:
-                commands.append(self._decoder.decode(self._socket.recv(zmq.NOBLOCK)))
+                commands += self._decoder.decode(self._socket.recv(zmq.NOBLOCK))
             except zmq.Again:
                 return commands
 
@@ -203,6 +234,7 @@ def engine_process(
     """Main function of the child. Its last message is an `EngineFailed` unless it was told to leave."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     configure_logging(log_level, style=log_format)
     context = zmq.Context()
     commands, events = context.socket(zmq.PULL), context.socket(zmq.PUSH)
@@ -214,7 +246,7 @@ def engine_process(
     encoder = msgspec.msgpack.Encoder()
 
     def send(messages: list[Message]) -> None:
-        events.send(encoder.encode(messages))
+        events.send(encoder.encode(make_news(messages)))
 
     status = 0
     try:

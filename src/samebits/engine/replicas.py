@@ -25,7 +25,11 @@ from samebits.engine.messages import (
     FlushReply,
     GetStatus,
     Message,
+    ProfileReply,
+    Reply,
     RequestEvent,
+    StartProfile,
+    StopProfile,
 )
 from samebits.engine.routing import Router
 from samebits.engine.transport import Deliver, Transport
@@ -38,7 +42,7 @@ class ReplicaTransport:
         self._replicas = list(replicas)
         self._router = Router(len(self._replicas))
         self._facts: dict[int, EngineFacts] = {}
-        self._replies: dict[int, list[EngineStatus | FlushReply]] = {}
+        self._replies: dict[int, list[Reply]] = {}
         self._failed = False
 
     def start(self, deliver: Deliver) -> None:
@@ -57,8 +61,8 @@ class ReplicaTransport:
                 owner = self._router.owner(rid)
                 if owner is not None:
                     self._replicas[owner].send(command)
-            case FlushCache(call=call) | GetStatus(call=call):
-                self._replies[call] = []
+            case FlushCache() | GetStatus() | StartProfile() | StopProfile():
+                self._replies[command.call] = []
                 self._send_all(command)
             case _:
                 self._send_all(command)
@@ -82,7 +86,7 @@ class ReplicaTransport:
                     out.append(msgspec.structs.replace(message, stage=f"replica {index}: {message.stage}"))
                 case EngineReady():
                     out += self._ready(index, message.facts)
-                case EngineStatus() | FlushReply():
+                case EngineStatus() | FlushReply() | ProfileReply():
                     out += self._joined(message)
                 case EngineFailed():
                     out += self._fail(f"replica {index}: {message.message}", message)
@@ -110,7 +114,7 @@ class ReplicaTransport:
         self._failed = True
         return [msgspec.structs.replace(failure, message=text)]
 
-    def _joined(self, reply: EngineStatus | FlushReply) -> list[Message]:
+    def _joined(self, reply: Reply) -> list[Message]:
         """One reply when all have come: the counters' sums."""
         replies = self._replies.get(reply.call)
         if replies is None:
@@ -122,9 +126,13 @@ class ReplicaTransport:
         return [joined_replies(replies)]
 
 
-def joined_replies(replies: Sequence[EngineStatus | FlushReply]) -> EngineStatus | FlushReply:
+def joined_replies(replies: Sequence[Reply]) -> Reply:
     """Replies of all replicas to one call, added up field by field."""
     first = replies[0]
+    if isinstance(first, ProfileReply):
+        profiles = [reply for reply in replies if isinstance(reply, ProfileReply)]
+        paths = [path for reply in profiles for path in reply.paths]
+        return ProfileReply(call=first.call, paths=paths, error=first.error)
     sums: dict[str, object] = {}
     for name in first.__struct_fields__:
         values = [getattr(reply, name) for reply in replies]

@@ -21,9 +21,13 @@ from samebits.engine.messages import (
     FlushReply,
     GetStatus,
     Message,
+    ProfileReply,
     RequestEvent,
     Shutdown,
+    StartProfile,
+    StopProfile,
 )
+from samebits.engine.profiler import ProfileError, Profiler
 from samebits.engine.validate import QueueFullError
 from samebits.errors import RequestError
 
@@ -63,15 +67,16 @@ class Inbox(Protocol):
 
 def run_service(engine: SteppedEngine, inbox: Inbox, send: Callable[[list[Message]], None]) -> None:
     """Serve until a `Shutdown` comes. What an engine raises in a step comes out of here."""
+    profiler = Profiler()
     while True:
         out: list[Message] = []
         for command in inbox.take(wait=not engine.has_work()):
             if isinstance(command, Shutdown):
                 return
-            reply = _obey(engine, command)
+            reply = _obey(engine, command, profiler)
             if reply is not None:
                 out.append(reply)
-        out.extend(engine.step())
+        out.extend(profiler.step(engine.step) if profiler.is_running else engine.step())
         if out:
             send(out)
 
@@ -85,7 +90,7 @@ def progress_sender(send: Callable[[list[Message]], None]) -> Progress:
     return report
 
 
-def _obey(engine: SteppedEngine, command: Command) -> Message | None:
+def _obey(engine: SteppedEngine, command: Command, profiler: Profiler) -> Message | None:
     match command:
         case EngineRequest():
             return _submit(engine, command)
@@ -95,7 +100,18 @@ def _obey(engine: SteppedEngine, command: Command) -> Message | None:
             return FlushReply(call=command.call, pages=engine.flush_cache())
         case GetStatus():
             return engine.status(command.call)
+        case StartProfile():
+            return _profile(command.call, lambda: profiler.start(command.folder))
+        case StopProfile():
+            return _profile(command.call, profiler.stop)
     return None
+
+
+def _profile(call: int, act: Callable[[], str]) -> ProfileReply:
+    try:
+        return ProfileReply(call=call, paths=[act()])
+    except ProfileError as error:
+        return ProfileReply(call=call, error=str(error))
 
 
 def _submit(engine: SteppedEngine, request: EngineRequest) -> Message | None:

@@ -43,7 +43,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     """which of several engines behind a server is to run it; None: any, for the bits are the same"""
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Logprobs at one position. Each float is a float32 value exactly."""
 
     token_id: int
@@ -68,8 +68,11 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
     field: str | None = None
 
 
-class RequestEvent(msgspec.Struct, frozen=True, kw_only=True, tag="event"):
-    """News of one request. Token ids are sent once each, in order; `finish` is set in its last event."""
+class RequestEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """News of one request. Token ids are sent once each, in order; `finish` is set in its last event.
+
+    There is one a token, so it travels as an array, and the garbage collector leaves it out: it can be in no cycle.
+    """
 
     rid: str
     token_ids: list[int] = []
@@ -80,3 +83,5 @@ class RequestEvent(msgspec.Struct, frozen=True, kw_only=True, tag="event"):
     cached_tokens: int = 0
     warnings: list[str] = []
     finish: Finish | None = None
+    queued_microseconds: int = 0
+    """in the first event: from the submission to the first step"""

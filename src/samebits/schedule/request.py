@@ -67,6 +67,10 @@ class Request:
     preemptions: int = 0
     announced: bool = False
     """whether an event has gone out already"""
+    submitted: float = 0.0
+    """reading of the engine's clock"""
+    queued_microseconds: int = -1
+    """from the submission to the first step; -1 before that"""
 
     @property
     def rid(self) -> str:

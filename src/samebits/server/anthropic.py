@@ -43,9 +43,11 @@ NAMES = {
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "reasoning_effort": "output_config.effort",
     "response_format": "output_config.format",
+    "response_format_schema": "output_config.format.schema",
     "sampling_seed": "seed",
     "stop": "stop_sequences",
     "no_stop_trim": "include_stop_str_in_output",
+    "tool_parameters": "tools[{}].input_schema",
 }
 
 

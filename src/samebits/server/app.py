@@ -19,6 +19,7 @@ from samebits.server.native import NativeRoutes
 from samebits.server.openai import OpenAIRoutes
 from samebits.server.openapi import OpenApiRoutes
 from samebits.server.page_routes import page_routes
+from samebits.server.profile_routes import ProfileRoutes
 
 
 def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> ASGIApp:
@@ -27,6 +28,7 @@ def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> ASGIAp
     routes = [
         *InfoRoutes(front, model, engine).routes(),
         *MetricsRoutes(front).routes(),
+        *ProfileRoutes(front).routes(),
         *NativeRoutes(front).routes(),
         *OpenAIRoutes(front).routes(),
         *AnthropicRoutes(front).routes(),

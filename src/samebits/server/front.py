@@ -11,6 +11,7 @@ from samebits.generation.generator import Generator
 from samebits.generation.text_parts import load_text_parts
 from samebits.server.http import UnavailableError
 from samebits.server.metrics import ServerMetrics
+from samebits.server.tracing import Tracing, make_tracing
 from samebits.text.chat import ChatTemplate
 
 
@@ -25,7 +26,7 @@ class Phase(Enum):
 
 
 class Front:
-    """A server's shared state. Belongs to one event loop."""
+    """A server's shared state. Belongs to one event loop. Raises `ConfigError` for traces that cannot be sent."""
 
     def __init__(self, config: ServerConfig, engine: AsyncEngine) -> None:
         self.config = config
@@ -33,6 +34,9 @@ class Front:
         self.phase = Phase.STARTING
         self.started_at = time.time()
         self.metrics = ServerMetrics()
+        self.tracing: Tracing | None = make_tracing(config)
+        if self.tracing is not None:
+            self.metrics.requests.on_end = self.tracing.sample_ended
         self.chat_template: ChatTemplate | None = None
         self._generator: Generator | None = None
 

@@ -27,6 +27,7 @@ from samebits.server.http import CLIENT_CLOSED_REQUEST, RETRY_AFTER_SECONDS, err
 from samebits.server.keys import Keys, load_keys
 from samebits.server.metrics import ServerMetrics
 from samebits.server.page_routes import PAGE_PATHS
+from samebits.server.tracing import Tracing
 
 HEALTH_PATHS = frozenset({"/health", "/ready"})
 """need no key and are never too many: a supervisor has to reach them"""
@@ -57,14 +58,21 @@ def guarded(app: Starlette, front: Front) -> ASGIApp:
         inner = RequireKey(inner, keys, HEALTH_PATHS | (PAGE_PATHS if config.page else frozenset()))
     if config.cors_origins:
         inner = _with_cors(inner, config)
-    return Observe(inner, metrics, route_namer(app))
+    return Observe(inner, metrics, route_namer(app), front.tracing)
 
 
 class Observe:
     """Gives a request its id, counts it, and writes its log line."""
 
-    def __init__(self, app: ASGIApp, metrics: ServerMetrics, name_route: Callable[[Scope], str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: ServerMetrics,
+        name_route: Callable[[Scope], str],
+        tracing: Tracing | None,
+    ) -> None:
         self._app = app
+        self._tracing = tracing
         self._metrics = metrics
         self._name_route = name_route
 
@@ -76,6 +84,9 @@ class Observe:
         request_id.set(name)  # this task is the request's own
         started = time.perf_counter()
         status = CLIENT_CLOSED_REQUEST
+        span = (
+            self._tracing.begin(scope, name) if self._tracing and scope["path"] not in QUIET_PATHS else None
+        )
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -92,7 +103,10 @@ class Observe:
             log.exception("%s %s raised", scope["method"], _shown_path(scope))
         finally:
             method = scope["method"] if scope["method"] in METHODS else OTHER
-            self._metrics.http_requests[method, self._name_route(scope), str(status)] += 1
+            route = self._name_route(scope)
+            self._metrics.http_requests[method, route, str(status)] += 1
+            if self._tracing and span is not None:
+                self._tracing.end(span, method, route, status)
             _log_request(scope, status, time.perf_counter() - started)
 
 

@@ -136,19 +136,26 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 async def until_disconnect(receive: Receive, work: Awaitable[Result]) -> Result | None:
     """Run `work`; cancel it and return None when the client leaves first. The body must have been read."""
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.create_task(_disconnected(receive))
+    worker = asyncio.current_task()
+    assert worker is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        await _disconnected(receive)
+        left = True
+        worker.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        log.info("the client left; its request is aborted")
-        return None
+        return await work
+    except asyncio.CancelledError:
+        if left and not worker.uncancel():
+            log.info("the client left; its request is aborted")
+            return None
+        raise
     finally:
         watcher.cancel()
-        if not task.done():
-            task.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

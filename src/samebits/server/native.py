@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,7 +17,7 @@ from samebits.engine.messages import LogprobOptions
 from samebits.errors import EngineError, RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import Collector, GenerationRequest, Sample
-from samebits.sampling_params import SamplingParams
+from samebits.sampling_params import STRUCTURED_FIELDS, SamplingParams
 from samebits.server.fields import convert_object, decode_object
 from samebits.server.front import Front
 from samebits.server.http import (
@@ -43,8 +41,10 @@ from samebits.server.schema import (
 )
 
 Item = TypeVar("Item")
-LARGE_PROMPT = 20_000
-"""characters of text beyond which tokenizing leaves the event loop"""
+PLAIN_FIELDS = tuple(
+    name for name in NativeSampling.__struct_fields__ if name not in ("stop", "logit_bias", "sampling_seed")
+)
+"""of `sampling_params`, those that mean the same as in `SamplingParams`"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class NativeRoutes:
         generator = self._front.generator
         body = decode_native(await read_body(request, self._front.body_limit))
         batch = take_apart(body)
-        samples = await _prepare(generator, batch)
+        samples = await generator.prepare_beside(batch.requests, batch.group)
         formatters = [
             SampleFormatter(
                 sample,
@@ -117,13 +117,6 @@ class NativeRoutes:
     async def flush_cache(self, request: Request) -> Response:
         pages = await self._front.generator.flush_cache()
         return Response(f"Cache flushed: {pages} pages dropped.\n", media_type="text/plain")
-
-
-async def _prepare(generator: Generator, batch: Batch) -> list[Sample]:
-    size = sum(len(request.prompt) for request in batch.requests if isinstance(request.prompt, str))
-    if size > LARGE_PROMPT:
-        return await asyncio.to_thread(generator.prepare, batch.requests, batch.group)
-    return generator.prepare(batch.requests, batch.group)
 
 
 async def _frames(
@@ -271,11 +264,10 @@ def _sampling(value: dict[str, Any] | list[dict[str, Any]] | None, size: int) ->
 
 def to_params(given: NativeSampling) -> SamplingParams:
     """SGLang's names to ours; null is the same as not given."""
-    values = {
-        name: value
-        for name, value in msgspec.structs.asdict(given).items()
-        if value is not None and name not in ("stop", "logit_bias", "sampling_seed")
-    }
+    values = {name: value for name in PLAIN_FIELDS if (value := getattr(given, name)) is not None}
+    for name in STRUCTURED_FIELDS:
+        if values.get(name) == "":
+            del values[name]
     if given.stop is not None:
         values["stop"] = [given.stop] if isinstance(given.stop, str) else given.stop
     if given.logit_bias is not None:

@@ -113,12 +113,6 @@ def template_tools(tools: Sequence[dict[str, Any]] | None) -> list[dict[str, Any
         if tool.get("type") != "function" or not isinstance(function, dict):
             raise RequestError(f"{path} must be of type 'function' and hold one", path, "unsupported_value")
         text_field(function.get("name"), f"{path}.function.name")
-        if function.get("strict"):
-            raise RequestError(
-                f"{path}.function.strict needs structured output, which is not offered yet",
-                f"{path}.function.strict",
-                "unsupported_value",
-            )
     return list(tools or ())
 
 

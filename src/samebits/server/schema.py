@@ -21,7 +21,7 @@ INERT_FIELDS = {
     "data_parallel_rank": "one engine serves every request",
     "extra_key": "the prefix cache cannot change a result",
     "cache_salt": "the prefix cache cannot change a result",
-    "external_trace_header": "no tracing",
+    "external_trace_header": "traces follow the header traceparent",
     "log_metrics": "no metrics of single requests",
     "modalities": "text only",
     "no_logs": "prompts are never logged",
@@ -75,11 +75,8 @@ INERT_SAMPLING_FIELDS = {
 REFUSED_SAMPLING_FIELDS = {
     "beam_width": "beam search",
     "custom_params": "custom logit processors",
-    "ebnf": "grammars",
-    "json_schema": "grammars",
-    "regex": "grammars",
     "stop_regex": "stop expressions",
-    "structural_tag": "grammars",
+    "structural_tag": "structural tags",
 }
 
 
@@ -104,6 +101,11 @@ class NativeSampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logit_bias: dict[str, float] | None = None
     sampling_seed: int | str | None = None
     sample_index: int | None = None
+    json_schema: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    ebnf: str | None = None
+    llguidance: str | None = None
 
 
 class NativeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -17,17 +17,19 @@ class StartLog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._stage = ""
-        self._began = self._spoke = 0.0
+        self._began: dict[str, float] = {}
+        """when each stage under way began; replicas may be in several"""
+        self._spoke = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = self._clock()
-        if stage != self._stage:
-            self._stage, self._began, self._spoke = stage, now, now
+        if not self._began:
+            self._spoke = now
+        began = self._began.setdefault(stage, now)
         if done >= total:
-            level = logging.INFO if now - self._began >= PAUSE_SECONDS else logging.DEBUG
-            log.log(level, "%s: done in %.1f s", stage, now - self._began)
-            self._stage = ""
+            del self._began[stage]
+            level = logging.INFO if now - began >= PAUSE_SECONDS else logging.DEBUG
+            log.log(level, "%s: done in %.1f s", stage, now - began)
         elif now - self._spoke >= PAUSE_SECONDS:
             self._spoke = now
             log.info("%s: %d of %d", stage, done, total)
