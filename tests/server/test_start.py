@@ -5,12 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from live_server import ending, engine_process, free_port, launch, wait_for
 
 from samebits.server.start_log import StartLog
+
+
+def test_the_servers_process_loads_no_numerics() -> None:
+    """It starts at once, and is small beside the engine's."""
+    code = "import sys, samebits.server.lifecycle; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()).isdisjoint({"torch", "numba", "numpy", "transformers", "opentelemetry"})
 
 
 def spoken(caplog: pytest.LogCaptureFixture, news: list[tuple[float, str, int, int]]) -> list[str]:

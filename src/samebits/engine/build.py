@@ -12,9 +12,10 @@ from samebits.engine.engine import Engine
 from samebits.engine.loops import LOOPS
 from samebits.engine.messages import EngineFacts
 from samebits.engine.parallel_runner import ParallelRunner
-from samebits.engine.rank_worker import AllocateKv, check_fingerprints, default_threads
+from samebits.engine.rank_worker import AllocateKv, check_fingerprints
 from samebits.engine.ranks import RankProcesses
 from samebits.engine.runner import Runner
+from samebits.engine.threads import default_threads
 from samebits.errors import ConfigError, NumericsError, RanksLostError
 from samebits.models.load import LoadedModel, load_model, make_plan, read_model_files
 from samebits.models.shards import ModelShard
