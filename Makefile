@@ -4,6 +4,7 @@
 #   make serve     serve the bundled model on port 30000 (ARGS="--port 8000 ..." for more)
 #   make test      the test suite (ARGS="tests/verify -k prefix" for a part of it)
 #   make clients   install what the tests try the server with besides (large); without it they are skipped
+#   make fuzz      two minutes of hostile requests
 #   make schedules 2,020 simulated schedules of the fake model and 101 of a tiny real one
 #   make check     formatter, linter, type checker
 #   make format    rewrite the sources as the formatter wants them
@@ -25,7 +26,7 @@ RUNTIME := $(VENV)/.runtime-installed
 DEVELOPMENT := $(VENV)/.development-installed
 CLIENTS := $(VENV)/.clients-installed
 
-.PHONY: demo serve test schedules clients check format clean venv
+.PHONY: demo serve test clients fuzz schedules check format clean venv
 .DEFAULT_GOAL := demo
 
 demo: $(RUNTIME)
@@ -38,6 +39,9 @@ test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest $(ARGS)
 
 clients: $(CLIENTS)
+
+fuzz: $(CLIENTS)
+	SAMEBITS_FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 schedules: $(DEVELOPMENT)
 	$(BIN)/samebits verify schedules --n-trials 2121 $(ARGS)

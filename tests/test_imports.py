@@ -19,8 +19,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "samebits"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("numerics",),
-    ("sampling_params", "config", "tables", "client"),
-    ("plan",),
+    ("sampling_params", "config", "tables", "client", "tokenizer_files"),
+    ("plan", "grammar"),
     ("layers",),
     ("models",),
     ("schedule", "cache"),
@@ -35,7 +35,8 @@ RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 
 # Libraries that only one part of the package may know.
 CONFINED = {
-    "tokenizers": {"text"},
+    "tokenizers": {"text", "tokenizer_files"},
+    "llguidance": {"grammar"},
     "jinja2": {"text"},
     "starlette": {"server"},
     "uvicorn": {"server"},

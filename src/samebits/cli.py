@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from samebits import __version__
 from samebits.commands import bench, chat, demo, generate, info, serve, verify
+from samebits.commands.foreign import about_unknown
 from samebits.errors import SamebitsError
 
 EXIT_ERROR = 2
@@ -42,13 +43,16 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in (serve, generate, chat, verify, bench, info, demo):
         module.add(commands)
-    commands.add_parser("version", help="print the version").set_defaults(run=_version)
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(run=_version, parser=version)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 well, 1 checks failed, 2 an error, 130 interrupted."""
-    options = build_parser().parse_args(arguments)
+    options, unknown = build_parser().parse_known_args(arguments)
+    if unknown:
+        options.parser.error(about_unknown(unknown, options.parser._option_string_actions))
     try:
         status: int = options.run(options)
         sys.stdout.flush()

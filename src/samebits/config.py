@@ -20,6 +20,7 @@ ENVIRONMENT_PREFIX = "SAMEBITS_"
 CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
 """names the TOML file where `--config` does not"""
 NUMERICS_PROFILES = ("exact", "tp-invariant", "torch", "unpinned")
+PROMISING_PROFILES = ("exact", "tp-invariant")
 Settings = TypeVar("Settings")
 
 
@@ -82,9 +83,9 @@ class EngineConfig:
     kv_pages: int = setting(0, "number of KV pages; 0: from kv_memory")
     kv_memory_mib: int = setting(1024, "memory for KV pages in MiB")
     memory_fraction: float = setting(
-        0.0, "share of a GPU's memory for weights and KV pages together; 0: kv_memory_mib"
+        0.0, "share of a GPU's memory for weights and KV pages; 0: kv_memory_mib"
     )
-    prefix_cache: bool = setting(True, "keep the KV pages of prompts for later requests")
+    prefix_cache: bool = setting(True, "keep KV pages of prompts for later requests")
     step_tokens: int = setting(
         512, "most tokens in one step; long prompts are cut into chunks of at most this"
     )
@@ -97,9 +98,7 @@ class EngineConfig:
     data_parallel: int = setting(
         1, "engines behind one server, each with the whole model; it changes no bit", flag="--dp"
     )
-    cuda_graph_max_bs: int = setting(
-        -1, "largest batch that a GPU decodes as a CUDA graph; 0: none, -1: max_running"
-    )
+    cuda_graph_max_bs: int = setting(-1, "largest batch run as a CUDA graph; 0: none, -1: all")
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,11 @@ class ServerConfig:
     api_key_file: str = setting("", "file with one key a line", group="access")
     cors_origins: tuple[str, ...] = setting(
         (), "origins of web pages that may call, such as https://example.org, or *", group="access"
+    )
+    tool_call_parser: str = setting(
+        "auto",
+        "format of tool calls; auto: the one that the chat template asks for",
+        ("auto", "hermes", "qwen", "qwen25", "llama3", "llama3_json"),
     )
     max_body_mib: int = setting(16, "largest request body in MiB", group="limits")
     max_in_flight: int = setting(4096, "most HTTP requests being answered; more get 503", group="limits")

@@ -43,7 +43,7 @@ class Plan:
     tokenizer: Mapping[str, str]
     """digest of each file of the tokenizer and chat template by its name"""
     grammar: str = "none"
-    """version of the grammar library"""
+    """version and settings of the grammar library"""
     tensor_parallel: int = 1
     """degree; not in the fingerprint of `tp-invariant`, which gives the same bits at every degree"""
     fingerprint: str = field(init=False)

@@ -8,6 +8,7 @@ response echoes. Both travel between processes, hence msgspec structs.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
@@ -18,6 +19,10 @@ DEFAULT_MAX_NEW_TOKENS = 128
 MAX_SAMPLES = 64
 """Largest `n`."""
 MAX_TOP_LOGPROBS = 128
+STRUCTURED_FIELDS = ("json_schema", "regex", "choice", "ebnf", "llguidance")
+"""What the output must look like; a request names one at most."""
+LARGEST_INTEGER = (1 << 63) - 1
+"""of those that travel to the engine"""
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +40,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Sampling parameters as a user writes them. None means: the default of the plan.
 
     `seed` is a 64-bit integer, signed or unsigned (the two halves are the Philox key); `sample_index` names
-    one stream of that seed, so that sample i of an earlier `n` can be replayed alone.
+    one stream of that seed, so that sample i of an earlier `n` can be replayed alone. At most one of `json_schema`,
+    `regex`, `choice`, `ebnf` and `llguidance` says what the output must look like.
     """
 
     temperature: float | None = None
@@ -56,6 +62,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     sample_index: int = 0
     skip_special_tokens: bool = True
     no_stop_trim: bool = False
+    json_schema: dict[str, Any] | bool | str | None = None
+    """the output is JSON that is valid against this schema, given as an object or as its text"""
+    regex: str | None = None
+    """the whole output matches this expression"""
+    choice: list[str] | None = None
+    """the output is one of these texts"""
+    ebnf: str | None = None
+    """the output matches this grammar, in GBNF or in Lark"""
+    llguidance: str | None = None
+    """the output matches this grammar, in the form in which responses report one"""
 
     def validate(self) -> None:
         """Raise `RequestError` naming the first field whose value cannot be served."""
@@ -65,6 +81,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, exclusive_low=True)
+        for name in ("top_k", "max_new_tokens", "min_new_tokens"):
+            if (getattr(self, name) or 0) > LARGEST_INTEGER:
+                raise RequestError(f"{name} must fit in 64 bits", name)
         if self.top_k is not None and self.top_k < -1:
             raise RequestError("top_k must be -1 or 0 (off) or a positive number of tokens", "top_k")
         for token_id, bias in self.logit_bias.items():
@@ -86,6 +105,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             raise RequestError("seed must fit in 64 bits", "seed")
         if not 0 <= self.sample_index < 1 << 31:
             raise RequestError("sample_index must lie in [0, 2^31)", "sample_index")
+        asked = [name for name in STRUCTURED_FIELDS if getattr(self, name) is not None]
+        if len(asked) > 1:
+            raise RequestError(f"an output has one form: give one of {' and '.join(asked)}", asked[1])
 
     def resolve(self, defaults: SamplingDefaults, default_seed: int) -> ResolvedSampling:
         """Fill the blanks. The caller has validated; `default_seed` is used when the request names none."""

@@ -145,6 +145,13 @@ def test_figures_of_known_times() -> None:
     assert result["ttft_ms"] == pytest.approx({"mean": 750, "p50": 750, "p90": 950, "most": 1000})
     assert result["most_concurrent"] == most_at_once([first, second, failed]) == 3
     assert most_at_once([Answer(0, [], 1), Answer(1, [], 2)]) == 1
+    for limits, kept in [
+        ({"ttft": 600}, 1),
+        ({"ttft": 2000}, 2),
+        ({"ttft": 2000, "tpot": 150}, 1),
+        ({"e2el": 1}, 0),
+    ]:
+        assert summarise([first, second, failed], [50], limits)["goodput"] == pytest.approx(kept / 2)
 
 
 @pytest.mark.parametrize("endpoint", [COMPLETIONS, CHAT])
@@ -226,9 +233,14 @@ def test_command_writes_figures_and_a_picture(
         "--metric-percentiles",
         "50,99.5",
     ]
-    assert main([*arguments, *more]) == 0
+    assert main([*arguments, *more, "--goodput", "e2el:60000"]) == 0
     shown = capsys.readouterr().out
-    assert "12 requests in" in shown and "time to first token (ttft)" in shown and "p99.5" in shown
+    assert (
+        "12 requests in" in shown
+        and "requests/s kept e2el 60000 ms" in shown
+        and "time to first token (ttft)" in shown
+        and "p99.5" in shown
+    )
     written = json.loads(output.read_text())
     results = written["results"]
     assert results["completed"] == 12 and results["failed"] == 0
@@ -272,6 +284,8 @@ def test_datasets_by_the_names_of_others(
         ("--random-range-ratio 2", "--random-range-ratio must lie in"),
         ("--metric-percentiles 50,x", "--metric-percentiles is a list"),
         ("--metric-percentiles 101", "--metric-percentiles must lie in"),
+        ("--goodput ttft", "--goodput is a list"),
+        ("--goodput itl:3", "--goodput knows"),
         ("--extra-body 3", "--extra-body must be a JSON object"),
         ("--dataset-name sharegpt", "--dataset-path"),
         ("--url ftp://a", "a URL looks like"),
@@ -292,6 +306,15 @@ def test_a_plot_without_its_library_is_an_error_before_the_run(
     assert main(["bench", "serve", "--url", fake.url, "--plot", "load.png"]) == 2
     assert "pip install 'samebits[plots]'" in capsys.readouterr().err
     assert fake.engine()["steps"] == before
+
+
+def test_host_port_and_a_path_of_its_own(fake: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
+    port = fake.url.rsplit(":", 1)[1]
+    arguments = ["--host", "localhost", "--port", port, "--num-prompts", "2", "--random-input-len", "9"]
+    for endpoint in (COMPLETIONS, CHAT):
+        assert main(["bench", "serve", *arguments, "--backend", "vllm", "--endpoint", endpoint]) == 0
+        assert "2 requests in" in capsys.readouterr().out
+    assert plan(endpoint="/base/v1/chat/completions").is_chat and not plan().is_chat
 
 
 def test_failed_requests_are_status_1(fake: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:

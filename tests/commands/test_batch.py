@@ -62,7 +62,9 @@ def command(batch: Path, output: Path, url: str, *more: str) -> list[str]:
     return ["generate", "--batch", str(batch), "--output", str(output), "--url", url, *more]
 
 
-def test_every_line_is_answered_in_the_format(fake: LiveServer, tmp_path: Path) -> None:
+def test_every_line_is_answered_in_the_format(
+    fake: LiveServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
     batch = write(
         tmp_path / "in.jsonl",
@@ -76,7 +78,9 @@ def test_every_line_is_answered_in_the_format(fake: LiveServer, tmp_path: Path) 
             line("no body") | {"body": None},
         ],
     )
-    assert main(command(batch, tmp_path / "out.jsonl", fake.url)) == 0
+    for _ in range(2):
+        assert main(command(batch, tmp_path / "out.jsonl", fake.url)) == 0
+        assert "7 requests are answered, 5 of them with a refusal" in capsys.readouterr().err
     found = answers_of(tmp_path / "out.jsonl")
     assert set(found) == {request.custom_id for request in read_batch(str(batch))}
     good = found["good"]
@@ -222,7 +226,7 @@ def test_a_partial_line_is_cut_off_wherever_it_ends(tmp_path: Path) -> None:
     path.write_bytes(data[:-5])
     with open_answers(str(path), requests) as answers:
         assert answers.answered.custom_ids == {"a", "b"} and answers.answered.fingerprints == {"f"}
-        answers.append(lines[2])
+        answers.append(requests[2], OK)
     assert path.read_bytes() == data
 
 
@@ -232,6 +236,7 @@ def test_a_partial_line_is_cut_off_wherever_it_ends(tmp_path: Path) -> None:
         (b"my diary\n", "out.jsonl:1 is no answer of a batch"),
         (b"my diary", "ends in what is no answer of a batch"),
         (b'{"a": 1}\n', "out.jsonl:1 is no answer of a batch"),
+        (b'{"custom_id": "a", "id": "x", "response": [1]}\n', "out.jsonl:1 is no answer of a batch"),
         (answer_line(BatchRequest("z", "/v1/completions", {}), OK), "another request than 'z'"),
         (answer_line(BatchRequest("a", "/v1/completions", {"seed": 1}), OK), "another request than 'a'"),
         (answer_line(BatchRequest("a", "/v1/completions", {}), OK) * 2, "'a' a second time"),

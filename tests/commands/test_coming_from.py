@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -26,6 +27,24 @@ def understood() -> set[str]:
         if isinstance(action.choices, dict):
             return set(action.choices["serve"]._option_string_actions)
     raise AssertionError
+
+
+def all_flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Every flag of every command."""
+    found = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                found |= all_flags(child)
+    return found
+
+
+def test_other_documents_name_flags_that_exist() -> None:
+    known = all_flags(build_parser())
+    for name in ("command-line", "operations", "guarantees"):
+        text = (DOCUMENT.parent / f"{name}.md").read_text()
+        assert sorted(flags_in(text) - known) == [], name
+    assert flags_in("with `--plots` on") - known
 
 
 def faults(text: str) -> list[str]:

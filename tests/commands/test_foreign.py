@@ -84,7 +84,9 @@ NOTED = {
     "--enable-torch-compile": "compiled",
     "--skip-server-warmup": "compiled",
     "--disable-custom-all-reduce": "part of the plan",
-    "--tool-call-parser hermes --enable-auto-tool-choice": "chat template",
+    "--enable-auto-tool-choice": "wherever a request has tools",
+    "--grammar-backend llguidance": "llguidance",
+    "--guided-decoding-backend auto": "llguidance",
     "--reasoning-parser qwen3": "</think>",
     "--enable-metrics": "always on",
     "--disable-log-requests": "neither prompts nor answers",
@@ -130,7 +132,7 @@ REFUSED = {
     "--mem-fraction-static 1.5": "--memory-fraction (share of a GPU's memory",
     "--no-enable-chunked-prefill": "chunks change no bit",
     "--generation-config some/folder": "--sampling-defaults",
-    "--tool-call-parser mistral": "Hermes format alone",
+    "--grammar-backend xgrammar": "masks come from llguidance",
     "--metrics-port 8001": "/metrics of --port",
     "--cpu-offload-gb 4": "one device",
     "--splitwise-role prefill": "one engine",
@@ -228,6 +230,17 @@ def test_a_contradiction_is_refused() -> None:
         with pytest.raises(ConfigError, match=words):
             settings(line)
     assert settings("--model a --model-path a") == {"model": "a"}
+
+
+@pytest.mark.parametrize("profile", ["torch", "unpinned"])
+def test_determinism_is_not_said_to_be_on_where_it_is_off(
+    profile: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["serve", "--enable-deterministic-inference"]
+    assert main([*line, "--numerics", profile]) == 2
+    assert f"contradicts --numerics {profile}" in capsys.readouterr().err
+    monkeypatch.setenv("SAMEBITS_NUMERICS", profile)
+    assert main(line) == 2
 
 
 def test_a_foreign_flag_goes_before_environment_and_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 
 from samebits.config import EngineConfig, ModelConfig
+from samebits.engine.masks import MaskSource, Matcher
 from samebits.engine.messages import (
     AbortRequest,
     EngineFacts,
@@ -29,10 +31,16 @@ from samebits.engine.messages import (
 from samebits.engine.service import Progress
 from samebits.engine.validate import QueueFullError, validate_request
 from samebits.errors import ConfigError
+from samebits.grammar.compiler import read_compiler
+from samebits.grammar.matchers import GrammarMasks
 from samebits.sampling_params import SamplingDefaults
 
 CRASH_TOKEN, KILL_TOKEN, FAULT_TOKEN = 301, 302, 303
 """prompts that begin with these make a step raise, kill the process, or fail their own request"""
+PARROT_TEMPLATE = (
+    "{# knows <tool_call> and </think> #}{{ '<|start|>' + messages[-1].content + '<|end|>' }}"
+    "{% if opened %}{{ '<think>\n' }}{% endif %}"
+)
 SILENT_TOKEN = 304
 """prompts that begin with it get no token, ever"""
 
@@ -42,6 +50,7 @@ class _Running:
     spec: EngineRequest
     tokens: list[int]
     announced: bool = False
+    matcher: Matcher | None = None
 
 
 def _digest(*parts: object) -> bytes:
@@ -65,6 +74,7 @@ class FakeEngine:
     """these output tokens for every request, when given"""
     parrot: bool
     """say what stands in the prompt between its tokens 1 and 2, and end"""
+    masks: MaskSource
     _running: dict[str, _Running] = field(default_factory=dict)
     _events: list[RequestEvent] = field(default_factory=list)
     _steps: int = 0
@@ -74,7 +84,9 @@ class FakeEngine:
         validate_request(request, self.facts)
         if len(self._running) >= self.max_waiting:
             raise QueueFullError(f"the queue is full ({self.max_waiting} requests are waiting)")
-        self._running[request.rid] = _Running(request, list(request.prompt_ids))
+        entry = self._running[request.rid] = _Running(request, list(request.prompt_ids))
+        if request.grammar:
+            entry.matcher = self.masks.matcher(request.grammar)
 
     def abort(self, command: AbortRequest) -> None:
         if command.rid in self._running:
@@ -157,13 +169,19 @@ class FakeEngine:
     def _next(self, entry: _Running) -> int:
         sampling = entry.spec.sampling
         produced = len(entry.tokens) - len(entry.spec.prompt_ids)
+        noise = (sampling.seed, sampling.sample_index) if sampling.temperature > 0.0 else ()
+        digest = _digest(tuple(entry.tokens), noise, sorted(sampling.logit_bias.items()))
+        if entry.matcher is not None:
+            mask = entry.matcher.mask().result()
+            allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+            token_id = int(allowed[int.from_bytes(digest[:8], "big") % len(allowed)])
+            entry.matcher.accept(token_id)
+            return token_id
         if self.parrot:
             prompt = entry.spec.prompt_ids
             return [*prompt[prompt.index(1) + 1 : prompt.index(2)], 0][produced]
         if self.script:
             return self.script[produced % len(self.script)]
-        noise = (sampling.seed, sampling.sample_index) if sampling.temperature > 0.0 else ()
-        digest = _digest(tuple(entry.tokens), noise, sorted(sampling.logit_bias.items()))
         # Ids 0 to 2 are special; the hash keeps clear of them and of the tokens that mean trouble.
         return 3 + int.from_bytes(digest[:8], "big") % 290
 
@@ -207,7 +225,7 @@ def build_fake_engine(model: ModelConfig, engine: EngineConfig, progress: Progre
         folder=str(folder),
         family="fake",
         vocabulary=tokenizer.get_vocab_size(),
-        context_length=2048,
+        context_length=settings.get("context_length", 2048),
         kv_tokens=4096,
         eos_token_ids=[0],
         sampling_defaults=SamplingDefaults(temperature=settings.get("temperature", 1.0)),
@@ -223,6 +241,7 @@ def build_fake_engine(model: ModelConfig, engine: EngineConfig, progress: Progre
         settings.get("delay", 0.0),
         settings.get("script", []),
         settings.get("parrot", False),
+        GrammarMasks(lambda: read_compiler(folder, facts.vocabulary, facts.eos_token_ids)),
     )
 
 

@@ -6,13 +6,8 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from fake_engine import write_checkpoint
+from fake_engine import PARROT_TEMPLATE, write_checkpoint
 from live_server import LiveServer, ending, launch_bundled, running
-
-PARROT_TEMPLATE = (
-    "{# knows <tool_call> and </think> #}{{ '<|start|>' + messages[-1].content + '<|end|>' }}"
-    "{% if opened %}{{ '<think>\n' }}{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")

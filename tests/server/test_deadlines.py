@@ -66,6 +66,17 @@ def test_openai_routes_say_abort(slow: LiveServer, stream: bool) -> None:
     assert response.text.count('"message":"its deadline passed"') == 2
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_responses_and_messages_say_so_in_their_words(slow: LiveServer, stream: bool) -> None:
+    shared = {"ignore_eos": True, "deadline_seconds": 0.5, "stream": stream}
+    response = slow.post("/v1/responses", {"input": "the", "max_output_tokens": 1500, **shared})
+    assert (response.status_code, '"status":"cancelled"' in response.text) == (200, True)
+    message = [{"role": "user", "content": "the"}]
+    response = slow.post("/v1/messages", {"messages": message, "max_tokens": 1500, **shared})
+    assert (response.status_code, '"stop_reason":"abort"' in response.text) == (200, True)
+    assert '"message":"its deadline passed"' in response.text
+
+
 def test_members_of_a_list_end_by_themselves(slow: LiveServer) -> None:
     answers = slow.generate(
         input_ids=[[5], [SILENT_TOKEN]],

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,3 +182,27 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, broken=True)
     with pytest.raises(ConfigError, match="broken on purpose"):
         LLM(folder, build=build_fake_engine)
+
+
+def test_outputs_of_a_form(llm: LLM) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    forms: list[dict[str, Any]] = [
+        {"json_schema": schema | {"additionalProperties": False}},
+        {"regex": "[a-f]{3}é"},
+        {"choice": ["red", "green"]},
+        {"ebnf": 'root ::= "(" [0-9] ")"'},
+    ]
+    params = [SamplingParams(max_new_tokens=150, seed=2, **form) for form in forms]
+    found = [one.text for one in llm.generate(["the same"] * len(forms), params, progress=False)]
+    assert isinstance(json.loads(found[0])["n"], int)
+    assert re.fullmatch("[a-f]{3}é", found[1]) and re.fullmatch(r"\([0-9]\)", found[3])
+    assert found[2] in ("red", "green")
+    assert [llm.generate("the same", one)[0].text for one in params] == found
+    assert "".join(update.text for update in llm.stream("the same", params[1])) == found[1]
+    assert llm.chat(MESSAGES, params[2])[0].text in ("red", "green")
+    for bad, field in (({"regex": "("}, "regex"), ({"json_schema": {"not": {}}}, "json_schema")):
+        with pytest.raises(RequestError) as caught:
+            llm.generate("the same", SamplingParams(**bad))
+        assert caught.value.field == field
+    with pytest.raises(RequestError, match="one form"):
+        llm.generate("the same", SamplingParams(regex="a", choice=["a"]))

@@ -49,6 +49,12 @@ def test_a_message_and_its_stream(client: Any) -> None:
     assert count.input_tokens == answer.usage.input_tokens + answer.usage.cache_read_input_tokens
 
 
+def test_models(client: Any) -> None:
+    [model] = client.models.list()
+    assert (model.id, model.type, model.display_name) == ("fake", "model", "fake")
+    assert client.models.retrieve("fake").created_at == model.created_at
+
+
 def test_errors_are_the_packages_own(client: Any) -> None:
     with pytest.raises(anthropic.BadRequestError) as caught:
         client.messages.create(model="fake", messages=user("a"), max_tokens=5, extra_body={"top_p": 3})

@@ -96,8 +96,10 @@ def test_errors_are_the_packages_own(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="fake", input="a")
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model="fake", messages=USER, response_format={"type": "json_object"})
-    assert refused.value.param == "response_format"
+        client.chat.completions.create(
+            model="fake", messages=USER, response_format={"type": "json_object"}, extra_body={"regex": "a"}
+        )
+    assert refused.value.param == "regex"
 
 
 def test_a_conversation_with_a_tool(parrot: LiveServer) -> None:

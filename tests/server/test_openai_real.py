@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -128,6 +129,82 @@ def test_the_package_chats_with_the_model(real: LiveServer) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text == answer.choices[0].message.content
     assert other.choices[0].message.content != text
+
+
+EGGS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "answer": {"type": "integer", "minimum": 0, "maximum": 9999},
+        "unit": {"enum": ["eggs", "boxes"]},
+    },
+    "required": ["answer", "unit"],
+    "additionalProperties": False,
+}
+ASK_EGGS: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "Tom has 3 boxes of 4 eggs. How many eggs?"}],
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"name": "eggs", "schema": EGGS, "strict": True},
+    },
+    "logprobs": True,
+    "top_logprobs": 2,
+    "max_tokens": 200,
+    "temperature": 0.9,
+}
+
+
+def chat_choice(server: LiveServer, **body: Any) -> dict[str, Any]:
+    response = server.post("/v1/chat/completions", {**ASK_EGGS, **body})
+    assert response.status_code == 200, response.text
+    choice: dict[str, Any] = response.json()["choices"][0]
+    return choice
+
+
+def test_structured_answers_keep_their_bits_in_company(real: LiveServer) -> None:
+    """Requests with a form and without, alone and all at once, against each other's traffic."""
+    free = {"response_format": {"type": "text"}, "max_tokens": 40}
+    bodies = [{"seed": seed} if seed % 3 else {"seed": seed, **free} for seed in range(9)]
+    alone = [chat_choice(real, **body) for body in bodies]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        together = list(pool.map(lambda body: chat_choice(real, **body), bodies))
+    assert together == alone
+    parsed = [
+        json.loads(choice["message"]["content"])
+        for choice, body in zip(alone, bodies, strict=True)
+        if "response_format" not in body and choice["finish_reason"] == "stop"
+    ]
+    assert len(parsed) >= 3
+    assert all(answer["unit"] in ("eggs", "boxes") and 0 <= answer["answer"] <= 9999 for answer in parsed)
+
+
+def test_thoughts_come_before_the_form(real: LiveServer) -> None:
+    """Thoughts are free, and what follows them has the form. The bundled model thinks when it is pushed."""
+    tokens = {
+        name: real.post("/tokenize", {"prompt": name}).json()["tokens"] for name in ("<think>", "</think>")
+    }
+    [begin], [end] = tokens.values()
+    push = {"logit_bias": {str(begin): 100.0, str(end): 12.0}, "return_token_ids": True}
+    choice = chat_choice(real, seed=1, **push)
+    assert choice["token_ids"][0] == begin and end in choice["token_ids"]
+    assert json.loads(choice["message"]["content"])["unit"] in ("eggs", "boxes")
+    silent = chat_choice(real, seed=1, separate_reasoning=False, **push)
+    assert begin not in silent["token_ids"], "where thoughts would be part of the answer there are none"
+    assert json.loads(silent["message"]["content"])["unit"] in ("eggs", "boxes")
+
+
+def test_the_model_must_call(real: LiveServer) -> None:
+    tool = {"type": "function", "function": {"name": "count", "parameters": EGGS}}
+    body: Any = {"messages": ASK_EGGS["messages"], "max_tokens": 300, "seed": 2}
+    with openai.OpenAI(base_url=real.url + "/v1", api_key="any", max_retries=0) as client:
+        body |= {"model": "bundled", "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+        answer = client.chat.completions.create(**body)
+        with client.chat.completions.stream(**body) as stream:
+            streamed = stream.get_final_completion()
+    assert answer.choices[0].finish_reason == "tool_calls"
+    [call] = answer.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments)["unit"] in ("eggs", "boxes")
+    [again] = streamed.choices[0].message.tool_calls or []
+    assert (again.id, again.function.arguments) == (call.id, call.function.arguments)
 
 
 def test_responses_and_messages_say_what_chats_say(real: LiveServer) -> None:

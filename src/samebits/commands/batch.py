@@ -21,6 +21,7 @@ from typing import Any
 from samebits.client import Reply
 from samebits.errors import ConfigError
 
+SUCCESS = 200
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 
 
@@ -110,6 +111,8 @@ class Answered:
     custom_ids: frozenset[str]
     fingerprints: frozenset[str]
     """of the plans that made them"""
+    refused: int
+    """how many are no success"""
     end: int
     """length of its whole lines in bytes"""
 
@@ -120,12 +123,14 @@ def read_answers(data: bytes, requests: Sequence[BatchRequest], path: str) -> An
     expected = {request.custom_id: request.id for request in requests}
     done: set[str] = set()
     fingerprints: set[str] = set()
+    refused = 0
     for number, line in enumerate(data[:end].splitlines(), 1):
         try:
             answer = json.loads(line)
             custom_id, found = answer["custom_id"], answer["id"]
-            body = (answer["response"] or {}).get("body") or {}
-        except (ValueError, KeyError, TypeError) as error:
+            response = answer["response"] or {}
+            body, status = response.get("body") or {}, response.get("status_code")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}:{number} is no answer of a batch; name another --output") from error
         if expected.get(custom_id) != found:
             raise ConfigError(
@@ -134,12 +139,13 @@ def read_answers(data: bytes, requests: Sequence[BatchRequest], path: str) -> An
         if custom_id in done:
             raise ConfigError(f"{path}:{number} answers {custom_id!r} a second time; name another --output")
         done.add(custom_id)
+        refused += status != SUCCESS
         if isinstance(body, dict) and body.get("system_fingerprint"):
             fingerprints.add(body["system_fingerprint"])
     tail = data[end:]
     if tail and not (b'{"id": "batch_req_'.startswith(tail[:18]) or tail.startswith(b'{"id": "batch_req_')):
         raise ConfigError(f"{path} ends in what is no answer of a batch; name another --output")
-    return Answered(frozenset(done), frozenset(fingerprints), end)
+    return Answered(frozenset(done), frozenset(fingerprints), refused, end)
 
 
 class AnswerFile:
@@ -150,9 +156,12 @@ class AnswerFile:
         self.answered = answered
         self.count = len(answered.custom_ids)
         """answers in it"""
+        self.refused = answered.refused
+        """those of them that are no success"""
 
-    def append(self, line: bytes) -> None:
-        """Add a line. Raises `ConfigError` where the disk does not take all of it."""
+    def append(self, request: BatchRequest, reply: Reply | None) -> None:
+        """Add an answer. Raises `ConfigError` where the disk does not take all of it."""
+        line = answer_line(request, reply)
         try:
             written = os.write(self._descriptor, line)
         except OSError as error:
@@ -160,6 +169,7 @@ class AnswerFile:
         if written != len(line):
             raise ConfigError("cannot write the answers: the disk is full; the next run goes on from here")
         self.count += 1
+        self.refused += reply is None or reply.status != SUCCESS
 
 
 @contextmanager
@@ -170,7 +180,7 @@ def open_answers(path: str, requests: Sequence[BatchRequest]) -> Iterator[Answer
     """
     if path == "-":
         sys.stdout.flush()
-        yield AnswerFile(sys.stdout.fileno(), Answered(frozenset(), frozenset(), 0))
+        yield AnswerFile(sys.stdout.fileno(), Answered(frozenset(), frozenset(), 0, 0))
         return
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)

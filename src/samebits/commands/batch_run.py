@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from samebits.client import Reply, ServerGoneError
 from samebits.commands.asked import Asked, add_asked, open_asked
-from samebits.commands.batch import AnswerFile, BatchRequest, answer_line, open_answers, read_batch
+from samebits.commands.batch import AnswerFile, BatchRequest, open_answers, read_batch
 from samebits.commands.flags import positive, settings_of
 from samebits.config import ModelConfig
 from samebits.errors import ConfigError, EngineError
@@ -61,8 +61,8 @@ def run_batch(options: argparse.Namespace) -> int:
         missing = [item for item in requests if item.custom_id not in answers.answered.custom_ids]
         if missing:
             asyncio.run(_answer(options, missing, answers, len(requests)))
-        else:
-            print(f"all {len(requests)} requests are answered in {options.output}", file=sys.stderr)
+        refused = f", {answers.refused} of them with a refusal" if answers.refused else ""
+        print(f"{answers.count} requests are answered{refused}", file=sys.stderr)
     return 0
 
 
@@ -112,7 +112,7 @@ async def _ask_all(
     async def worker() -> None:
         for request in waiting:
             reply = None if request.fault else await _ask(server, request)
-            answers.append(answer_line(request, reply))
+            answers.append(request, reply)
             bar.update(1)
 
     try:

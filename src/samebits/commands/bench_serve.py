@@ -28,7 +28,6 @@ ENDPOINTS = {
 }
 DATASETS = {"random": "random", "prefix_repetition": "prefix_repetition", "sharegpt": "sharegpt"}
 DATASETS |= {"generated-shared-prefix": "prefix_repetition"}
-DEFAULT_URL = "http://127.0.0.1:30000"
 
 
 def add_serve(kinds: Any) -> None:
@@ -38,8 +37,10 @@ def add_serve(kinds: Any) -> None:
     )
     group = parser.add_argument_group("server")
     group.add_argument(
-        "--url", "--base-url", default=DEFAULT_URL, metavar="URL", help="where it is (default: %(default)s)"
+        "--url", "--base-url", metavar="URL", help="where it is (default: http://127.0.0.1:30000)"
     )
+    group.add_argument("--host", default="127.0.0.1", help="the same in two parts (default: %(default)s)")
+    group.add_argument("--port", type=positive, default=30000, metavar="N", help="(default: %(default)s)")
     group.add_argument(
         "--backend", choices=ENDPOINTS, default="openai", help="how it is asked (default: %(default)s)"
     )
@@ -98,6 +99,13 @@ def add_serve(kinds: Any) -> None:
     group.add_argument(
         "--metric-percentiles", default="50,90,99", metavar="LIST", help="(default: %(default)s)"
     )
+    group.add_argument(
+        "--goodput",
+        nargs="+",
+        default=[],
+        metavar="NAME:MS",
+        help="count the requests that keep these limits, such as ttft:500 tpot:50 e2el:5000",
+    )
 
 
 def add_datasets(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +153,7 @@ def run_serve(options: argparse.Namespace) -> int:
     from samebits.tables import align
 
     percentiles = percentiles_of(options.metric_percentiles)
+    limits = limits_of(options.goodput)
     check(options)
     if options.plot:
         check_plotting()
@@ -160,9 +169,9 @@ def run_serve(options: argparse.Namespace) -> int:
         seed=options.seed,
         body=fields | options.extra_body,
     )
-    client = AsyncClient(options.url, options.api_key)
+    client = AsyncClient(options.url or f"http://{options.host}:{options.port}", options.api_key)
     result, answers = asyncio.run(
-        run(client, plan, dataset, options.num_warmups, percentiles, options.save_detailed)
+        run(client, plan, dataset, options.num_warmups, percentiles, limits, options.save_detailed)
     )
     print("\n".join([*lines(result["results"]), "", *align(table_rows(result["results"]))]))
     if options.output:
@@ -215,3 +224,17 @@ def percentiles_of(text: str) -> list[float]:
     if not all(0 <= share <= 100 for share in found):
         raise ConfigError(f"--metric-percentiles must lie in [0, 100], got {text!r}")
     return found
+
+
+def limits_of(words: list[str]) -> dict[str, float]:
+    """`ttft:500` as a name and milliseconds. Raises `ConfigError`."""
+    limits = {}
+    for word in words:
+        name, _, text = word.partition(":")
+        try:
+            limits[name] = float(text)
+        except ValueError as error:
+            raise ConfigError(f"--goodput is a list such as ttft:500 tpot:50, got {word!r}") from error
+        if name not in ("ttft", "tpot", "e2el"):
+            raise ConfigError(f"--goodput knows ttft, tpot and e2el, got {name!r}")
+    return limits

@@ -26,7 +26,7 @@ from samebits.sampling_params import SamplingParams
 Settings = TypeVar("Settings")
 TITLES = {ModelConfig: "model", EngineConfig: "engine (nothing here changes a bit)", ServerConfig: "server"}
 METAVARS = {int: "N", float: "X", str: "TEXT"}
-HELP_COLUMN = 32
+HELP_COLUMN = 26
 SAMPLING_HELP = {
     "temperature": "0: the most likely token each time",
     "top_k": "sample among this many most likely tokens; 0: off",
@@ -67,6 +67,7 @@ def command(
     """A subcommand whose help ends with examples. `usage` is what its usage line shows, without the flags."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
+        prog=f"samebits {usage.split(' [')[0]}",
         usage=f"samebits {usage} [FLAGS]",
         help=help_text,
         description=help_text[0].upper() + help_text[1:] + ".",
@@ -74,7 +75,7 @@ def command(
         formatter_class=_HelpFormatter,
         allow_abbrev=False,  # a flag of another server, cut short, must not become one of ours
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
@@ -89,7 +90,11 @@ def add_settings(parser: argparse.ArgumentParser, *classes: type) -> None:
                 groups[title] = parser.add_argument_group(title)
             names = dict.fromkeys([flag_name(entry.name), entry.metadata["flag"] or flag_name(entry.name)])
             groups[title].add_argument(*names, **_flag_options(entry, hints[entry.name]))
-    parser.add_argument("--config", metavar="FILE", help="TOML file with settings by name")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="TOML file with settings by name; the environment (SAMEBITS_PORT=1) goes before it",
+    )
 
 
 def _flag_options(entry: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:

@@ -7,11 +7,12 @@ is refused with what to do instead. None is passed over in silence.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any
 
-from samebits.config import EngineConfig, ModelConfig, flag_name, flag_text
+from samebits.config import PROMISING_PROFILES, EngineConfig, ModelConfig, flag_name, flag_text
 from samebits.errors import ConfigError
 
 
@@ -128,9 +129,11 @@ def refused(names: str, instead: str) -> ForeignFlag:
     return ForeignFlag(tuple(names.split()), read, f"refused: {instead}", "*")
 
 
+DETERMINISM = "--enable-deterministic-inference"
+SPECULATION = "speculation is not offered yet; leave it out, which cannot change a bit of an answer"
 FLAGS = (
     idle(
-        "--enable-deterministic-inference",
+        DETERMINISM,
         "determinism is always on, and there is no slower mode that it would switch on",
     ),
     only(
@@ -163,7 +166,7 @@ FLAGS = (
         "--speculative-attention-mode --speculative-token-map --speculative-accept-threshold-single "
         "--speculative-accept-threshold-acc --speculative-config --speculative-model "
         "--num-speculative-tokens",
-        "speculation is not offered yet; leave it out, which cannot change a bit of an answer",
+        SPECULATION,
     ),
     refused(
         "--rl-on-policy-target",
@@ -220,16 +223,16 @@ FLAGS = (
     idle("--disable-custom-all-reduce", "the collectives that join ranks are part of the plan"),
     # server
     only(
-        "--tool-call-parser",
-        ("hermes", "qwen", "qwen25"),
-        "tool calls are read in the Hermes format alone",
-        "the format of tool calls follows from the checkpoint's chat template",
-    ),
-    only(
         "--reasoning-parser",
         ("qwen3", "deepseek-r1", "deepseek_r1"),
         "thoughts are read between <think> and </think> alone",
         "thoughts are split off where the checkpoint's chat template knows </think>",
+    ),
+    only(
+        "--grammar-backend --guided-decoding-backend",
+        ("llguidance", "guidance", "auto"),
+        "masks come from llguidance, whose version is in the fingerprint",
+        "structured output is always on, through llguidance",
     ),
     idle("--enable-auto-tool-choice", "tool calls are read wherever a request has tools"),
     idle(
@@ -243,6 +246,25 @@ FLAGS = (
     refused("--metrics-port", "metrics are at /metrics of --port"),
     idle("--engine-worker-queue-port --cache-queue-port", "the engine listens on no port", None),
 )
+
+
+def check_promise(typed: Sequence[tuple[str, str]], numerics: str) -> None:
+    """Raise `ConfigError` where determinism is asked for by name and the numerics profile promises none."""
+    if numerics not in PROMISING_PROFILES and any(name == DETERMINISM for name, _ in typed):
+        raise ConfigError(
+            f"{DETERMINISM} contradicts --numerics {numerics}, which promises nothing; leave one of them out"
+        )
+
+
+def about_unknown(words: Sequence[str], known: Collection[str]) -> str:
+    """What to say of words of a command line that nobody knows, `known` being the flags that there are."""
+    flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+    for flag in flags:
+        if flag.startswith("--speculative-"):
+            return f"{flag}: {SPECULATION}"
+    told = f"unknown: {' '.join(words)}"
+    near = [close[0] for flag in flags if (close := get_close_matches(flag, known, 1, 0.7))]
+    return told + (f"; is {' and '.join(near)} meant?" if near else "; --help lists what there is")
 
 
 class _Keep(argparse.Action):

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from samebits.commands.flags import add_model_argument, add_settings, command, settings_of
-from samebits.commands.foreign import add_foreign, translate
+from samebits.commands.foreign import FOREIGN, add_foreign, check_promise, translate
 from samebits.config import EngineConfig, ModelConfig, ServerConfig
 
 EXAMPLES = """\
@@ -29,7 +29,9 @@ def run(options: argparse.Namespace) -> int:
     model = settings_of(options, ModelConfig)
     engine = settings_of(options, EngineConfig)
     server = settings_of(options, ServerConfig)
+    typed = getattr(options, FOREIGN) or ()
+    check_promise(typed, model.numerics)
     from samebits.server.lifecycle import serve
 
-    notes = translate(options.foreign or (), vars(options))[1]
+    notes = translate(typed, vars(options))[1]
     return serve(model, engine, server, notes=notes)

@@ -17,6 +17,8 @@ from samebits.engine.ranks import RankProcesses
 from samebits.engine.runner import Runner
 from samebits.engine.threads import default_threads
 from samebits.errors import ConfigError, NumericsError, RanksLostError
+from samebits.grammar.compiler import read_compiler
+from samebits.grammar.matchers import GrammarMasks
 from samebits.models.load import LoadedModel, load_model, make_plan, read_model_files
 from samebits.models.shards import ModelShard
 from samebits.numerics.collectives.group import SOLO, Group
@@ -98,7 +100,10 @@ def _build(
     _log_decisions(facts, engine, operators, pages)
     scheduler = Scheduler(limits, PagePool(pages))
     loop = LOOPS[engine.loop](runner)
-    built = Engine(facts, runner, scheduler, loop, engine.max_waiting, prefix_cache=engine.prefix_cache)
+    masks = GrammarMasks(lambda: read_compiler(facts.folder, facts.vocabulary, facts.eos_token_ids))
+    built = Engine(
+        facts, runner, scheduler, loop, engine.max_waiting, masks, prefix_cache=engine.prefix_cache
+    )
     if ranks is not None:
         built.check_ranks, built.close_ranks = ranks.check, ranks.close
     return built

@@ -317,11 +317,16 @@ class Engine:
         sampled = result.sampled
         if sampled is not None:
             if sampled.fault:
-                return self._fail(request, FAULT_MESSAGES[sampled.fault])
+                return self._fail(request, self._fault_message(request, sampled.fault))
             return self._append(request, sampled.token_id, sampled.logprobs)
         if result.held is None and chunk.end == request.length_limit and not request.samples:
             return self._finish(request, Finish(reason="length"))
         return None
+
+    def _fault_message(self, request: Request, fault: int) -> str:
+        if fault != MASK_FAILED:
+            return FAULT_MESSAGES[fault]
+        return f"{FAULT_MESSAGES[fault]}: {self._masks[request].failure}"
 
     def _settle(self, result: ChunkResult, chunk: Chunk, request: Request) -> str:
         """Take what a chunk stored and scored; returns why its request must fail, or nothing."""

@@ -29,7 +29,7 @@ class MaskSource(Protocol):
     """Makes matchers."""
 
     def matcher(self, grammar: str) -> Matcher:
-        """Raises `RequestError` for a grammar that cannot be served whole."""
+        """Returns at once. Raises `RequestError` for a grammar that is known to be wrong."""
 
 
 class RequestMasks:
@@ -45,6 +45,8 @@ class RequestMasks:
         self._asked = -1
         """output index of the last mask that the matcher was asked for"""
         self._awaited: dict[int, Future[Mask]] = {}
+        self.failure: BaseException | None = None
+        """why there is no next mask"""
 
     def mask_for(self, output_index: int) -> Future[Mask]:
         """The mask of output token `output_index`: of the next token to accept, or of one further on."""
@@ -64,12 +66,11 @@ class RequestMasks:
         future = self._awaited.get(self._accepted)
         if future is not None and self._asked != self._accepted:
             self._asked = self._accepted
-            self._matcher.mask().add_done_callback(lambda source: _copy(source, future))
+            self._matcher.mask().add_done_callback(lambda source: self._copy(source, future))
 
-
-def _copy(source: Future[Mask], target: Future[Mask]) -> None:
-    error = source.exception()
-    if error is not None:
-        target.set_exception(error)
-    else:
-        target.set_result(source.result())
+    def _copy(self, source: Future[Mask], target: Future[Mask]) -> None:
+        self.failure = source.exception()
+        if self.failure is not None:
+            target.set_exception(self.failure)
+        else:
+            target.set_result(source.result())

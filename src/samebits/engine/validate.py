@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from samebits.engine.messages import EngineFacts, EngineRequest
 from samebits.errors import RequestError
-from samebits.sampling_params import MAX_TOP_LOGPROBS
+from samebits.sampling_params import LARGEST_INTEGER, MAX_TOP_LOGPROBS
 
 
 class QueueFullError(RequestError):
@@ -43,6 +43,8 @@ def validate_request(request: EngineRequest, facts: EngineFacts) -> None:
         )
     if not 0 <= request.logprobs.top <= MAX_TOP_LOGPROBS:
         raise RequestError(f"top_logprobs_num must lie in [0, {MAX_TOP_LOGPROBS}]", "top_logprobs_num")
+    if abs(request.priority) > LARGEST_INTEGER:
+        raise RequestError("priority must fit in 64 bits", "priority")
 
 
 def _check_ids(field: str, ids: list[int], vocabulary: int) -> None:

@@ -25,6 +25,7 @@ from samebits.engine.logs import request_id
 from samebits.engine.messages import EngineFacts, EngineRequest, RequestEvent
 from samebits.engine.validate import validate_request
 from samebits.errors import EngineError, RequestError
+from samebits.generation.grammars import GrammarChecker, grammar_of_params
 from samebits.generation.metrics import RequestMetrics
 from samebits.generation.samples import (
     Collector,
@@ -38,6 +39,8 @@ from samebits.sampling_params import DEFAULT_SEED, SamplingParams
 from samebits.text.output import OutputText, TextOptions
 from samebits.text.tokenizer import Tokenizer
 
+LARGE_PROMPT = 20_000
+"""characters of text beyond which tokenizing leaves the event loop"""
 LARGEST_SAMPLE_INDEX = (1 << 31) - 1
 RANDOM_SEED_BITS = 53
 """so that a drawn seed survives clients whose numbers are doubles"""
@@ -60,6 +63,7 @@ class Generator:
         self._engine = engine
         self._tokenizer = tokenizer
         self._metrics = metrics or RequestMetrics()
+        self._grammars: GrammarChecker | None = None
         self._running: dict[str, set[str]] = defaultdict(set)
         """engine ids by the caller's ids"""
 
@@ -74,7 +78,8 @@ class Generator:
     def prepare(self, requests: Sequence[GenerationRequest], group: str = "") -> list[Sample]:
         """Every sample of a batch, in order: tokenized, checked, blanks filled in, `n` unfolded.
 
-        The samples of one prompt stand together. Raises `RequestError` naming the field.
+        The samples of one prompt stand together. Raises `RequestError` naming the field. Blocks while a grammar
+        compiles.
         """
         arrived = time.monotonic()
         group = group or uuid.uuid4().hex
@@ -87,6 +92,13 @@ class Generator:
                 raise RequestError(f"rid {sample.rid!r} is in use", "rid")
             rids.add(sample.rid)
         return _warn_of_duplicates(samples)
+
+    async def prepare_beside(self, requests: Sequence[GenerationRequest], group: str = "") -> list[Sample]:
+        """`prepare`, in a thread where it would hold up the event loop."""
+        size = sum(len(request.prompt) for request in requests if isinstance(request.prompt, str))
+        if size > LARGE_PROMPT or any(request.is_structured for request in requests):
+            return await asyncio.to_thread(self.prepare, requests, group)
+        return self.prepare(requests, group)
 
     async def stream(self, sample: Sample) -> AsyncGenerator[SampleUpdate, None]:
         """Run one sample; the last update has `finish`. Leaving early aborts it."""
@@ -215,6 +227,7 @@ class Generator:
             keep_stop=params.no_stop_trim,
         )
         rid = request.rid or uuid.uuid4().hex
+        grammar = self._grammar(request)
         samples = []
         for number in range(params.n):
             sampling = msgspec.structs.replace(resolved, sample_index=params.sample_index + number)
@@ -225,6 +238,7 @@ class Generator:
                 logprobs=request.logprobs,
                 priority=request.priority,
                 use_prefix_cache=request.use_prefix_cache,
+                grammar=grammar,
                 deadline=deadline,
             )
             if number == 0:
@@ -242,6 +256,16 @@ class Generator:
         if not token_ids:
             raise RequestError("text is empty: a prompt needs at least one token", "text")
         return token_ids
+
+    def _grammar(self, request: GenerationRequest) -> str:
+        """What the outputs must match, in the engine's language; empty: anything."""
+        grammar = request.grammar or grammar_of_params(request.params)
+        if grammar is None:
+            return ""
+        if self._grammars is None:
+            self._grammars = GrammarChecker(self._tokenizer, self._engine.facts)
+        self._grammars.check(grammar)
+        return grammar.text
 
     def _default_seed(self, params: SamplingParams) -> int:
         if params.seed is not None:

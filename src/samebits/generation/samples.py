@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from samebits.engine.messages import EngineRequest, LogprobOptions, TokenLogprobs
-from samebits.sampling_params import SamplingParams
+from samebits.grammar.language import Grammar
+from samebits.sampling_params import STRUCTURED_FIELDS, SamplingParams
 from samebits.text.output import TextOptions
 
 
@@ -26,6 +27,14 @@ class GenerationRequest:
     """it ends so long after it was prepared, done or not; None: the generator's default"""
     add_special_tokens: bool = True
     """for a text prompt: put what the checkpoint wants around it (a rendered chat has it already)"""
+    grammar: Grammar | None = None
+    """what the output must match, when it is not `params` that say so"""
+
+    @property
+    def is_structured(self) -> bool:
+        """Whether the output must match something, which takes time to check."""
+        asked = [self.grammar, *(getattr(self.params, name) for name in STRUCTURED_FIELDS)]
+        return any(part is not None for part in asked)
 
 
 @dataclass(frozen=True)

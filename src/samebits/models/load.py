@@ -12,6 +12,7 @@ from torch import Tensor
 
 from samebits.config import ModelConfig
 from samebits.errors import ModelFileError, NumericsError, UnsupportedModelError
+from samebits.grammar.compiler import grammar_version
 from samebits.models.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint, read_json
 from samebits.models.decoder import DecoderWeights, forward, logits
 from samebits.models.digests import text_digests, user_cache_folder, weight_digests
@@ -151,6 +152,7 @@ def make_plan(model: LoadedModel, operators: Operators, default_seed: int | None
         end_tokens=model.files.end_tokens,
         sampling_defaults={**msgspec.to_builtins(model.files.sampling_defaults), "seed": default_seed},
         tokenizer=model.text_digests,
+        grammar=grammar_version(),
         tensor_parallel=model.tensor_parallel,
     )
 

@@ -43,9 +43,11 @@ NAMES = {
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "reasoning_effort": "output_config.effort",
     "response_format": "output_config.format",
+    "response_format_schema": "output_config.format.schema",
     "sampling_seed": "seed",
     "stop": "stop_sequences",
     "no_stop_trim": "include_stop_str_in_output",
+    "tool_parameters": "tools[{}].input_schema",
 }
 
 
@@ -59,7 +61,7 @@ class AnthropicRoutes:
         return [
             Route("/v1/messages", self.create, methods=["POST"]),
             Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
-            Route("/v1/messages/batches", _no_batches, methods=["GET", "POST"]),
+            Route("/v1/messages/batches", _no_batches, methods=["GET", "POST"], include_in_schema=False),
         ]
 
     async def create(self, request: Request) -> Response | ASGIApp:

@@ -17,6 +17,7 @@ from samebits.server.info import InfoRoutes
 from samebits.server.metrics_route import MetricsRoutes
 from samebits.server.native import NativeRoutes
 from samebits.server.openai import OpenAIRoutes
+from samebits.server.openapi import OpenApiRoutes
 from samebits.server.page_routes import page_routes
 from samebits.server.profile_routes import ProfileRoutes
 
@@ -33,4 +34,5 @@ def create_app(front: Front, model: ModelConfig, engine: EngineConfig) -> ASGIAp
         *AnthropicRoutes(front).routes(),
         *(page_routes() if front.config.page else ()),
     ]
+    routes += OpenApiRoutes(routes).routes()
     return guarded(Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, error_response)), front)

@@ -13,15 +13,45 @@ from samebits.errors import RequestError
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
+DEEPEST = 100
+"""levels of lists and objects in a body: whatever reads or writes them later may go down by recursion"""
+
+
 def decode_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a request's body. NaN and Infinity are no JSON. Raises `RequestError`."""
     try:
-        value = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        value = decode_json(body)
+    except ValueError as error:
         raise RequestError(f"the body is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise RequestError("the body must be a JSON object")
     return value
+
+
+def decode_json(text: bytes) -> Any:
+    """The value of a JSON text. Raises `ValueError` saying why there is none."""
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep") from error
+    # Few texts have so many brackets that they could be too deep: most are not walked through.
+    if text.count(b"[") + text.count(b"{") > DEEPEST and _is_deep(value):
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        parts = [
+            part for holder in level for part in (holder.values() if isinstance(holder, dict) else holder)
+        ]
+        level = [part for part in parts if isinstance(part, list | dict)]
+        if not level:
+            return False
+    return True
 
 
 def convert_object(

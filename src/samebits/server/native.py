@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -18,7 +17,7 @@ from samebits.engine.messages import LogprobOptions
 from samebits.errors import EngineError, RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import Collector, GenerationRequest, Sample
-from samebits.sampling_params import SamplingParams
+from samebits.sampling_params import STRUCTURED_FIELDS, SamplingParams
 from samebits.server.fields import convert_object, decode_object
 from samebits.server.front import Front
 from samebits.server.http import (
@@ -46,8 +45,6 @@ PLAIN_FIELDS = tuple(
     name for name in NativeSampling.__struct_fields__ if name not in ("stop", "logit_bias", "sampling_seed")
 )
 """of `sampling_params`, those that mean the same as in `SamplingParams`"""
-LARGE_PROMPT = 20_000
-"""characters of text beyond which tokenizing leaves the event loop"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class NativeRoutes:
         generator = self._front.generator
         body = decode_native(await read_body(request, self._front.body_limit))
         batch = take_apart(body)
-        samples = await _prepare(generator, batch)
+        samples = await generator.prepare_beside(batch.requests, batch.group)
         formatters = [
             SampleFormatter(
                 sample,
@@ -120,13 +117,6 @@ class NativeRoutes:
     async def flush_cache(self, request: Request) -> Response:
         pages = await self._front.generator.flush_cache()
         return Response(f"Cache flushed: {pages} pages dropped.\n", media_type="text/plain")
-
-
-async def _prepare(generator: Generator, batch: Batch) -> list[Sample]:
-    size = sum(len(request.prompt) for request in batch.requests if isinstance(request.prompt, str))
-    if size > LARGE_PROMPT:
-        return await asyncio.to_thread(generator.prepare, batch.requests, batch.group)
-    return generator.prepare(batch.requests, batch.group)
 
 
 async def _frames(
@@ -275,6 +265,9 @@ def _sampling(value: dict[str, Any] | list[dict[str, Any]] | None, size: int) ->
 def to_params(given: NativeSampling) -> SamplingParams:
     """SGLang's names to ours; null is the same as not given."""
     values = {name: value for name in PLAIN_FIELDS if (value := getattr(given, name)) is not None}
+    for name in STRUCTURED_FIELDS:
+        if values.get(name) == "":
+            del values[name]
     if given.stop is not None:
         values["stop"] = [given.stop] if isinstance(given.stop, str) else given.stop
     if given.logit_bias is not None:

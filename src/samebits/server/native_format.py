@@ -120,11 +120,16 @@ def resolved_parameters(sample: Sample) -> dict[str, Any]:
     sampling["sampling_seed"] = safe_integer(sampling.pop("seed"))
     sampling["top_k"] = sampling["top_k"] or -1
     text = sample.text
-    return sampling | {
-        "stop": text.stop,
-        "skip_special_tokens": text.skip_special_tokens,
-        "no_stop_trim": text.keep_stop,
-    }
+    grammar = {"llguidance": sample.request.grammar} if sample.request.grammar else {}
+    return (
+        sampling
+        | grammar
+        | {
+            "stop": text.stop,
+            "skip_special_tokens": text.skip_special_tokens,
+            "no_stop_trim": text.keep_stop,
+        }
+    )
 
 
 def safe_integer(value: int) -> int | str:

@@ -3,6 +3,7 @@ chats have files of their own."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -60,7 +61,7 @@ class OpenAIRoutes:
             own.append(Route(prefix + "/tokenize", self.tokenize, methods=["POST"]))
             own.append(Route(prefix + "/detokenize", self.detokenize, methods=["POST"]))
         refused = [
-            Route(f"/v1/{name}{rest}", partial(_not_offered, what), methods=METHODS)
+            Route(f"/v1/{name}{rest}", partial(_not_offered, what), methods=METHODS, include_in_schema=False)
             for name, what in NOT_OFFERED.items()
             for rest in ("", "/{path:path}")
         ]
@@ -116,11 +117,16 @@ class OpenAIRoutes:
         return json_response({"prompt": text, "text": text})
 
     def _model(self) -> dict[str, Any]:
+        """The model in OpenAI's shape, with what Anthropic's clients look for."""
         facts = self._front.generator.facts
+        started = self._front.started_at
         return {
             "id": self._front.model_name,
             "object": "model",
-            "created": int(self._front.started_at),
+            "type": "model",
+            "display_name": self._front.model_name,
+            "created": int(started),
+            "created_at": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
             "owned_by": "samebits",
             "root": facts.model,
             "parent": None,

@@ -39,7 +39,7 @@ async def prepare_chat(
     """
     _check(body)
     generator = front.generator
-    prompt = chat_prompt(front, body)
+    prompt = chat_prompt(front, body, common, names)
     ids = await encode(generator, prompt.text, bool(common.add_special_tokens), names["text"])
     limit = _limit(body, given)
     check_length(generator, ids, limit, names["text"])
@@ -47,20 +47,18 @@ async def prepare_chat(
         limit = max(1, min(generator.facts.context_length, generator.facts.kv_tokens) - len(ids))
     with field_names(names):
         request = generation_request(
-            ids, to_sampling(given, limit), _logprob_options(body, common), common, common.rid or ""
+            ids,
+            to_sampling(given, limit),
+            _logprob_options(body, common),
+            common,
+            common.rid or "",
+            prompt.grammar,
         )
-        samples = generator.prepare([request], common.rid or "")
+        samples = await generator.prepare_beside([request], common.rid or "")
     return PreparedChat(prompt, ids, samples)
 
 
 def _check(body: ChatFields) -> None:
-    kind = (body.response_format or {"type": "text"}).get("type")
-    if kind != "text":
-        raise RequestError(
-            f"response_format of type {kind!r} needs structured output, which is not offered yet",
-            "response_format",
-            "unsupported_value",
-        )
     if body.modalities not in (None, [], ["text"]):
         raise RequestError("modalities other than text are not offered", "modalities", "unsupported_value")
     if body.top_logprobs is not None and body.top_logprobs < 0:

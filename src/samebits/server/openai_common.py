@@ -13,13 +13,14 @@ from starlette.requests import Request
 
 from samebits.engine.messages import LogprobOptions
 from samebits.errors import RequestError
-from samebits.generation.generator import Generator
+from samebits.generation.generator import LARGE_PROMPT, Generator
 from samebits.generation.samples import GenerationRequest
+from samebits.grammar.language import Grammar
 from samebits.sampling_params import SamplingParams
 from samebits.server.fields import Body
 from samebits.server.front import Front
 from samebits.server.http import NotFoundError, read_body
-from samebits.server.native import LARGE_PROMPT, to_params
+from samebits.server.native import to_params
 from samebits.server.openai_schema import INERT_FIELDS, CommonFields, SamplingFields, decode_request
 from samebits.server.schema import NativeSampling
 
@@ -48,7 +49,12 @@ async def read_request(
 
 
 def generation_request(
-    ids: Sequence[int], params: SamplingParams, logprobs: LogprobOptions, common: CommonFields, rid: str
+    ids: Sequence[int],
+    params: SamplingParams,
+    logprobs: LogprobOptions,
+    common: CommonFields,
+    rid: str,
+    grammar: Grammar | None = None,
 ) -> GenerationRequest:
     """One prompt with what the shared fields say about how it is run."""
     return GenerationRequest(
@@ -59,6 +65,7 @@ def generation_request(
         priority=common.priority or 0,
         use_prefix_cache=common.use_prefix_cache is not False,
         deadline_seconds=common.deadline_seconds,
+        grammar=grammar,
     )
 
 

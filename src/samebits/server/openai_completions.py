@@ -14,6 +14,7 @@ from samebits.engine.messages import EngineFacts, LogprobOptions
 from samebits.errors import RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import Sample, SampleResult
+from samebits.grammar.language import grammar_of
 from samebits.server.front import Front
 from samebits.server.openai_common import (
     check_length,
@@ -36,6 +37,7 @@ from samebits.server.openai_schema import (
     CommonFields,
     CompletionFields,
 )
+from samebits.server.openai_structured import output_part
 from samebits.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
@@ -137,6 +139,8 @@ class CompletionRoutes:
         prompts = _prompts(body)
         generator = front.generator
         logprobs = _logprob_options(body, common)
+        part = output_part(body.response_format, common, NAMES)
+        grammar = None if part is None else grammar_of(part)
         requests = []
         with field_names(NAMES):
             params = to_sampling(given, limit)
@@ -146,8 +150,8 @@ class CompletionRoutes:
                     ids = await encode(generator, ids, common.add_special_tokens is not False, "prompt")
                 check_length(generator, ids, limit, "prompt")
                 rid = "" if common.rid is None else f"{common.rid}_{index}"
-                requests.append(generation_request(ids, params, logprobs, common, rid))
-            samples = generator.prepare(requests, common.rid or "")
+                requests.append(generation_request(ids, params, logprobs, common, rid, grammar))
+            samples = await generator.prepare_beside(requests, common.rid or "")
         choices = self._choices(generator, samples, prompts, body, common)
         job = Job(samples, choices, make_envelope(front, "text_completion", "cmpl-", common.rid), NAMES)
         return await respond(front, request, job, bool(common.stream), common.stream_options, {})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from samebits.errors import RequestError
+from samebits.server.fields import decode_json
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """templates know the developer as the system"""
@@ -31,7 +31,9 @@ def _message(message: dict[str, Any], path: str) -> dict[str, Any]:
             raise RequestError(f"unknown field {path}.{name}", f"{path}.{name}", "unknown_parameter")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise RequestError(f"{path}.role must be one of {', '.join(ROLES)}, got {role!r}", f"{path}.role")
+        raise RequestError(
+            f"{path}.role must be one of {', '.join(ROLES)}, got {str(role)[:60]!r}", f"{path}.role"
+        )
     calls = _calls(message.get("tool_calls"), f"{path}.tool_calls")
     if calls and role != "assistant":
         raise RequestError(f"{path}.tool_calls belong to the assistant", f"{path}.tool_calls")
@@ -61,9 +63,9 @@ def _part(part: object, path: str) -> str:
     if not isinstance(part, dict):
         raise RequestError(f"{path} must be an object with a type", path, "invalid_type")
     kind = part.get("type")
-    if kind not in TEXT_PARTS:
+    if not isinstance(kind, str) or kind not in TEXT_PARTS:
         raise RequestError(
-            f"{path}: parts of type {kind!r} are not offered: this server reads text alone",
+            f"{path}: parts of type {str(kind)[:60]!r} are not offered: this server reads text alone",
             path,
             "unsupported_value",
         )
@@ -95,8 +97,8 @@ def call_arguments(arguments: object, path: str) -> dict[str, Any]:
     """The arguments of a call, as an object. Raises `RequestError` naming `path`."""
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
-        except (ValueError, RecursionError) as error:
+            arguments = decode_json(arguments.encode()) if arguments.strip() else {}
+        except ValueError as error:
             raise RequestError(f"{path} is not valid JSON: {error}", path) from error
     if not isinstance(arguments, dict):
         raise RequestError(f"{path} must be a JSON object, in a string", path, "invalid_type")
@@ -111,12 +113,6 @@ def template_tools(tools: Sequence[dict[str, Any]] | None) -> list[dict[str, Any
         if tool.get("type") != "function" or not isinstance(function, dict):
             raise RequestError(f"{path} must be of type 'function' and hold one", path, "unsupported_value")
         text_field(function.get("name"), f"{path}.function.name")
-        if function.get("strict"):
-            raise RequestError(
-                f"{path}.function.strict needs structured output, which is not offered yet",
-                f"{path}.function.strict",
-                "unsupported_value",
-            )
     return list(tools or ())
 
 

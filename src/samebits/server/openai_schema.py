@@ -19,6 +19,7 @@ INERT_FIELDS = {
     "data_parallel_rank": "one engine serves every request",
     "early_stopping": "read by beam search alone",
     "extra_key": "the prefix cache cannot change a result",
+    "guided_decoding_backend": "there is one",
     "length_penalty": "read by beam search alone",
     "metadata": "a label",
     "prediction": "speed alone, and no bit of the result",
@@ -44,29 +45,22 @@ REFUSED_FIELDS = {
     "bootstrap_room": "disaggregated prefill",
     "custom_logit_processor": "code in a request",
     "custom_params": "code in a request",
-    "ebnf": "grammars",
-    "guided_choice": "grammars",
-    "guided_grammar": "grammars",
-    "guided_json": "grammars",
-    "guided_regex": "grammars",
-    "json_schema": "grammars",
+    "guided_whitespace_pattern": "layouts of JSON",
     "kv_transfer_params": "disaggregated prefill",
     "logits_processors": "code in a request",
     "lora_path": "LoRA adapters",
     "prompt_embeds": "embeddings as a prompt",
-    "regex": "grammars",
     "return_hidden_states": "hidden states",
     "session_params": "sessions",
     "stop_regex": "stop expressions",
-    "structural_tag": "grammars",
-    "structured_outputs": "grammars",
+    "structural_tag": "structural tags",
     "truncate_prompt_tokens": "truncated prompts",
     "use_beam_search": "beam search",
     "vllm_xargs": "code in a request",
 }
 """Refused unless blank, on every route; the value names what is not offered."""
 
-REFUSED_COMPLETION_FIELDS = {"suffix": "suffixes (fill in the middle)", "response_format": "grammars"}
+REFUSED_COMPLETION_FIELDS = {"suffix": "suffixes (fill in the middle)"}
 
 REFUSED_CHAT_FIELDS = {
     "audio": "audio",
@@ -116,6 +110,16 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """accepted; there is none"""
 
 
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`structured_outputs`, as vLLM has it."""
+
+    json: str | dict[str, Any] | bool | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
 class CommonFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a request is run and answered: the same on every route."""
 
@@ -129,6 +133,14 @@ class CommonFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rid: str | None = None
     priority: int | None = None
     use_prefix_cache: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    json_schema: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    ebnf: str | None = None
     deadline_seconds: float | None = None
 
 
@@ -139,6 +151,7 @@ class CompletionFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None
+    response_format: dict[str, Any] | None = None
 
 
 class ChatFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

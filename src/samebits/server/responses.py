@@ -41,9 +41,11 @@ NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "min_new_tokens": "min_tokens",
     "response_format": "text.format",
+    "response_format_schema": "text.format.schema",
     "sampling_seed": "seed",
     "top_logprobs_num": "top_logprobs",
     "no_stop_trim": "include_stop_str_in_output",
+    "tool_parameters": "tools[{}].parameters",
 }
 
 
@@ -56,7 +58,12 @@ class ResponsesRoutes:
     def routes(self) -> list[Route]:
         return [
             Route("/v1/responses", self.create, methods=["POST"]),
-            Route("/v1/responses/{path:path}", _stored, methods=["GET", "POST", "DELETE"]),
+            Route(
+                "/v1/responses/{path:path}",
+                _stored,
+                methods=["GET", "POST", "DELETE"],
+                include_in_schema=False,
+            ),
         ]
 
     async def create(self, request: Request) -> Response | ASGIApp:

@@ -75,11 +75,8 @@ INERT_SAMPLING_FIELDS = {
 REFUSED_SAMPLING_FIELDS = {
     "beam_width": "beam search",
     "custom_params": "custom logit processors",
-    "ebnf": "grammars",
-    "json_schema": "grammars",
-    "regex": "grammars",
     "stop_regex": "stop expressions",
-    "structural_tag": "grammars",
+    "structural_tag": "structural tags",
 }
 
 
@@ -104,6 +101,11 @@ class NativeSampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logit_bias: dict[str, float] | None = None
     sampling_seed: int | str | None = None
     sample_index: int | None = None
+    json_schema: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    ebnf: str | None = None
+    llguidance: str | None = None
 
 
 class NativeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

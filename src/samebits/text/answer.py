@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from samebits.text.reasoning import ReasoningSplitter
-from samebits.text.tool_calls import CallDelta, HermesParser, ToolDelta
+from samebits.text.tool_calls import CallDelta, ToolDelta, ToolParser
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class AnswerDelta:
 class AnswerParser:
     """Takes an answer's text apart, with the parsers that the request asks for."""
 
-    def __init__(self, reasoning: ReasoningSplitter | None = None, tools: HermesParser | None = None) -> None:
+    def __init__(self, reasoning: ReasoningSplitter | None = None, tools: ToolParser | None = None) -> None:
         self._reasoning = reasoning
         self._tools = tools
 

@@ -19,7 +19,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from samebits.errors import ModelFileError, RequestError
-from samebits.text.tokenizer import read_json_object
+from samebits.tokenizer_files import read_json_object
 
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),

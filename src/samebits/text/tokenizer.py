@@ -6,11 +6,10 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
-from samebits.errors import ModelFileError, RequestError
+from samebits.errors import RequestError
 from samebits.text.detokenize import (
     ByteLevelDetokenizer,
     Detokenizer,
@@ -18,9 +17,8 @@ from samebits.text.detokenize import (
     byte_level_alphabet,
     byte_level_bytes,
 )
+from samebits.tokenizer_files import read_tokenizer
 
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""Special tokens that tokenizer_config.json names and chat templates read."""
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 """how a vocabulary that falls back to bytes writes one"""
 
@@ -37,6 +35,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
         self._special_by_text = {token.content: i for i, token in added.items() if token.special}
+        self._added_by_text = {token.content: i for i, token in added.items()}
         self._token_bytes = self._read_token_bytes()
 
     @property
@@ -81,6 +80,10 @@ class Tokenizer:
         """Id of the special token whose text is `text`, if there is one."""
         return self._special_by_text.get(text)
 
+    def added_id(self, text: str) -> int | None:
+        """Id of the added token, special or not, whose text is `text`, if there is one."""
+        return self._added_by_text.get(text)
+
     def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
         """A fresh incremental decoder."""
         if self._token_bytes is None:
@@ -88,6 +91,10 @@ class Tokenizer:
         table = self._token_bytes
         left_out = self._special_ids if skip_special_tokens else frozenset[int]()
         return ByteLevelDetokenizer(lambda i: table.get(i, b"") if i not in left_out else b"")
+
+    def to_json(self) -> str:
+        """The tokenizer as its library writes it, with the tokens that tokenizer_config.json adds."""
+        return str(self._backend.to_str())
 
     def _read_token_bytes(self) -> dict[int, bytes] | None:
         """Bytes by id when the decoder is plain byte-level, else None."""
@@ -102,59 +109,5 @@ class Tokenizer:
 def load_tokenizer(folder: str | Path) -> Tokenizer | None:
     """The tokenizer of the checkpoint in `folder`; None when it has no tokenizer.json, as a bare shape for dummy
     weights has none. Raises `ModelFileError` naming the file."""
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
-        return None
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises nothing more specific
-        raise ModelFileError(f"{path} is not a tokenizer that can be read: {error}") from error
-    config = read_json_object(Path(folder) / "tokenizer_config.json")
-    named = _named_tokens(folder, config)
-    _add_missing_tokens(backend, config, named)
-    return Tokenizer(backend, named)
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when there is no such file. Raises `ModelFileError` naming the file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelFileError(f"{path} must hold a JSON object")
-    return value
-
-
-def _content(value: object) -> str | None:
-    """Text of a token that is written as a string or as an object with `content`."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _named_tokens(folder: str | Path, config: dict[str, Any]) -> dict[str, str]:
-    listed = read_json_object(Path(folder) / "special_tokens_map.json") | config
-    found = {name: _content(listed.get(name)) for name in NAMED_TOKENS}
-    return {name: text for name, text in found.items() if text is not None}
-
-
-def _add_missing_tokens(backend: tokenizers.Tokenizer, config: dict[str, Any], named: dict[str, str]) -> None:
-    """Add the tokens that tokenizer_config.json lists and tokenizer.json lacks, as transformers does."""
-    present = {token.content for token in backend.get_added_tokens_decoder().values()}
-    listed = config.get("added_tokens_decoder")
-    entries = sorted(listed.items(), key=lambda item: int(item[0])) if isinstance(listed, dict) else []
-    for _, entry in entries:
-        text = _content(entry)
-        if text is not None and text not in present:
-            options = {
-                name: bool(entry[name])
-                for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
-                if name in entry
-            }
-            backend.add_tokens([tokenizers.AddedToken(text, **options)])
-            present.add(text)
-    missing = [text for text in dict.fromkeys(named.values()) if text not in present]
-    backend.add_special_tokens([tokenizers.AddedToken(text, normalized=False) for text in missing])
+    found = read_tokenizer(folder)
+    return None if found is None else Tokenizer(*found)

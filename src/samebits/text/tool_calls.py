@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from samebits.text.tags import partial_length
 
@@ -33,9 +34,18 @@ class ToolDelta:
     parts: tuple[str | CallDelta, ...] = ()
 
 
-def calls_tools(template_source: str) -> bool:
-    """Whether a chat template asks for calls in this format."""
-    return OPEN in template_source
+class ToolParser(Protocol):
+    """Tells words from calls in a growing text."""
+
+    @property
+    def calls(self) -> int:
+        """Calls so far."""
+
+    def push(self, text: str) -> ToolDelta:
+        """What is certain once `text` has come."""
+
+    def finish(self) -> ToolDelta:
+        """The rest, when no more comes."""
 
 
 class HermesParser:
@@ -51,7 +61,7 @@ class HermesParser:
         self._held = ""
         self._body: str | None = None
         """what has come of a call whose arguments cannot be shown yet"""
-        self._value: _Value | None = None
+        self._value: JsonObject | None = None
         """the arguments that are being shown"""
         self._calls = 0
         self._parts: list[str | CallDelta] = []
@@ -115,10 +125,10 @@ class HermesParser:
         end = body.find(CLOSE)
         header = HEADER.match(body)
         if header and (end < 0 or header.end() < end + len(CLOSE) - 1):
-            name = _loads(header.group(1))
+            name = load_json(header.group(1))
             if isinstance(name, str):
                 self._parts.append(CallDelta(self._calls, "", name))
-                self._held, self._body, self._value = body[header.end() :], None, _Value()
+                self._held, self._body, self._value = body[header.end() :], None, JsonObject()
                 return True
         if end < 0:
             self._body = body
@@ -128,7 +138,7 @@ class HermesParser:
         self._held, self._body = body[end + len(CLOSE) :], None
         return True
 
-    def _advance_value(self, value: _Value) -> bool:
+    def _advance_value(self, value: JsonObject) -> bool:
         if not value.ended:
             shown, self._held = value.push(self._held)
             if shown:
@@ -145,22 +155,28 @@ class HermesParser:
 
     def _whole_call(self, body: str) -> bool:
         """Take a finished body as a call; whether it is one."""
-        call = _loads(body)
+        call = load_json(body)
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             return False
-        arguments = call.get("arguments", call.get("parameters"))
-        if not isinstance(arguments, str):
-            arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
-        self._parts.append(CallDelta(self._calls, arguments, call["name"]))
+        self._parts.append(CallDelta(self._calls, arguments_text(call), call["name"]))
         self._calls += 1
         return True
 
 
-class _Value:
+def arguments_text(call: dict[str, Any]) -> str:
+    """The arguments of a call that has come as a whole, as text."""
+    arguments = call.get("arguments", call.get("parameters"))
+    if isinstance(arguments, str):
+        return arguments
+    return json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+
+
+class JsonObject:
     """Finds the end of a JSON object."""
 
-    def __init__(self) -> None:
-        self._depth = 0
+    def __init__(self, depth: int = 0) -> None:
+        """`depth`: objects that are open already."""
+        self._depth = depth
         self._in_string = False
         self._escaped = False
         self.ended = False
@@ -191,7 +207,8 @@ class _Value:
         return text, ""
 
 
-def _loads(text: str) -> object:
+def load_json(text: str) -> object:
+    """A JSON value, or None for what is none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

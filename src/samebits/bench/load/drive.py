@@ -62,6 +62,11 @@ class Plan:
     body: dict[str, Any]
     """fields of every request"""
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether requests hold messages, not a prompt."""
+        return self.endpoint.endswith("/chat/completions")
+
     def gaps(self, count: int) -> list[float]:
         """Seconds before each request's start, after the one before it."""
         if math.isinf(self.rate):
@@ -79,7 +84,7 @@ class Plan:
             "stream_options": {"include_usage": True},
             **self.body,
         }
-        if self.endpoint == CHAT:
+        if self.is_chat:
             body["messages"] = [{"role": "user", "content": question.prompt}]
         else:
             body["prompt"] = question.prompt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from samebits.bench.load.drive import Answer
@@ -60,8 +60,16 @@ def digest(answers: Sequence[Answer]) -> str:
     return whole.hexdigest()
 
 
-def summarise(answers: Sequence[Answer], percentiles: Sequence[float]) -> dict[str, Any]:
-    """Throughput, latencies and what failed."""
+def is_good(answer: Answer, limits: Mapping[str, float]) -> bool:
+    """Whether an answer came, and each of its own latencies (not `itl`) keeps its limit in milliseconds."""
+    found = latencies([answer])
+    return not answer.error and all(value <= limit for name, limit in limits.items() for value in found[name])
+
+
+def summarise(
+    answers: Sequence[Answer], percentiles: Sequence[float], limits: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Throughput, latencies and what failed; with `limits`, how many requests a second kept them."""
     good = [answer for answer in answers if not answer.error]
     seconds = max(answer.ended for answer in answers) - min(answer.sent for answer in answers)
     prompt_tokens = sum(answer.prompt_tokens for answer in good)
@@ -80,6 +88,9 @@ def summarise(answers: Sequence[Answer], percentiles: Sequence[float]) -> dict[s
         "most_concurrent": most_at_once(answers),
         "answers_digest": digest(answers),
     }
+    if limits:
+        result["goodput"] = sum(is_good(answer, limits) for answer in answers) / seconds
+        result["goodput_limits_ms"] = dict(limits)
     for name, values in latencies(good).items():
         ordered = sorted(values)
         if ordered:
@@ -113,6 +124,9 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"{result['total_throughput']:.1f} tokens/s in all",
         f"answers {result['answers_digest'][:16]}: the same in every run, for a server that keeps its bits",
     ]
+    if "goodput" in result:
+        kept = ", ".join(f"{name} {limit:g} ms" for name, limit in result["goodput_limits_ms"].items())
+        told.append(f"{result['goodput']:.2f} requests/s kept {kept}")
     if not result["tokens_told_by_server"]:
         told.append("the server does not tell its tokens: pieces of text are counted as tokens")
     return told + [f"FAILED: {error}" for error in result["errors"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from samebits.bench.load.datasets import (
     shared_prefix_questions,
     sharegpt_questions,
 )
-from samebits.bench.load.drive import CHAT, Answer, Plan, ask_one, drive
+from samebits.bench.load.drive import Answer, Plan, ask_one, drive
 from samebits.bench.load.report import summarise
 from samebits.client import AsyncClient
 from samebits.errors import ConfigError, EngineError
@@ -69,10 +69,10 @@ async def look_at(client: AsyncClient, model: str) -> ServerFacts:
 
 
 async def make_questions(
-    client: AsyncClient, facts: ServerFacts, options: DatasetOptions, endpoint: str
+    client: AsyncClient, facts: ServerFacts, options: DatasetOptions, as_text: bool
 ) -> list[Question]:
     """The dataset's questions."""
-    speech = Speech(facts.vocabulary, as_text=endpoint == CHAT)
+    speech = Speech(facts.vocabulary, as_text)
     match options.name:
         case "random":
             return random_questions(options.count, options.lengths, speech, options.seed)
@@ -116,6 +116,7 @@ async def run(
     options: DatasetOptions,
     warmups: int,
     percentiles: Sequence[float],
+    limits: Mapping[str, float],
     detailed: bool = False,
 ) -> tuple[dict[str, Any], list[Answer]]:
     """Ask everything; (what to write down, the answers)."""
@@ -123,10 +124,10 @@ async def run(
 
     facts = await look_at(client, plan.model)
     plan = replace(plan, model=facts.model)
-    questions = await make_questions(client, facts, options, plan.endpoint)
+    questions = await make_questions(client, facts, options, plan.is_chat)
     # Other questions than those that are measured, which must find the prefix cache as it was.
     others = replace(options, count=warmups, seed=~options.seed)
-    for question in await make_questions(client, facts, others, plan.endpoint):
+    for question in await make_questions(client, facts, others, plan.is_chat):
         first = await ask_one(client, plan, question)
         if first.error:
             raise EngineError(first.error)
@@ -139,7 +140,7 @@ async def run(
         "dataset": {**asdict(options), "path": str(options.path or "")},
         "plan": {**asdict(plan), "rate": str(plan.rate), "most": plan.most},
         "warmups": warmups,
-        "results": summarise(answers, percentiles),
+        "results": summarise(answers, percentiles, limits),
     }
     if detailed:
         start = min(answer.sent for answer in answers)

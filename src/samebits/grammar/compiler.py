@@ -1,0 +1,92 @@
+"""Compiled grammars of one tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import llguidance
+
+from samebits.grammar.schema import OPTIONS
+from samebits.tokenizer_files import read_tokenizer
+
+KEPT = 128
+"""grammars kept compiled"""
+LIMITS = {
+    "initial_lexer_fuel": 1_000_000,
+    "max_grammar_size": 500_000,
+    "max_items_in_row": 2_000,
+    "max_lexer_states": 250_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+}
+"""What a grammar may cost. Counted in work, never in time, so that a grammar fails at the same token everywhere."""
+
+
+class GrammarError(Exception):
+    """A grammar that cannot be compiled, or that cannot go on."""
+
+
+def grammar_version() -> str:
+    """What decides masks, beside the request and the tokenizer: the library's version and our settings of it."""
+    settings = json.dumps([LIMITS, OPTIONS], sort_keys=True)
+    return f"{llguidance.get_version()}, settings {hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+
+
+class GrammarCompiler:
+    """Compiles grammars for a tokenizer. May be used from several threads at once."""
+
+    def __init__(
+        self,
+        tokenizer_json: str,
+        vocabulary: int,
+        eos_token_ids: Sequence[int],
+        limits: Mapping[str, int] = LIMITS,
+    ) -> None:
+        """`vocabulary` is the model's, which may be larger than the tokenizer's. An output that is complete goes on
+        with one of `eos_token_ids`. Raises `GrammarError` for a tokenizer that the library cannot read."""
+        if not eos_token_ids:
+            raise GrammarError("this checkpoint names no end-of-sequence token, which a grammar ends with")
+        try:
+            self._tokenizer = llguidance.LLTokenizer(
+                tokenizer_json, n_vocab=vocabulary, eos_token=list(eos_token_ids)
+            )
+        except Exception as error:  # the Rust library raises nothing more specific
+            raise GrammarError(f"this checkpoint's tokenizer cannot be constrained: {error}") from error
+        self.mask_words = -(-vocabulary // 32)
+        """length of a mask; the library's own may be longer"""
+        self._limits = llguidance.LLParserLimits(**limits, verbose_errors=False)  # type: ignore[arg-type]
+        self._compiled = lru_cache(maxsize=KEPT)(self._compile)
+
+    def compile(self, text: str) -> llguidance.LLMatcher:
+        """A matcher at its beginning, to be copied and never used itself: what one output made the library remember
+        must not reach another. Raises `GrammarError`."""
+        return self._compiled(text)
+
+    def _compile(self, text: str) -> llguidance.LLMatcher:
+        matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
+        if matcher.is_error():
+            raise GrammarError(error_text(matcher))
+        warnings = matcher.get_grammar_warnings()
+        if warnings:
+            raise GrammarError(warnings[0])
+        return matcher
+
+
+def read_compiler(folder: str | os.PathLike[str], vocabulary: int, eos: Sequence[int]) -> GrammarCompiler:
+    """The compiler of the checkpoint in `folder`, which has a tokenizer."""
+    found = read_tokenizer(Path(folder))
+    if found is None:
+        raise GrammarError("this checkpoint has no tokenizer")
+    return GrammarCompiler(found[0].to_str(), vocabulary, eos)
+
+
+def error_text(matcher: llguidance.LLMatcher) -> str:
+    """What went wrong, in one line."""
+    lines = [line.strip() for line in matcher.get_error().splitlines() if not line.startswith("<")]
+    kept = [line for line in lines if line and set(line) != {"^"}]
+    return " ".join(kept)[:500] or "the grammar failed"

@@ -1,0 +1,112 @@
+"""Which JSON schemas can be enforced whole.
+
+The grammar library ignores keywords that it does not know, and approximates a few that it knows. What it would not
+enforce is found here and refused by name, so that an answer which matches the grammar is valid against the schema.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from samebits.errors import RequestError
+
+OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"( |\r?\n[ \t]{0,40})"}
+"""How JSON is laid out: at most a space, or a new line and its indentation, wherever JSON allows blank space. Without
+a bound a model could go on with blank space for ever."""
+OPTIONS_KEY = "x-guidance"
+"""where the library reads them in a schema"""
+
+SCHEMAS = frozenset({"items", "additionalProperties"})
+SCHEMA_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+SCHEMA_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
+COUNTS = frozenset({"minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength"})
+OTHERS = frozenset({"$ref", "const", "enum", "type", "required", "pattern", "format"})
+ANNOTATIONS = frozenset(
+    "$comment $schema contentEncoding contentMediaType default deprecated description examples readOnly title "
+    "writeOnly".split()
+)
+"""Say nothing about what is valid."""
+KEYWORDS = SCHEMAS | SCHEMA_LISTS | SCHEMA_MAPS | BOUNDS | COUNTS | OTHERS | ANNOTATIONS
+NEWEST_DIALECT = "draft/2020-12/"
+DIALECTS = ("draft-06/", "draft-07/", "draft/2019-09/", NEWEST_DIALECT)
+"""drafts in which these keywords mean the same; the older ones lack `prefixItems`"""
+LARGEST_INTEGER = (1 << 53) - 1
+"""the library reads numbers as doubles"""
+MOST_LEVELS = 60
+
+
+def checked_schema(schema: object, field: str) -> dict[str, Any]:
+    """`schema` with the layout that is ours. Raises `RequestError` naming the keyword that cannot be enforced."""
+    if isinstance(schema, bool):
+        schema = {} if schema else {"enum": []}
+    if not isinstance(schema, dict):
+        raise RequestError(f"{field} must be a JSON schema: an object", field, "invalid_type")
+    own = dict(schema)
+    if own.pop(OPTIONS_KEY, OPTIONS) != OPTIONS:
+        raise _unsupported(field, OPTIONS_KEY, "$")
+    _check_dialect(own.get("$schema", NEWEST_DIALECT), field)
+    _check(own, field, "$", 0, NEWEST_DIALECT in own.get("$schema", NEWEST_DIALECT))
+    return {**own, OPTIONS_KEY: OPTIONS}
+
+
+def _check(schema: object, field: str, path: str, level: int, tuples: bool) -> None:
+    """`tuples`: the dialect has `prefixItems`."""
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        message = f"{field}: the schema at {path} must be an object or a boolean"
+        raise RequestError(message, field, "invalid_type")
+    if level > MOST_LEVELS:
+        raise RequestError(f"{field}: the schema is nested deeper than {MOST_LEVELS} levels", field)
+    for keyword, value in schema.items():
+        if keyword not in KEYWORDS or (keyword == "prefixItems" and not tuples):
+            raise _unsupported(field, keyword, path)
+        where = f"{path}.{keyword}"
+        if keyword in SCHEMAS:
+            _check(value, field, where, level + 1, tuples)
+        elif keyword in SCHEMA_LISTS and isinstance(value, list):
+            for index, entry in enumerate(value):
+                _check(entry, field, f"{where}[{index}]", level + 1, tuples)
+        elif keyword in SCHEMA_MAPS and isinstance(value, dict):
+            for name, entry in value.items():
+                _check(entry, field, f"{where}.{name}", level + 1, tuples)
+        elif keyword in BOUNDS | COUNTS | {"const", "enum"}:
+            _check_numbers(value, field, where)
+    _check_property_count(schema, field, path)
+
+
+def _check_numbers(value: object, field: str, where: str) -> None:
+    """Refuse integers that a double cannot hold: the library would enforce another one."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        message = f"{field}: the integer {value} at {where} is beyond 2^53 and cannot be enforced exactly"
+        raise RequestError(message, field, "unsupported_value")
+    if isinstance(value, list):
+        for entry in value:
+            _check_numbers(entry, field, where)
+    if isinstance(value, dict):
+        for entry in value.values():
+            _check_numbers(entry, field, where)
+
+
+def _check_dialect(dialect: object, field: str) -> None:
+    if not isinstance(dialect, str) or not any(name in dialect for name in DIALECTS):
+        message = f"{field}: the dialect {dialect!r} at $.$schema is not supported; leave it out"
+        raise RequestError(message, field, "unsupported_value")
+
+
+def _check_property_count(schema: dict[str, Any], field: str, path: str) -> None:
+    """The grammar counts properties by their occurrences and cannot see that a free name comes twice."""
+    least, required = schema.get("minProperties", 0), schema.get("required", [])
+    if not isinstance(least, int) or not isinstance(required, list):
+        return  # the library says what is wrong
+    if least > len(required) + 1:
+        message = f"{field}: minProperties {least} at {path} cannot be enforced: one more than the required names can"
+        raise RequestError(message, field, "unsupported_value")
+
+
+def _unsupported(field: str, keyword: str, path: str) -> RequestError:
+    message = f"{field}: the schema keyword {keyword!r} at {path} is not supported"
+    return RequestError(message, field, "unsupported_value")

@@ -1,0 +1,291 @@
+"""The engine with real grammars: outputs keep to them, and company, pages, loops and slow masks change no bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
+
+import jsonschema
+import pytest
+from grammar_walk import compiler, tokenizer
+
+from samebits.cache.pages import PagePool
+from samebits.engine.engine import Engine
+from samebits.engine.loops import LOOPS
+from samebits.engine.masks import MaskSource
+from samebits.engine.messages import AbortRequest, EngineFacts, EngineRequest, LogprobOptions, RequestEvent
+from samebits.grammar.language import (
+    choice_part,
+    grammar_of,
+    object_part,
+    regex_part,
+    schema_part,
+    text_part,
+)
+from samebits.grammar.matchers import GrammarMasks
+from samebits.numerics.cpu.operators import CpuOperators
+from samebits.sampling_params import ResolvedSampling, SamplingDefaults
+from samebits.schedule.scheduler import Scheduler, SchedulerLimits
+from samebits.verify.simulation.fake_runner import FakeRunner
+
+PADDING = 13
+VOCABULARY = tokenizer("tiny").vocabulary + PADDING
+PAGES, PAGE_TOKENS, CONTEXT = 120, 4, 300
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 9},
+        "tags": {"type": "array", "items": {"enum": ["é", "漢", "x"]}, "maxItems": 3},
+        "n": {"type": "integer", "minimum": -99, "maximum": 99},
+    },
+    "required": ["name", "tags", "n"],
+    "additionalProperties": False,
+}
+GRAMMARS = [
+    grammar_of(schema_part(SCHEMA, "x")).text,
+    grammar_of(regex_part(r"([a-f]{3}-){2,6}[🙂🚀]", "x")).text,
+    grammar_of(choice_part(["red", "green", "reddish"], "x")).text,
+    grammar_of(object_part("x")).text,
+    "",
+    grammar_of(text_part('root ::= "(" [a-z é]+ ")" root | "."', "x")).text,
+]
+
+
+class SlowExecutor(Executor):
+    """Threads whose work takes its time, at random, or not until a gate is open."""
+
+    def __init__(self, seed: int) -> None:
+        self._threads = ThreadPoolExecutor(4)
+        self._delays = random.Random(seed)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+        delay = self._delays.choice([0.0, 0.0, 0.0, 0.003, 0.01])
+        return self._threads.submit(self._run, delay, function, *arguments)
+
+    def _run(self, delay: float, function: Any, *arguments: Any) -> Any:
+        self.gate.wait()
+        time.sleep(delay)
+        return function(*arguments)
+
+
+def masks(executor: Executor | None = None) -> GrammarMasks:
+    return GrammarMasks(lambda: compiler("tiny", PADDING), executor)
+
+
+def make_engine(
+    loop: str, source: MaskSource, step_tokens: int = 24, pages: int = PAGES, running: int = 12
+) -> Engine:
+    facts = EngineFacts(
+        model="fake",
+        family="fake",
+        vocabulary=VOCABULARY,
+        context_length=CONTEXT,
+        kv_tokens=pages * PAGE_TOKENS,
+        eos_token_ids=[0],
+        sampling_defaults=SamplingDefaults(),
+        default_seed=42,
+        profile="exact",
+        promises_bits=True,
+        fingerprint="",
+        plan={},
+    )
+    runner = FakeRunner(CpuOperators(threads=1), VOCABULARY, pages, PAGE_TOKENS)
+    limits = SchedulerLimits(step_tokens, running, PAGE_TOKENS, -(-CONTEXT // PAGE_TOKENS))
+    return Engine(facts, runner, Scheduler(limits, PagePool(pages)), LOOPS[loop](runner), 100, source)
+
+
+def make_requests(count: int = 14) -> list[EngineRequest]:
+    chooser = random.Random(11)
+    return [
+        EngineRequest(
+            rid=str(number),
+            prompt_ids=[chooser.randrange(3, 400) for _ in range(chooser.randrange(1, 30))],
+            sampling=ResolvedSampling(
+                temperature=chooser.choice([0.0, 1.0, 1.5]),
+                top_p=chooser.choice([1.0, 0.9]),
+                max_new_tokens=chooser.randrange(20, 70),
+                seed=number,
+                repetition_penalty=chooser.choice([1.0, 1.3]),
+                frequency_penalty=chooser.choice([0.0, 0.5]),
+            ),
+            logprobs=LogprobOptions(output=True, top=2, prompt_start=chooser.choice([-1, 0])),
+            grammar=GRAMMARS[number % len(GRAMMARS)],
+        )
+        for number in range(count)
+    ]
+
+
+def run(engine: Engine, requests: list[EngineRequest]) -> dict[str, list[RequestEvent]]:
+    for request in requests:
+        engine.submit(request)
+    events: dict[str, list[RequestEvent]] = {}
+    while engine.has_work():
+        for event in engine.step():
+            events.setdefault(event.rid, []).append(event)
+        engine.scheduler.check()
+    engine.close()
+    return events
+
+
+def answers(events: dict[str, list[RequestEvent]]) -> dict[str, tuple]:
+    return {
+        rid: (
+            [token for event in news for token in event.token_ids],
+            [logprobs for event in news for logprobs in event.logprobs],
+            news[0].prompt_logprobs,
+            news[-1].finish,
+        )
+        for rid, news in events.items()
+    }
+
+
+def solo(requests: list[EngineRequest]) -> dict[str, tuple]:
+    found = {}
+    for request in requests:
+        found.update(answers(run(make_engine("simple", masks(), step_tokens=64), [request])))
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, tuple]:
+    return solo(make_requests())
+
+
+def test_outputs_keep_to_their_grammars(alone: dict[str, tuple]) -> None:
+    ended = set()
+    for request in make_requests():
+        tokens, _, _, finish = alone[request.rid]
+        if finish.reason != "stop" or not request.grammar:
+            assert finish.reason in ("stop", "length")
+            continue
+        text = tokenizer("tiny").decode(tokens)
+        kind = GRAMMARS.index(request.grammar)
+        ended.add(kind)
+        if kind == 0:
+            jsonschema.validate(json.loads(text), SCHEMA)
+        elif kind == 2:
+            assert text in ("red", "green", "reddish")
+        elif kind == 3:
+            assert isinstance(json.loads(text), dict)
+    assert len(ended) >= 3
+
+
+@pytest.mark.parametrize("loop", ["simple", "overlapped"])
+@pytest.mark.parametrize("pages", [PAGES, 40])
+def test_company_pages_and_slow_grammars_change_no_bit(
+    loop: str, pages: int, alone: dict[str, tuple]
+) -> None:
+    for seed in range(2):
+        engine = make_engine(loop, masks(SlowExecutor(seed)), pages=pages)
+        assert answers(run(engine, make_requests())) == alone
+        assert pages == PAGES or engine.scheduler.preemptions > 0
+
+
+def test_an_engine_started_anew_gives_the_same_bits(alone: dict[str, tuple]) -> None:
+    """A request whose engine died in the middle of it is computed from its start."""
+    requests = make_requests()
+    first = make_engine("overlapped", masks())
+    for request in requests:
+        first.submit(request)
+    for _ in range(25):
+        first.step()
+    first.close()
+    assert answers(run(make_engine("overlapped", masks()), requests)) == alone
+
+
+def test_other_grammars_other_bits(alone: dict[str, tuple]) -> None:
+    """The inverse: the grammar decides, and a neighbour's changes nothing."""
+    requests = make_requests()
+    swapped = [
+        EngineRequest(**{**fields(request), "grammar": GRAMMARS[4] if request.grammar else GRAMMARS[2]})
+        for request in requests[:6]
+    ]
+    got = answers(run(make_engine("overlapped", masks()), [*swapped, *requests[6:]]))
+    for request in requests[:6]:
+        assert got[request.rid] != alone[request.rid]
+    for request in requests[6:]:
+        assert got[request.rid] == alone[request.rid]
+
+
+@pytest.mark.parametrize("loop", ["simple", "overlapped"])
+def test_free_requests_do_not_wait_for_a_grammar(loop: str, alone: dict[str, tuple]) -> None:
+    executor = SlowExecutor(0)
+    executor.gate.clear()
+    engine = make_engine(loop, masks(executor), running=14)
+    requests = make_requests()
+    free = {request.rid for request in requests if not request.grammar}
+    for request in requests:
+        engine.submit(request)
+    events: dict[str, list[RequestEvent]] = {}
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and {r for r, news in events.items() if news[-1].finish} != free:
+        for event in engine.step():
+            events.setdefault(event.rid, []).append(event)
+    assert {rid for rid, news in events.items() if news[-1].finish} == free
+    executor.gate.set()
+    while engine.has_work():
+        for event in engine.step():
+            events.setdefault(event.rid, []).append(event)
+    engine.close()
+    assert answers(events) == alone
+
+
+@pytest.mark.parametrize("loop", ["simple", "overlapped"])
+def test_a_broken_grammar_fails_its_own_request_only(loop: str, alone: dict[str, tuple]) -> None:
+    requests = make_requests()
+    broken = EngineRequest(**{**fields(requests[0]), "rid": "broken", "grammar": '{"grammars":[{}]}'})
+    got = answers(run(make_engine(loop, masks(), running=15), [broken, *requests]))
+    tokens, _, _, finish = got.pop("broken")
+    assert finish.reason == "error" and "grammar" in finish.message and not tokens
+    assert got == alone
+
+
+def test_an_abort_spares_the_others(alone: dict[str, tuple]) -> None:
+    requests = make_requests()
+    engine = make_engine("overlapped", masks(SlowExecutor(1)))
+    for request in requests:
+        engine.submit(request)
+    events: dict[str, list[RequestEvent]] = {}
+    turn = 0
+    while engine.has_work():
+        turn += 1
+        if turn % 9 == 0 and turn < 60:
+            engine.abort(AbortRequest(rid=str(turn // 9)))
+        for event in engine.step():
+            events.setdefault(event.rid, []).append(event)
+    engine.close()
+    got = answers(events)
+    aborted = {rid for rid, answer in got.items() if answer[3].reason == "abort"}
+    assert 0 < len(aborted) <= 6
+    for rid, answer in got.items():
+        if rid in aborted:
+            assert alone[rid][0][: len(answer[0])] == answer[0]
+        else:
+            assert answer == alone[rid]
+
+
+def test_an_end_that_is_forbidden_or_ignored() -> None:
+    base = {**fields(make_requests()[2]), "grammar": GRAMMARS[2]}
+    sampling = base.pop("sampling")
+
+    def one(rid: str, **changes: Any) -> EngineRequest:
+        values = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
+        return EngineRequest(**{**base, "rid": rid, "sampling": ResolvedSampling(**values | changes)})
+
+    requests = [one("ends"), one("forbidden", min_new_tokens=30), one("ignored", ignore_eos=True)]
+    got = answers(run(make_engine("overlapped", masks()), requests))
+    assert got["ends"][3].reason == "stop"
+    assert got["forbidden"][3].reason == "error" and "no token is left" in got["forbidden"][3].message
+    length = len(got["ends"][0])
+    assert got["ignored"][0][:length] == got["ends"][0]
+    assert set(got["ignored"][0][length:]) == {0} and got["ignored"][3].reason == "length"
+
+
+def fields(request: EngineRequest) -> dict[str, Any]:
+    return {name: getattr(request, name) for name in request.__struct_fields__}

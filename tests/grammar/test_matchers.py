@@ -1,0 +1,335 @@
+"""Masks: what they allow, that they depend on the output alone, and what becomes of a grammar that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from grammar_walk import (
+    EOS,
+    Immediate,
+    accepts,
+    allowed_ids,
+    compiler,
+    new_compiler,
+    new_matcher,
+    text_of,
+    tokenizer,
+    walk,
+)
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from samebits.errors import RequestError
+from samebits.grammar.compiler import LIMITS, GrammarCompiler, GrammarError
+from samebits.grammar.language import (
+    Grammar,
+    choice_part,
+    compose,
+    grammar_of,
+    native_grammar,
+    object_part,
+    regex_part,
+    schema_part,
+    text_part,
+)
+from samebits.grammar.matchers import GrammarMasks
+from samebits.text.tokenizer import Tokenizer
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "number"}}, "b": {}}}
+GRAMMARS = {
+    "schema": grammar_of(schema_part(SCHEMA, "x")),
+    "object": grammar_of(object_part("x")),
+    "regex": grammar_of(regex_part(r"[a-z]{3,9}é+ \d{1,20}", "x")),
+    "choice": grammar_of(choice_part(["red", "reddish", 'quo"te\\', "漢\n\t\u0001字🙂"], "x")),
+    "gbnf": grammar_of(text_part('root ::= term ("+" term)*\nterm ::= [0-9]+ | "(" root ")"', "x")),
+    "lark": grammar_of(text_part('start: NUM ("+" NUM)*\nNUM: /[0-9]+/\n%ignore / /', "x")),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fits"),
+    [
+        ("object", '{"a": [1, {"é": null}]}', True),
+        ("object", "[1]", False),
+        ("regex", "abcé 12", True),
+        ("regex", "abcé 12 ", False),
+        ("regex", " abcé 12", False),
+        ("choice", "red", True),
+        ("choice", "reddish", True),
+        ("choice", "redd", False),
+        ("choice", 'quo"te\\', True),
+        ("choice", "漢\n\t\u0001字🙂", True),
+        ("gbnf", "12+(3+4)", True),
+        ("gbnf", "12+(3+4", False),
+        ("lark", "1 + 23", True),
+        ("lark", "1 + x", False),
+    ],
+)
+@pytest.mark.parametrize("tokens", ["bundled", "tiny"])
+def test_what_fits(name: str, text: str, fits: bool, tokens: str) -> None:
+    assert accepts(GRAMMARS[name], text, tokens) is fits
+
+
+@pytest.mark.parametrize(
+    ("expression", "text", "fits"),
+    [
+        (r"^\d+$", "42", True),
+        (r"^\d+$", "^42$", False),
+        (r"^a|b$", "b", True),
+        ("a.c", "a\nc", False),
+        ("a/c", "a/c", True),
+        (r"(?i)yes", "yEs", True),
+        ("a+?b", "aab", True),
+        ("é?", "", True),
+    ],
+)
+def test_expressions_match_the_whole_output(expression: str, text: str, fits: bool) -> None:
+    assert accepts(grammar_of(regex_part(expression, "x")), text) is fits
+
+
+def test_a_choice_may_be_long() -> None:
+    names = [f"name {number}" for number in range(4000)]
+    grammar = grammar_of(choice_part(names, "x"))
+    assert accepts(grammar, "name 3999") and not accepts(grammar, "name 4000")
+
+
+@pytest.mark.parametrize(
+    ("make", "value"),
+    [
+        (regex_part, "(a"),
+        (regex_part, r"\bword"),
+        (regex_part, r"(a)\1"),
+        (text_part, "start: /a/ missing"),
+        (text_part, "start: a\na: @other"),
+        (text_part, "start: <|no_such_token|>"),
+    ],
+)
+def test_broken_grammars_do_not_compile(make: Callable[..., Any], value: str) -> None:
+    with pytest.raises(GrammarError, match=r"\S"):
+        compiler().compile(grammar_of(make(value, "x")).text)
+
+
+@pytest.mark.parametrize(
+    ("make", "value", "words"),
+    [
+        (text_part, "start: a\na[stop=/x/]: /a/", "stop"),
+        (text_part, "start: a\na[capture, max_tokens=3]: /a/", "max_tokens"),
+        (text_part, 'start: %json {"type": "object", "if": {}}', "'if'"),
+        (text_part, 'start: %json {"x-guidance": {"lenient": true}}', "x-guidance"),
+        (text_part, "root ::= (", "GBNF"),
+        (text_part, "begin: /a/", "GBNF"),
+        (native_grammar, "{}", "grammars"),
+        (native_grammar, '{"grammars": [{"json_schema": {"not": {}}}]}', "'not'"),
+        (native_grammar, '{"grammars": [{"lark_grammar": "start: a"}], "max_tokens": 5}', "grammars"),
+        (choice_part, [], "at least one"),
+        (choice_part, "red", "list"),
+        (regex_part, 5, "string"),
+        (regex_part, "a" * 70_000, "longer"),
+        (text_part, "start: a\n" + "\n" * 70_000, "longer"),
+        (choice_part, ["a" * 40_000, "b" * 40_000], "longer"),
+    ],
+)
+def test_what_would_not_be_done_is_refused(make: Callable[..., Any], value: Any, words: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        make(value, "the_field")
+    assert words in str(caught.value) and caught.value.field == "the_field"
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_a_reported_grammar_is_the_grammar(name: str) -> None:
+    assert native_grammar(GRAMMARS[name].text, "llguidance").text == GRAMMARS[name].text
+
+
+def masks_along(grammar: Grammar, tokens: list[int], made: GrammarCompiler) -> list[bytes]:
+    matcher = new_matcher(grammar, made)
+    masks = []
+    for token_id in tokens:
+        masks.append(matcher.mask().result().tobytes())
+        matcher.accept(token_id)
+    return [*masks, matcher.mask().result().tobytes()]
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_masks_are_a_function_of_the_output(name: str) -> None:
+    """The same bytes from a compiler that has done nothing yet, and from one that other outputs have used."""
+    grammar, used = GRAMMARS[name], new_compiler()
+    tokens, _ = walk(grammar, 5, most=40)
+    first = masks_along(grammar, tokens, used)
+    for seed in range(4):
+        for other in GRAMMARS.values():
+            masks_along(other, walk(other, seed, most=30)[0], used)
+    assert masks_along(grammar, tokens, used) == first == masks_along(grammar, tokens, new_compiler())
+    assert len(set(first)) > 1, "and they differ along the way"
+
+
+def test_outputs_at_the_same_time_do_not_meet() -> None:
+    """Many matchers of one compiled grammar in several threads, against each alone."""
+    grammar = GRAMMARS["schema"]
+    walks = [walk(grammar, seed, most=40)[0] for seed in range(12)]
+    expected = [masks_along(grammar, tokens, compiler()) for tokens in walks]
+    made = new_compiler()
+    with ThreadPoolExecutor(4) as threads, ThreadPoolExecutor(12) as clients:
+        source = GrammarMasks(lambda: made, threads)
+
+        def along(tokens: list[int]) -> list[bytes]:
+            matcher = source.matcher(grammar.text)
+            masks = []
+            for token_id in tokens:
+                masks.append(matcher.mask().result().tobytes())
+                matcher.accept(token_id)
+            return [*masks, matcher.mask().result().tobytes()]
+
+        assert list(clients.map(along, walks)) == expected
+
+
+def test_a_grammar_beyond_its_limits_fails_where_the_library_would_end() -> None:
+    """The library's own answer to an error is a mask with nothing but the end: half an output as if it were whole."""
+    made = new_compiler(limits={**LIMITS, "step_lexer_fuel": 50})
+    grammar = GRAMMARS["object"]
+    matcher = new_matcher(grammar, made)
+    matcher.accept(allowed_ids(matcher.mask().result())[0])
+    with pytest.raises(GrammarError, match="too many"):
+        matcher.mask().result()
+    own = made.compile(grammar.text).deep_copy()
+    own.consume_token(allowed_ids(new_matcher(grammar, compiler()).mask().result())[0])
+    mask = np.frombuffer(own.compute_bitmask(), dtype=np.int32)
+    assert allowed_ids(mask) == EOS["bundled"]
+    assert len(masks_along(grammar, [90], compiler())) == 2, "within the limits it goes on"
+
+
+def test_a_token_that_does_not_fit_is_an_error() -> None:
+    matcher = new_matcher(GRAMMARS["regex"], compiler())
+    matcher.accept(tokenizer().encode("{")[0])
+    with pytest.raises(GrammarError):
+        matcher.mask().result()
+
+
+def test_after_the_end_only_ends_come() -> None:
+    matcher = new_matcher(grammar_of(choice_part(["a"], "x")), compiler())
+    matcher.accept(tokenizer().encode("a")[0])
+    for _ in range(3):
+        assert allowed_ids(matcher.mask().result()) == EOS["bundled"]
+        matcher.accept(EOS["bundled"][0])
+
+
+def test_a_tokenizer_without_an_end_is_refused() -> None:
+    with pytest.raises(GrammarError, match="end-of-sequence"):
+        GrammarCompiler(tokenizer().to_json(), 4096, [])
+
+
+def test_the_models_vocabulary_may_be_larger() -> None:
+    made = GrammarCompiler(tokenizer("tiny").to_json(), 700, [0])
+    mask = new_matcher(GRAMMARS["regex"], made).mask().result()
+    assert mask.dtype == np.int32 and mask.shape == (22,)
+    assert max(allowed_ids(mask)) < tokenizer("tiny").vocabulary
+
+
+def test_special_tokens_are_no_text() -> None:
+    free = grammar_of(regex_part("(?s:.*)", "x"))
+    allowed = set(allowed_ids(new_matcher(free, compiler()).mask().result()))
+    assert allowed & set(range(4087, 4096)) == set(EOS["bundled"])
+    assert allowed_ids(new_matcher(free, compiler("tiny")).mask().result())[:4] == [0, 3, 4, 5]
+
+
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CORPUS = ['{"name": "naïve café", "city": "Zürich", "日本": 42}', "the same request gives the same bits 🙂 "]
+
+
+@cache
+def foreign_tokenizer(kind: str) -> Tokenizer:
+    """Tokenizers as Qwen2.5 and Qwen3, and as Llama 2 and Mistral have them."""
+    if kind == "qwen":
+        made = tokenizers.Tokenizer(models.BPE())
+        made.normalizer = normalizers.NFC()
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(tokenizers.Regex(QWEN_PATTERN), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        made.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=420, show_progress=False, initial_alphabet=alphabet)
+        made.train_from_iterator(CORPUS * 5, trainer)
+    else:
+        bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+        letters = sorted(
+            {letter for text in CORPUS for letter in text.replace(" ", "▁") if ord(letter) < 0x3000}
+        )
+        vocabulary = {token: i for i, token in enumerate(["<unk>", *bytes_, *letters, "th", "▁th", "▁the"])}
+        made = tokenizers.Tokenizer(
+            models.BPE(
+                vocab=vocabulary,
+                merges=[("t", "h"), ("▁", "th"), ("▁th", "e")],
+                unk_token="<unk>",
+                byte_fallback=True,
+                fuse_unk=True,
+            )
+        )
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        made.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    made.add_special_tokens(["<|end|>"])
+    made.add_tokens(["<tool_call>"])
+    return Tokenizer(made)
+
+
+@pytest.mark.parametrize("kind", ["qwen", "llama2"])
+@pytest.mark.parametrize("name", ["schema", "regex", "choice", "gbnf"])
+def test_foreign_tokenizers(kind: str, name: str) -> None:
+    """What the grammar takes for a token's bytes is what the text shows: random outputs fit, read as text."""
+    known = foreign_tokenizer(kind)
+    end = known.token_to_id("<|end|>")
+    assert end is not None
+    made = GrammarCompiler(known.to_json(), known.vocabulary, [end])
+    for seed in range(6):
+        rng, tokens = np.random.default_rng(seed), []
+        matcher = GrammarMasks(lambda: made, Immediate()).matcher(GRAMMARS[name].text)
+        while len(tokens) < 120:
+            allowed = allowed_ids(matcher.mask().result())
+            token_id = end if end in allowed and rng.random() < 0.4 else int(rng.choice(allowed))
+            if token_id == end:
+                break
+            tokens.append(token_id)
+            matcher.accept(token_id)
+        else:
+            continue
+        detokenizer = known.detokenizer(skip_special_tokens=True)
+        text = "".join(detokenizer.push(token_id) for token_id in tokens) + detokenizer.finish()
+        assert accepts(GRAMMARS[name], text), text
+
+
+@pytest.mark.parametrize("name", ["bundled", "tiny"])
+def test_bytes_of_tokens(name: str) -> None:
+    known = tokenizer(name)
+    library = new_compiler(name)._tokenizer
+    for token_id in range(known.vocabulary):
+        if not library.is_special_token(token_id):
+            assert library.decode_bytes([token_id]) == known.token_bytes(token_id)
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_outputs_are_whole_characters(name: str) -> None:
+    for seed in range(10):
+        tokens, ended = walk(GRAMMARS[name], seed, most=60)
+        if ended:
+            text_of(tokens)  # decodes strictly
+
+
+def test_composed_grammars_share_no_layout() -> None:
+    """A schema keeps its own rules of blank space inside a larger grammar."""
+    grammar = compose("start: /x+/ @json", {"json": schema_part({"type": "object"}, "x")}, "x")
+    assert accepts(grammar, 'xx{"a": 1}')
+    assert not accepts(grammar, 'xx {"a": 1}')
+    assert json.loads(grammar.text)["grammars"][1]["name"] == "json"
+    assert native_grammar(grammar.text, "llguidance").text == grammar.text
