@@ -14,10 +14,11 @@ from samebits.engine.engine import Engine
 from samebits.engine.loops import LOOPS, Loop
 from samebits.engine.messages import EngineFacts
 from samebits.engine.parallel_runner import ParallelRunner
-from samebits.engine.rank_worker import AllocateKv, check_fingerprints, default_threads
+from samebits.engine.rank_worker import AllocateKv, check_fingerprints
 from samebits.engine.ranks import RankProcesses
 from samebits.engine.runner import Runner
 from samebits.engine.sizes import check_sizes, device_memory, filled_in, kv_page_count, log_idle_settings
+from samebits.engine.threads import default_threads
 from samebits.errors import ConfigError, NumericsError, RanksLostError
 from samebits.grammar.compiler import GrammarCompiler, GrammarError, read_compiler
 from samebits.grammar.matchers import GrammarMasks
