@@ -43,7 +43,7 @@ def read_block(
         return load_block(storage, row, key, last, D, WIDTH, KEYS, ZEROED)
 
 
-@triton.jit(do_not_specialize=("table_width",))
+@triton.jit
 def attention_tiles(
     queries,
     keys,
