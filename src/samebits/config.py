@@ -66,6 +66,10 @@ class ModelConfig:
         1, "ranks that share the model, a process each; under tp-invariant it changes no bit", flag="--tp"
     )
     context_length: int = setting(0, "longest request in tokens, prompt and output; 0: the model's own limit")
+    attention_split_tokens: int = setting(
+        0,
+        "keys of one split of the attention, a multiple of 64; decides bits, and needs a GPU; 0: the contract's",
+    )
     sampling_defaults: str = setting(
         "model",
         "take blank sampling parameters from the model's generation_config.json",
@@ -81,15 +85,18 @@ class EngineConfig:
 
     page_tokens: int = setting(64, "tokens in a KV page, a multiple of 64")
     kv_pages: int = setting(0, "number of KV pages; 0: from kv_memory")
-    kv_memory_mib: int = setting(1024, "memory for KV pages in MiB")
+    kv_memory_mib: int = setting(
+        0, "memory for KV pages in MiB; 0: 1024 on the CPU, on a GPU what memory_fraction leaves"
+    )
     memory_fraction: float = setting(
-        0.0, "share of a GPU's memory for weights and KV pages; 0: kv_memory_mib"
+        0.0, "share of a GPU's memory for weights and KV pages together; 0: 0.9, where kv_memory_mib is 0"
     )
     prefix_cache: bool = setting(True, "keep KV pages of prompts for later requests")
     step_tokens: int = setting(
-        512, "most tokens in one step; long prompts are cut into chunks of at most this"
+        0,
+        "most tokens in one step; long prompts are cut into chunks of at most this; 0: 512 on the CPU, 8192 on a GPU",
     )
-    max_running: int = setting(64, "most requests in one step")
+    max_running: int = setting(0, "most requests in one step; 0: 64 on the CPU, 256 on a GPU")
     max_waiting: int = setting(4096, "most requests in the queue")
     loop: str = setting(
         "overlapped", "prepare the next step while one runs, or one after another", ("overlapped", "simple")

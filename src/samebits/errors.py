@@ -43,3 +43,7 @@ class EngineError(SamebitsError):
 
 class RanksLostError(EngineError):
     """The ranks that share the model are no longer in step, or one of them died: the engine cannot go on."""
+
+
+class DeviceLostError(EngineError):
+    """The device reported an error after which it computes nothing more in this process: the engine cannot go on."""

@@ -94,5 +94,4 @@ def attention_block(
 
 def gated_mlp(operators: Operators, x: Tensor, weights: MlpWeights) -> Tensor:
     """down(silu(gate) * up) over normed activations. x act [rows, hidden] -> act [rows, hidden]."""
-    gate_up = column_linear(operators, x, weights.gate_up)
-    return row_linear(operators, operators.silu_mul(gate_up), weights.down)
+    return row_linear(operators, operators.gated_linear(x, weights.gate_up), weights.down)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ pytest.importorskip("triton")
 
 from ahead_of_time import estimates, fusable_operations
 
+from samebits.numerics.gpu import gated_operator, tree_operator
 from samebits.numerics.gpu.gemm_candidates import (
     DECODE,
     DESCRIPTORS,
@@ -18,7 +21,6 @@ from samebits.numerics.gpu.gemm_candidates import (
     PLAIN,
     PREFILL,
     Tile,
-    tiles_of_rows,
 )
 from samebits.numerics.gpu.gemm_operator import reference_source
 from samebits.numerics.gpu.gemm_problem import GemmProblem
@@ -54,10 +56,36 @@ def test_float32_products_compile_everywhere_and_are_no_tf32(target: str) -> Non
             assert fusable_operations(texts["ptx"]) == []
 
 
+@pytest.mark.parametrize("target", PORTABLE)
+def test_the_fused_activation_and_the_tree_compile_everywhere(target: str) -> None:
+    gated = gated_operator.GatedProblem(192, 128, BF16)
+    tile = replace(gated_operator.DECODE[-1], rows=16)
+    assert gated_operator.fits(tile, gated, 16, target)
+    tree = tree_operator.TreeProblem(128, 512, 8, BF16, FP32)
+    leaves = tree_operator.tiles_for(16)[-1]
+    assert tree_operator.fits(leaves, tree, 16, target)
+    for source in (gated_operator.fused_source(tile, gated, 16), tree_operator.tree_source(leaves, tree, 16)):
+        texts = texts_of(source, target)
+        if "ptx" in texts:
+            assert fusable_operations(texts["ptx"]) == []
+            assert estimates(texts["ptx"]) == []
+
+
+def test_a_tree_adds_its_leaves() -> None:
+    """Every fold is there: the compiler does not run one leaf's sum on into the next (the accumulators of a tile of
+    32 x 32 are 8 a thread, and a leaf's end has three sums)."""
+    tree = tree_operator.TreeProblem(128, 512, 8, BF16, FP32)
+    ptx = texts_of(tree_operator.tree_source(tree_operator.tiles_for(16)[-1], tree, 16), "sm_90")["ptx"]
+    assert ptx.count("add.rn.f32") == 3 * 8
+    alone = tree_operator.TreeProblem(128, 64, 1, BF16, FP32)
+    ptx = texts_of(tree_operator.tree_source(tree_operator.tiles_for(16)[-1], alone, 16), "sm_90")["ptx"]
+    assert ptx.count("add.rn.f32") == 0
+
+
 def representatives() -> list[tuple[Tile, int]]:
     """One tile of each kind, side and way of waiting, with a bucket that it meets."""
     found: dict[tuple[object, ...], tuple[Tile, int]] = {}
-    listed = [(tile, 1) for tile in tiles_of_rows(16, DECODE)]
+    listed = [(tile, 1) for tile in DECODE]
     listed += [(tile, 128) for tile in MIDDLE] + [(tile, 1024) for tile in PREFILL]
     for tile, bucket in listed:
         found.setdefault((tile.kind, tile.swap, tile.wait, tile.prefetch > 0), (tile, bucket))

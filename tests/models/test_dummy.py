@@ -162,7 +162,7 @@ def test_greedy_text_does_not_loop_and_depends_on_the_whole_prompt() -> None:
 
 
 def test_shapes_of_the_package() -> None:
-    assert shape_names() == ["qwen3-0.5b-shaped", "tiny"]
+    assert {"tiny", "qwen3-0.5b-shaped", "qwen3-8b-shaped", "llama-3.1-8b-shaped"} <= set(shape_names())
     for name in shape_names():
         spec = read_model_files(ModelConfig(model=name, load_format="dummy")).spec
         parameters = sum(int(np.prod(shape)) for shape in expected_shapes(spec, NAMES).values())
@@ -175,3 +175,27 @@ def test_dtype_of_dummy_weights() -> None:
         model = load_model(replace(tiny(), dtype=dtype), plain_operators())
         assert model.weights.embedding.dtype == getattr(torch, dtype)
         assert model.spec.dtype == dtype
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 3), (64, 48), (130, 2, 17)])
+@pytest.mark.parametrize("recipe", [Recipe(0.02), Recipe(0.1, mean=1.0, outlier_gain=6.0)])
+def test_weights_made_on_a_device_are_those_of_the_host(
+    shape: tuple[int, ...], recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The torch code that runs on a GPU, here on the CPU; cut into chunks of an odd number of weights, too."""
+    host = dummy._tensor("a.weight", shape, recipe, 3, torch.bfloat16)
+    for chunk in (1 << 26, 51):
+        monkeypatch.setattr(dummy, "DEVICE_CHUNK_WEIGHTS", chunk)
+        made = dummy.device_tensor("a.weight", shape, recipe, 3, torch.bfloat16, torch.device("cpu"))
+        assert made.shape == host.shape
+        assert torch.equal(made.view(torch.int16), host.view(torch.int16))
+    other = dummy.device_tensor("a.weight", shape, recipe, 4, torch.bfloat16, torch.device("cpu"))
+    assert not torch.equal(other.view(torch.int16), host.view(torch.int16))
+
+
+@pytest.mark.gpu
+def test_weights_made_on_the_gpu_are_those_of_the_host() -> None:
+    recipe = Recipe(0.1, mean=1.0, outlier_gain=6.0)
+    host = dummy._tensor("a.weight", (1000, 333), recipe, 3, torch.bfloat16)
+    made = dummy.device_tensor("a.weight", (1000, 333), recipe, 3, torch.bfloat16, torch.device("cuda")).cpu()
+    assert torch.equal(made.view(torch.int16), host.view(torch.int16))

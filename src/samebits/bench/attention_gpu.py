@@ -150,10 +150,10 @@ def measure_prefill(setting: Setting, device: torch.device) -> dict[str, Any]:
     assert work.tiles is not None
     tiles = work.tiles
     scale = HEADS.head_dim**-0.5
-    dense = [
+    q, k, v = (
         torch.randn(setting.batch, count, setting.tokens, HEADS.head_dim, device=device, dtype=torch.bfloat16)
         for count in (HEADS.query_heads, HEADS.kv_heads, HEADS.kv_heads)
-    ]
+    )
 
     def ours() -> None:
         attention.tiles(shape, queries, context, tiles, scale, output, launch)
@@ -161,7 +161,7 @@ def measure_prefill(setting: Setting, device: torch.device) -> dict[str, Any]:
     def of_torch(backend: Any) -> Work:
         def run_dense() -> None:
             with sdpa_kernel(backend):
-                torch.nn.functional.scaled_dot_product_attention(*dense, is_causal=True, enable_gqa=True)
+                torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
         return run_dense
 

@@ -52,7 +52,10 @@ def processor_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the sources, `+changes` where they are changed; `unknown` outside of a checkout."""
+    """The commit of the sources, `+changes` where they are changed; what SAMEBITS_COMMIT says of a tree that was copied
+    without its history; `unknown` where nobody knows."""
+    if copied := os.environ.get("SAMEBITS_COMMIT"):
+        return copied
 
     def git(*arguments: str) -> str:
         folder = Path(__file__).parent

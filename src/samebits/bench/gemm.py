@@ -67,8 +67,9 @@ def run(output: Path, matrices: Sequence[Matrix] = MATRICES, say: Say = print) -
     work = [(matrix, problem_of(matrix), buckets_of(matrix)) for matrix in matrices]
     sources = (source for _, problem, buckets in work for source in operator.sources(problem, buckets))
     compile_all(sources, lambda stage, done, total: None)
-    ceilings = measure_ceilings(device)
+    ceilings, key = measure_ceilings(device), device_key(device)
     measured: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
     for matrix, problem, buckets in work:
         say(f"{matrix.title}: {', '.join(matrix.names)}")
         for item in operator.rounds(problem, buckets):
@@ -78,16 +79,16 @@ def run(output: Path, matrices: Sequence[Matrix] = MATRICES, say: Say = print) -
             measured[-1]["share"] = ceilings.share(
                 measured[-1]["seconds"], measured[-1]["bytes"], measured[-1]["operations"]
             )
-    result = {
-        "benchmark": "gemm",
-        **machine(),
-        "gpu": device_key(device),
-        "ceilings": ceilings.as_dict(),
-        "against": "torch.mm with split-K allowed, bf16; logits with float32 results",
-        "summary": summary(measured),
-        "products": measured,
-    }
-    write_result(output, result)
+        result = {
+            "benchmark": "gemm",
+            **machine(),
+            "gpu": key,
+            "ceilings": ceilings.as_dict(),
+            "against": "torch.mm with split-K allowed, bf16; logits with float32 results",
+            "summary": summary(measured),
+            "products": measured,
+        }
+        write_result(output, result)  # after every matrix, so that an interrupted run is not lost
     return result
 
 

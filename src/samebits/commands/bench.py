@@ -8,7 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from samebits.commands import bench_accuracy, bench_attention, bench_gemm, bench_http, bench_serve
+from samebits.commands import (
+    bench_accuracy,
+    bench_allreduce,
+    bench_attention,
+    bench_device,
+    bench_gemm,
+    bench_http,
+    bench_serve,
+)
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import ModelConfig
 
@@ -38,11 +46,13 @@ def add(commands: Any) -> None:
         KERNELS
         + OFFLINE
         + SCHEDULER
-        + bench_gemm.EXAMPLES
-        + bench_attention.EXAMPLES
         + bench_http.EXAMPLES
         + bench_serve.EXAMPLES
-        + bench_accuracy.EXAMPLES,
+        + bench_accuracy.EXAMPLES
+        + bench_device.EXAMPLES
+        + bench_gemm.EXAMPLES
+        + bench_attention.EXAMPLES
+        + bench_allreduce.EXAMPLES,
         run,
         "bench WHAT",
     )
@@ -59,11 +69,13 @@ def add(commands: Any) -> None:
     )
     add_common(offline, "results/offline.json")
     add_scheduler(kinds)
-    bench_gemm.add(kinds)
-    bench_attention.add(kinds)
     bench_http.add_http(kinds)
     bench_serve.add_serve(kinds)
     bench_accuracy.add_accuracy(kinds)
+    bench_device.add(kinds)
+    bench_gemm.add(kinds)
+    bench_attention.add(kinds)
+    bench_allreduce.add_allreduce(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:

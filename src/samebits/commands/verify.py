@@ -10,12 +10,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from samebits.commands import schedules
+from samebits.commands import covering, schedules
 from samebits.commands.flags import add_settings, command, open_llm, positive, quieten, settings_of
 from samebits.config import EngineConfig, ModelConfig
 from samebits.errors import ConfigError
 
-MODES = ("all", "single", "mixed", "prefix", "p_vs_d", "radix_cache", schedules.MODE)
+MODES = ("all", "single", "mixed", "prefix", "p_vs_d", "radix_cache", schedules.MODE, covering.MODE)
 APIS = ("auto", "generate", "completions")
 EXAMPLES = """\
   samebits verify                                         every mode, in this process, bundled model
@@ -24,6 +24,7 @@ EXAMPLES = """\
   samebits verify all --url http://127.0.0.1:30000        a running server: ours, or SGLang
   samebits verify mixed --url http://127.0.0.1:8000 --api completions     vLLM, for one
   samebits verify schedules --n-trials 2100               simulated schedules: arrivals, aborts, faults, ...
+  samebits verify covering --model qwen3-8b-shaped-8-layers --load-format dummy --max-new-tokens 8
   samebits verify --golden tests/golden/bundled.json      whole generations against kept digests
 
 modes:
@@ -34,6 +35,8 @@ modes:
   radix_cache  cold against warm prefix cache
   schedules    simulated engines, one schedule a trial: aborts, preemptions, flushes, restarts, faults, priorities,
                both loops, any sizes; each request against its run alone. Not part of 'all'
+  covering     a table in which every pair of {batch size, prompt length, chunk size, graph or eager, cold or warm
+               cache, temperature} occurs; each request against its run alone. For a GPU; not part of 'all'
 
 Token ids and the bits of every logprob are compared, of every member of every batch. Exit status 1: they differ.
 """
@@ -105,6 +108,7 @@ def add(commands: Any) -> None:
     group.add_argument(
         "--api-key", default=os.environ.get("SAMEBITS_API_KEY", ""), help="sent as bearer token"
     )
+    covering.add_flags(parser)
     add_settings(parser, ModelConfig, EngineConfig)
 
 
@@ -124,6 +128,8 @@ def run(options: argparse.Namespace) -> int:
         return run_golden(options)
     if schedules.is_asked_for([*options.modes, *options.test_mode]):
         return schedules.run(options)
+    if covering.is_asked_for([*options.modes, *options.test_mode]):
+        return covering.run(options)
     if options.append or options.reports:
         raise ConfigError(f"--append and --reports are of the mode '{schedules.MODE}'")
     names = mode_names([*options.modes, *options.test_mode] or ["all"])

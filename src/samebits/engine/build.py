@@ -5,30 +5,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import torch
+
 from samebits.cache.pages import PagePool
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.decoder_runner import DecoderRunner
 from samebits.engine.engine import Engine
-from samebits.engine.loops import LOOPS
+from samebits.engine.loops import LOOPS, Loop
 from samebits.engine.messages import EngineFacts
 from samebits.engine.parallel_runner import ParallelRunner
 from samebits.engine.rank_worker import AllocateKv, check_fingerprints, default_threads
 from samebits.engine.ranks import RankProcesses
 from samebits.engine.runner import Runner
+from samebits.engine.sizes import check_sizes, device_memory, filled_in, kv_page_count, log_idle_settings
 from samebits.errors import ConfigError, NumericsError, RanksLostError
 from samebits.grammar.compiler import read_compiler
 from samebits.grammar.matchers import GrammarMasks
-from samebits.models.load import LoadedModel, load_model, make_plan, read_model_files
+from samebits.models.load import LoadedModel, load_model, make_plan, read_model_files, weights_dtype
 from samebits.models.shards import ModelShard
 from samebits.numerics.collectives.group import SOLO, Group
-from samebits.numerics.contract import CONTRACT
 from samebits.numerics.operators import Operators
 from samebits.numerics.profiles import make_operators
 from samebits.plan import Plan
 from samebits.schedule.scheduler import Scheduler, SchedulerLimits
 
 Progress = Callable[[str, int, int], None]
-MEBIBYTE = 1 << 20
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -> Engine:
     """Load the model and make the engine. Raises `ConfigError` and `ModelFileError` that say what to change."""
     default_seed = parse_default_seed(model.default_seed)
-    _check_sizes(engine)
+    check_sizes(engine)
     if model.tensor_parallel < 1:
         raise ConfigError(f"--tensor-parallel must be at least 1, got {model.tensor_parallel}")
     files = read_model_files(model)  # a model that cannot be served is refused before the compiler's minute
@@ -66,7 +67,10 @@ def _build(
     group: Group = SOLO if ranks is None else ranks.group
     try:
         threads = engine.threads or (0 if ranks is None else default_threads(group.size))
-        operators = make_operators(model.numerics, model.device, threads, group)
+        dtype: torch.dtype = getattr(torch, weights_dtype(model, read_model_files(model)))
+        operators = make_operators(
+            model.numerics, model.device, threads, group, dtype, model.attention_split_tokens
+        )
     except NumericsError as error:
         raise ConfigError(str(error)) from error
     if not operators.promises_bits:
@@ -78,13 +82,21 @@ def _build(
     loaded = load_model(model, operators, progress, shard=shard)
     plan = make_plan(loaded, operators, default_seed)
     check_fingerprints(group, plan)
-    pages = _page_count(engine, loaded, operators)
+    on_gpu = operators.device.type == "cuda"
+    engine = filled_in(engine, operators.device)
+    if on_gpu:
+        from samebits.engine.device.build import prepare_operators
+
+        prepare_operators(operators, engine, progress)
+    bytes_per_page = operators.kv_bytes_per_token(loaded.spec.layers, loaded.spec.heads) * engine.page_tokens
+    pages = kv_page_count(engine, bytes_per_page, device_memory(operators.device) if on_gpu else None)
     runner: Runner = DecoderRunner(
         spec=loaded.spec,
         weights=loaded.weights,
         operators=operators,
         rope=loaded.rope,
-        kv=operators.allocate_kv(loaded.spec.layers, pages, engine.page_tokens, loaded.spec.heads),
+        # On a GPU one page more, for padding rows.
+        kv=operators.allocate_kv(loaded.spec.layers, pages + on_gpu, engine.page_tokens, loaded.spec.heads),
     )
     if ranks is not None:
         ranks.tell(AllocateKv(pages))
@@ -98,7 +110,7 @@ def _build(
     )
     _log_decisions(facts, engine, operators, pages)
     scheduler = Scheduler(limits, PagePool(pages))
-    loop = LOOPS[engine.loop](runner)
+    loop = _make_loop(runner, engine, limits, pages, progress) if on_gpu else LOOPS[engine.loop](runner)
     masks = GrammarMasks(lambda: read_compiler(facts.folder, facts.vocabulary, facts.eos_token_ids))
     built = Engine(
         facts, runner, scheduler, loop, engine.max_waiting, masks, prefix_cache=engine.prefix_cache
@@ -106,6 +118,15 @@ def _build(
     if ranks is not None:
         built.check_ranks, built.close_ranks = ranks.check, ranks.close
     return built
+
+
+def _make_loop(
+    runner: Runner, engine: EngineConfig, limits: SchedulerLimits, pages: int, progress: Progress
+) -> Loop:
+    """The loop of a GPU."""
+    from samebits.engine.device.build import build_device_loop
+
+    return build_device_loop(runner, engine, limits, pages, progress)
 
 
 def parse_default_seed(text: str) -> int | None:
@@ -119,42 +140,6 @@ def parse_default_seed(text: str) -> int | None:
     if not -(1 << 63) <= seed < 1 << 64:
         raise ConfigError(f"--default-seed must fit in 64 bits, got {seed}")
     return seed
-
-
-def _check_sizes(engine: EngineConfig) -> None:
-    if engine.page_tokens <= 0 or engine.page_tokens % CONTRACT.key_block_tokens:
-        raise ConfigError(
-            f"--page-tokens must be a multiple of {CONTRACT.key_block_tokens}, got {engine.page_tokens}"
-        )
-    for name in ("step_tokens", "max_running", "max_waiting"):
-        if getattr(engine, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(engine, name)}")
-    if not 0 <= engine.memory_fraction < 1:
-        raise ConfigError(f"--memory-fraction must lie in [0, 1), got {engine.memory_fraction}")
-    if engine.cuda_graph_max_bs < -1:
-        raise ConfigError(f"--cuda-graph-max-bs must be at least -1, got {engine.cuda_graph_max_bs}")
-
-
-def _log_idle_settings(engine: EngineConfig) -> None:
-    """Say which settings of a GPU were given to an engine that runs on the CPU."""
-    if engine.cuda_graph_max_bs != EngineConfig.cuda_graph_max_bs:
-        log.info("--cuda-graph-max-bs has no effect: there are no CUDA graphs on a CPU")
-    if engine.memory_fraction:
-        log.info(
-            "--memory-fraction is of a GPU's memory and has no effect: KV pages get --kv-memory-mib = %d",
-            engine.kv_memory_mib,
-        )
-
-
-def _page_count(engine: EngineConfig, loaded: LoadedModel, operators: Operators) -> int:
-    if engine.kv_pages:
-        pages = engine.kv_pages
-    else:
-        per_page = operators.kv_bytes_per_token(loaded.spec.layers, loaded.spec.heads) * engine.page_tokens
-        pages = engine.kv_memory_mib * MEBIBYTE // per_page
-    if pages < 1:
-        raise ConfigError("--kv-memory-mib is too small for one KV page of this model; give it more")
-    return pages
 
 
 def _facts(
@@ -190,7 +175,7 @@ def _log_decisions(facts: EngineFacts, engine: EngineConfig, operators: Operator
     kept = "" if engine.prefix_cache else ", no prefix cache"
     log.info("KV: %d pages of %d tokens%s", pages, engine.page_tokens, kept)
     if operators.device.type == "cpu":
-        _log_idle_settings(engine)
+        log_idle_settings(engine)
     log.info(
         "a step: at most %d tokens of %d requests; fingerprint %s",
         engine.step_tokens,

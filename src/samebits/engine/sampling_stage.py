@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -102,10 +103,10 @@ class SamplerTable:
         """What these rows ask of the sampler; unread tokens are still missing from the penalties' history."""
         slots = np.array([row.slot for row in rows], dtype=np.int64)
         positions = np.array([row.position for row in rows], dtype=np.int64)
-        columns = map(torch.from_numpy, self._float.take(slots, axis=1))
+        columns: Any = map(torch.from_numpy, self._float.take(slots, axis=1))
         no_lists = _token_lists([()] * len(rows)) if self._plain[slots].all() else None
         return SamplingBatch(
-            **dict(zip(_FLOAT_FIELDS, columns, strict=True)),
+            **dict[str, Any](zip(_FLOAT_FIELDS, columns, strict=True)),
             top_k=torch.from_numpy(self._top_k[slots]),
             seed=torch.from_numpy(self._seed[slots].view(np.int64)),
             sample_index=torch.from_numpy(self._sample_index[slots]),

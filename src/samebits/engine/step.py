@@ -46,6 +46,8 @@ class HeldRow:
     hidden: Tensor
     """act [1, hidden]"""
     sampling: SamplingBatch
+    unread_token: Tensor | None = None
+    """int64 [1] on the device: the token before the sampled one, where `sampling` only has a stand-in for it"""
 
 
 @dataclass(frozen=True)

@@ -78,14 +78,14 @@ class Checkpoint:
     """in ascending order of name"""
     tensors: Mapping[str, StoredTensor]
 
-    def read(self, name: str) -> Tensor:
-        """A copy of the tensor in its stored type, through the memory map: what the file becomes afterwards
-        cannot change a weight that is in use."""
+    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
+        """A copy of the tensor in its stored type, through the memory map and straight to `device`: what the file
+        becomes afterwards cannot change a weight that is in use."""
         stored = self.tensors[name]
         try:
             with safe_open(stored.shard, framework="pt") as file:
                 tensor: Tensor = file.get_tensor(name)
-                return tensor.clone()
+                return tensor.to(device, copy=True)
         except (SafetensorError, OSError) as error:
             raise ModelFileError(f"{stored.shard}: cannot read tensor {name!r}: {error}") from error
 

@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,6 +47,8 @@ DOWN_GAIN = 5.0
 CHUNK_WEIGHTS = 1 << 14
 """Weights made at a time, few enough to stay in a core's cache, and for torch to copy in the calling thread.
 It changes no weight."""
+DEVICE_CHUNK_WEIGHTS = 1 << 26
+"""The same on a GPU: bounds the memory of the work, and keeps launches few."""
 
 GOLDEN = 0x9E3779B97F4A7C15
 MASK64 = (1 << 64) - 1
@@ -69,20 +72,24 @@ class DummySource:
     names: WeightNames
     seed: int
     shapes: Mapping[str, tuple[int, ...]]
+    device: torch.device
 
     def tensor(self, name: str) -> Tensor:
-        """The named tensor in the storage dtype of the spec."""
+        """The named tensor in the storage dtype of the spec, on `device`. Its values are the same on every device."""
         recipe = recipe_for(self.spec, self.names, name)
-        return _tensor(name, self.shapes[name], recipe, self.seed, getattr(torch, self.spec.dtype))
+        make = _tensor if self.device.type == "cpu" else partial(device_tensor, device=self.device)
+        return make(name, self.shapes[name], recipe, self.seed, getattr(torch, self.spec.dtype))
 
     def description(self) -> dict[str, str]:
         """What stands for the digests of weight files in the plan."""
         return {"dummy": f"generator {GENERATOR_VERSION}, seed {self.seed}"}
 
 
-def dummy_source(spec: ModelSpec, names: WeightNames, seed: int) -> DummySource:
-    """The source for a spec."""
-    return DummySource(spec, names, seed, expected_shapes(spec, names))
+def dummy_source(
+    spec: ModelSpec, names: WeightNames, seed: int, device: torch.device | None = None
+) -> DummySource:
+    """The source for a spec; the tensors are made where they are wanted (None: on the CPU)."""
+    return DummySource(spec, names, seed, expected_shapes(spec, names), device or torch.device("cpu"))
 
 
 def recipe_for(spec: ModelSpec, names: WeightNames, name: str) -> Recipe:
@@ -136,6 +143,55 @@ def _tensor(
             values[outliers[first:last]] *= gain
         tensor[first:last] = torch.from_numpy(values)
     return tensor.reshape(shape)
+
+
+def device_tensor(
+    name: str,
+    shape: tuple[int, ...],
+    recipe: Recipe,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """What `_tensor` makes, with torch's operators on any device: products and sums are rounded one by one in both."""
+    rows, width = shape[0], math.prod(shape[1:])
+    key = _key(seed, name)
+    scale = float(np.float32(recipe.deviation / UNIT_DEVIATION))
+    outlier_key = _key(seed, name + "/outliers")
+    outliers = device_mix(outlier_key, 0, rows, device) & (OUTLIER_EVERY - 1) == 0
+    tensor = torch.empty((rows, width), dtype=dtype, device=device)
+    step = max(1, DEVICE_CHUNK_WEIGHTS // width)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        start, stop = first * width, last * width
+        halves = device_mix(key, start // 2, (stop + 1) // 2, device).view(torch.int32)
+        halves = halves[start % 2 : start % 2 + stop - start]
+        values = ((halves & 0xFFFF) + ((halves >> 16) & 0xFFFF) - 65535).to(torch.float32).mul_(scale)
+        values = values.view(last - first, width)
+        if recipe.mean:
+            values.add_(float(np.float32(recipe.mean)))
+        if recipe.outlier_gain != 1.0:
+            gained = values * float(np.float32(recipe.outlier_gain))
+            values = torch.where(outliers[first:last, None], gained, values)
+        tensor[first:last] = values
+    return tensor.reshape(shape)
+
+
+def device_mix(key: int, start: int, stop: int, device: torch.device) -> Tensor:
+    """`_mix` of the counters start .. stop - 1 as int64 bit patterns."""
+    z = torch.arange(start, stop, dtype=torch.int64, device=device)
+    z.mul_(_signed(GOLDEN)).add_(_signed((key + GOLDEN) & MASK64))
+    z ^= (z >> 30) & (MASK64 >> 30)
+    z.mul_(_signed(0xBF58476D1CE4E5B9))
+    z ^= (z >> 27) & (MASK64 >> 27)
+    z.mul_(_signed(0x94D049BB133111EB))
+    z ^= (z >> 31) & (MASK64 >> 31)
+    return z
+
+
+def _signed(word: int) -> int:
+    """The signed number with the same 64 bits."""
+    return word - (1 << 64) if word >> 63 else word
 
 
 def _key(seed: int, name: str) -> int:

@@ -106,15 +106,14 @@ def load_model(
     files = read_model_files(config)
     shard.check(files.spec)
     source: TensorSource
+    spec = replace(files.spec, dtype=weights_dtype(config, files))
     if config.load_format == "dummy":
-        spec = _with_dtype(files.spec, config.dtype, DUMMY_DTYPE)
-        source = dummy_source(spec, files.family.names, config.dummy_seed)
+        source = dummy_source(spec, files.family.names, config.dummy_seed, operators.device)
         digests = source.description()
     else:
         checkpoint = open_checkpoint(files.folder)
-        spec = _with_dtype(files.spec, config.dtype, _stored_dtype(checkpoint, files.family))
         check_tensors(checkpoint, spec, files.family.names, convert=config.dtype != "auto")
-        source = CheckpointSource(checkpoint, getattr(torch, spec.dtype))
+        source = CheckpointSource(checkpoint, getattr(torch, spec.dtype), operators.device)
         digests = weight_digests(checkpoint.shards, cache or user_cache_folder(), progress)
     rope = spec.rope
     try:
@@ -174,9 +173,15 @@ def _run_one_token(spec: ModelSpec, weights: DecoderWeights, operators: Operator
     logits(spec, weights, operators, forward(spec, weights, operators, batch, kv, rope))
 
 
-def _with_dtype(spec: ModelSpec, asked: str, otherwise: str) -> ModelSpec:
-    """The storage dtype: the one asked for, else the config's, else `otherwise`."""
-    return replace(spec, dtype=asked if asked != "auto" else spec.dtype or otherwise)
+def weights_dtype(config: ModelConfig, files: ModelFiles) -> str:
+    """The storage dtype: the one asked for, else the config's, else that of the weights that there are."""
+    if config.dtype != "auto" or files.spec.dtype:
+        return config.dtype if config.dtype != "auto" else files.spec.dtype
+    return (
+        DUMMY_DTYPE
+        if config.load_format == "dummy"
+        else _stored_dtype(open_checkpoint(files.folder), files.family)
+    )
 
 
 def _stored_dtype(checkpoint: Checkpoint, family: Family) -> str:

@@ -29,7 +29,7 @@ class TensorSource(Protocol):
     """Where the loader takes a weight from, by its name in a checkpoint."""
 
     def tensor(self, name: str) -> Tensor:
-        """The whole tensor, in the storage dtype of the spec, on the host."""
+        """The whole tensor, in the storage dtype of the spec, on the host or on the device that it is for."""
 
 
 def expected_shapes(spec: ModelSpec, names: WeightNames) -> dict[str, tuple[int, ...]]:
@@ -116,9 +116,10 @@ class CheckpointSource:
 
     checkpoint: Checkpoint
     dtype: torch.dtype
+    device: torch.device | str = "cpu"
 
     def tensor(self, name: str) -> Tensor:
-        stored = self.checkpoint.read(name)
+        stored = self.checkpoint.read(name, self.device)
         if stored.dtype == self.dtype:
             return stored
         converted = stored.to(self.dtype)

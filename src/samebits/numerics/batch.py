@@ -6,6 +6,7 @@ request's identity, a clock or the batch's history, so no operator can depend on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -36,6 +37,8 @@ class RaggedBatch:
     page_tokens: int
     row_faults: Tensor
     """uint8 [rows], zero at entry: an operator that meets a non-finite key, value or logit in a row sets it"""
+    work: Any = None
+    """what `Operators.share_out` noted: who computes which part of the attention. It chooses no bit"""
 
     @property
     def rows(self) -> int:
@@ -65,6 +68,24 @@ class TokenLists:
         shift = torch.repeat_interleave(self.start[:-1][rows] - start[:-1], lengths)
         places = torch.arange(int(start[-1])) + shift
         return TokenLists(start, self.ids[places], None if self.values is None else self.values[places])
+
+
+@dataclass(frozen=True)
+class SamplingNeeds:
+    """Which rules of the sampling clause some row of a batch asks for, as the host knows it, so that nobody has to
+    look at the device to choose kernels. It chooses kernels and never bits."""
+
+    penalties: bool = False
+    bias: bool = False
+    exclusions: bool = False
+    """forbidden ids, or an allowed set"""
+    filters: bool = False
+    """top-k, top-p or min-p"""
+
+    @property
+    def nothing(self) -> bool:
+        """Whether temperature and noise are all."""
+        return not (self.penalties or self.bias or self.exclusions or self.filters)
 
 
 @dataclass(frozen=True)
@@ -101,6 +122,8 @@ class SamplingBatch:
     """Ids that must not be sampled (stop tokens before min_new_tokens)"""
     allowed: Tensor | None = None
     """int32 [rows, ceil(vocabulary / 32)]: bit set of the ids that a grammar allows; all ones for free rows"""
+    needs: SamplingNeeds | None = None
+    """None: to be found out from the tensors"""
 
     @property
     def rows(self) -> int:
@@ -111,9 +134,42 @@ class SamplingBatch:
         chosen: dict[str, Any] = {}
         for entry in fields(self):
             part = getattr(self, entry.name)
-            if part is not None:
-                chosen[entry.name] = part.select(rows) if isinstance(part, TokenLists) else part[rows]
+            if isinstance(part, Tensor):
+                chosen[entry.name] = part[rows]
+            else:
+                chosen[entry.name] = part.select(rows) if isinstance(part, TokenLists) else part
         return SamplingBatch(**chosen)
+
+    def found_needs(self) -> SamplingNeeds:
+        """`needs`, or what the tensors say, which waits for the device where they lie on one."""
+        if self.needs is not None:
+            return self.needs
+        penalties = (
+            (self.presence_penalty != 0) | (self.frequency_penalty != 0) | (self.repetition_penalty != 1)
+        )
+        filters = (self.top_k > 0) | (self.top_p < 1) | (self.min_p > 0)
+        return SamplingNeeds(
+            penalties=bool(penalties.any()),
+            bias=self.bias.ids.shape[0] > 0,
+            exclusions=self.allowed is not None or self.forbidden.ids.shape[0] > 0,
+            filters=bool(filters.any()),
+        )
+
+    def to(self, device: torch.device, send: Callable[[Tensor], Tensor]) -> SamplingBatch:
+        """The batch with its tensors copied to `device` by `send`, which may queue the copies."""
+        moved: dict[str, Any] = {"needs": self.found_needs()}
+        empty = torch.zeros(0, dtype=torch.int64, device=device)
+        for entry in fields(self):
+            part = getattr(self, entry.name)
+            if isinstance(part, Tensor):
+                moved[entry.name] = send(part)
+            elif isinstance(part, TokenLists):
+                moved[entry.name] = TokenLists(
+                    send(part.start),
+                    send(part.ids) if part.ids.shape[0] else empty,
+                    None if part.values is None else send(part.values),
+                )
+        return SamplingBatch(**moved)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,16 @@ class Operators(Protocol):
 
     def kv_bytes_per_token(self, layers: int, heads: HeadLayout) -> int: ...
 
+    @property
+    def captures(self) -> bool:
+        """Whether a forward and plain sampling can be captured in a graph: no look at the device, no waiting."""
+
     # Forward
+
+    def share_out(self, batch: RaggedBatch, host: RaggedBatch | None) -> RaggedBatch:
+        """`batch` with what these operators want to know of it before the first layer. `host` is the same batch on
+        the host, without padding rows; None: a captured decode step, in which row r is request r, whose lengths
+        only the device knows."""
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         """Rows of the embedding as act [rows, hidden]; `table` holds this rank's rows of it."""
@@ -144,6 +153,9 @@ class Operators(Protocol):
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """silu(first half) * second half. act [rows, 2 width] -> act [rows, width]."""
+
+    def gated_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        """silu_mul(linear(x)), bit for bit, perhaps in one go. x act [rows, in] -> act [rows, out / 2]."""
 
     # Sampling stage
 

@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 
 from samebits.errors import NumericsError
 from samebits.numerics.collectives.group import SOLO, Group
+from samebits.numerics.contract import CONTRACT
 from samebits.numerics.operators import Operators
 
 CPU_PROFILES = ("exact", "tp-invariant")
+GPU_PROFILES = ("exact", "unpinned")
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` is the CPU: the proven kernels of this version run there."""
-    return torch.device("cpu" if device == "auto" else device)
+    """`auto` is the GPU where torch can use one and Triton is there to compile for it, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() and find_spec("triton") else "cpu"
+    return torch.device(device)
 
 
-def make_operators(profile: str, device: str = "auto", threads: int = 0, group: Group = SOLO) -> Operators:
+def make_operators(
+    profile: str,
+    device: str = "auto",
+    threads: int = 0,
+    group: Group = SOLO,
+    dtype: torch.dtype = torch.bfloat16,
+    split_tokens: int = 0,
+) -> Operators:
     """The operators of a profile on a device, for one rank of `group`.
 
-    `threads` is for the CPU (0: one a core). Raises `NumericsError` when the combination does not exist.
+    `threads` is for the CPU (0: one a core); `dtype` is the weights', in which a GPU keeps its activations;
+    `split_tokens` is the attention's split (0: the contract's). Raises `NumericsError` when the combination does not
+    exist.
     """
     place = choose_device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
         raise NumericsError("--device cuda: this machine has no CUDA device that torch can use")
+    if split_tokens < 0 or split_tokens % CONTRACT.key_block_tokens:
+        raise NumericsError(
+            f"--attention-split-tokens must be a multiple of {CONTRACT.key_block_tokens}, got {split_tokens}"
+        )
+    if profile in GPU_PROFILES and place.type == "cuda" and group.size == 1:
+        from samebits.numerics.gpu.operators import make_gpu_operators
+
+        return make_gpu_operators(profile, place, dtype, split_tokens or CONTRACT.split_tokens)
+    if split_tokens not in (0, CONTRACT.split_tokens):
+        raise NumericsError(
+            f"--attention-split-tokens {split_tokens}: the splits of this profile on {place.type} hold "
+            f"{CONTRACT.split_tokens} keys"
+        )
     if profile in CPU_PROFILES and place.type == "cpu":
         from samebits.numerics.cpu.operators import CpuOperators
 
@@ -34,10 +62,10 @@ def make_operators(profile: str, device: str = "auto", threads: int = 0, group: 
             "for 'exact' and 'tp-invariant' on cpu"
         )
     if profile == "torch":
-        from samebits.numerics.torch_profile.operators import TorchOperators
+        from samebits.numerics.torch_profile.operators import torch_operators
 
-        return TorchOperators(place, torch.float32 if place.type == "cpu" else torch.bfloat16)
+        return torch_operators(place, dtype)
     raise NumericsError(
-        f"--numerics {profile} has no proven kernels on {place.type}; this version offers 'exact' and 'tp-invariant' "
-        "on cpu, and 'torch' (which promises nothing) on cpu and cuda"
+        f"--numerics {profile} has no proven kernels on {place.type}; this version offers 'exact' on cpu and cuda, "
+        "'tp-invariant' on cpu, and, without any promise, 'torch' on both and 'unpinned' on cuda"
     )

@@ -124,7 +124,14 @@ class CpuOperators:
     def kv_bytes_per_token(self, layers: int, heads: HeadLayout) -> int:
         return layers * 2 * heads.kv_width * 4
 
+    @property
+    def captures(self) -> bool:
+        return False
+
     # Forward
+
+    def share_out(self, batch: RaggedBatch, host: RaggedBatch | None) -> RaggedBatch:
+        return batch
 
     def _run_rows(self, kernel: int, arguments: tuple[int, ...], rows: int, width: int) -> None:
         """Launch a kernel whose last argument is the number of rows of a task."""
@@ -362,6 +369,9 @@ class CpuOperators:
             arguments = (gate_up.data_ptr(), y.data_ptr(), rows, double // 2)
             self._run_rows(elementwise.SILU_MUL.address, arguments, rows, double)
         return y
+
+    def gated_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        return self.silu_mul(self.linear(x, weight))
 
     # Sampling stage
 

@@ -14,7 +14,7 @@ from samebits.numerics.gpu.launch import KernelSource, load
 from samebits.numerics.gpu.operator import Operator, P, Problem, Wish
 from samebits.numerics.gpu.proofs import ProofRecord, ProofStore
 from samebits.numerics.gpu.prover import Candidate
-from samebits.numerics.gpu.tuner import bind
+from samebits.numerics.gpu.tuner import Stopwatch, bind, interleaved_seconds
 
 COMPILING, PROVING = "compiling kernels", "proving kernels"
 Progress = Callable[[str, int, int], None]
@@ -45,7 +45,12 @@ class Bindings:
         return frozenset(candidate.identity for candidate in self.candidates.values())
 
 
-def bind_all(wishes: Sequence[Wish[Any]], store: ProofStore, progress: Progress) -> Bindings:
+def bind_all(
+    wishes: Sequence[Wish[Any]],
+    store: ProofStore,
+    progress: Progress,
+    stopwatch: Stopwatch = interleaved_seconds,
+) -> Bindings:
     """Bind every wish at every bucket, and keep new proofs in the store. Raises `NumericsError` where nothing is
     proven for one."""
     candidates: dict[tuple[str, str, int], Candidate] = {}
@@ -61,7 +66,7 @@ def bind_all(wishes: Sequence[Wish[Any]], store: ProofStore, progress: Progress)
         if buckets:
             missing.append(Wish(wish.operator, wish.problem, tuple(buckets)))
     if missing:
-        candidates |= prove_all(missing, store, progress)
+        candidates |= prove_all(missing, store, progress, stopwatch)
     records = [store.find(*place) for place in candidates]
     return Bindings(candidates, tuple(record for record in records if record is not None))
 
@@ -97,7 +102,7 @@ def restored(wish: Wish[Any], bucket: int, store: ProofStore) -> Candidate | Non
 
 
 def prove_all(
-    wishes: Sequence[Wish[Any]], store: ProofStore, progress: Progress
+    wishes: Sequence[Wish[Any]], store: ProofStore, progress: Progress, stopwatch: Stopwatch
 ) -> dict[tuple[str, str, int], Candidate]:
     """Compile, prove and time what is wished for; every shape's proofs are saved when it is done."""
     sources = [source for wish in wishes for source in wish.operator.sources(wish.problem, wish.buckets)]
@@ -107,7 +112,7 @@ def prove_all(
     progress(PROVING, 0, total)
     for wish in wishes:
         for item in wish.operator.rounds(wish.problem, wish.buckets):
-            bound = bind(wish.operator, wish.problem, item)
+            bound = bind(wish.operator, wish.problem, item, stopwatch)
             found[place_of(wish, item.bucket)] = bound.candidate
             store.add(bound.record())
             progress(PROVING, len(found), total)

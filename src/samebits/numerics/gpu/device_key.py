@@ -22,10 +22,10 @@ def device_key(device: torch.device) -> dict[str, str]:
     return {
         "device": facts.name,
         "multiprocessors": str(facts.multi_processor_count),
-        "architecture": getattr(facts, "gcnArchName", f"sm_{facts.major}{facts.minor}"),
+        "architecture": facts.gcnArchName if torch.version.hip else f"sm_{facts.major}{facts.minor}",
         "memory": str(facts.total_memory),
         "driver": driver_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "cuda": str(torch.version.cuda or torch.version.hip),
         "triton": triton.__version__,
         "cublaslt": _library_version(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -195,8 +195,9 @@ def library_recipe(problem: GemmProblem, bucket: int, text: str, place: int) -> 
 
 
 def library_recipes(problem: GemmProblem, bucket: int, count: int) -> Iterator[Recipe]:
-    """What the library proposes for a product; nothing where there is no library or it has no proposal."""
-    if torch.version.cuda is None:
+    """What the library proposes for a product. Nothing where there is no library, nor for a bias of another type
+    than the result, which it would read as the result's."""
+    if torch.version.cuda is None or (problem.bias and problem.out is not problem.act):
         return
     for place, algorithm in enumerate(cublaslt.matmul(problem, bucket).proposals(count)):
         yield library_recipe(problem, bucket, algorithm.text, place)
@@ -206,16 +207,8 @@ def tiles_for(problem: GemmProblem, bucket: int) -> tuple[Tile, ...]:
     """The tiles that are worth trying, the likely fastest first; the last one is portable and fits everything."""
     if problem.act is torch.float32:
         return FLOAT32_TILES
-    if bucket <= 16:
-        chosen = tiles_of_rows(16, DECODE)
-    elif bucket <= 32:
-        chosen = tiles_of_rows(32, DECODE)
-    elif bucket <= 64:
-        chosen = tiles_of_rows(64, DECODE)
-    elif bucket <= 256:
-        chosen = MIDDLE
-    else:
-        chosen = PREFILL
+    limits = ((16, DECODE), (32, DECODE_32), (64, DECODE_64), (256, MIDDLE))
+    chosen = next((tiles for limit, tiles in limits if bucket <= limit), PREFILL)
     return (*chosen, PLAIN)
 
 
@@ -226,54 +219,58 @@ def tile_recipes(problem: GemmProblem, bucket: int) -> Iterator[Recipe]:
             yield tile_recipe(tile, problem, bucket)
 
 
-def tiles_of_rows(rows: int, shapes: tuple[Tile, ...]) -> tuple[Tile, ...]:
-    """The same tiles for another number of rows."""
-    return tuple(replace(tile, rows=rows) for tile in shapes if rows <= 32 or tile.columns > 16)
-
-
 PLAIN = Tile(64, 64, 32, 4, 3)
 FLOAT32_TILES = (Tile(16, 32, 32, 4, 3), Tile(64, 64, 16, 4, 3), Tile(32, 32, 16, 4, 2))
 
 DECODE = (
-    Tile(0, 32, 256, 4, 4),
-    Tile(0, 32, 128, 4, 6),
-    Tile(0, 32, 128, 4, 8),
-    Tile(0, 64, 128, 4, 5),
-    Tile(0, 64, 64, 4, 8),
-    Tile(0, 16, 256, 4, 5),
-    Tile(0, 64, 128, 4, 5, swap=True),
-    Tile(0, 64, 64, 4, 8, swap=True),
-    Tile(0, 128, 64, 4, 6, swap=True),
-    Tile(0, 128, 128, 4, 5, swap=True),
-    Tile(0, 64, 128, 4, 5, DESCRIPTORS, swap=True),
-    Tile(0, 64, 128, 4, 8, DESCRIPTORS, swap=True),
-    Tile(0, 64, 256, 4, 4, DESCRIPTORS, swap=True),
-    Tile(0, 128, 128, 4, 4, DESCRIPTORS, swap=True),
-    Tile(0, 128, 64, 4, 8, DESCRIPTORS, swap=True),
-    Tile(0, 32, 256, 4, 4, wait=2, prefetch=1024),
-    Tile(0, 64, 128, 4, 5, swap=True, wait=2, prefetch=512),
-    Tile(0, 32, 256, 4, 4, wait=1),
-    Tile(0, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2, prefetch=512),
-    Tile(0, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 8, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 8, swap=True, wait=2),
+    Tile(16, 64, 128, 4, 8, swap=True, wait=2, prefetch=512),
+    Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2),
+    Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True),
+    Tile(16, 64, 128, 4, 5, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
+    Tile(16, 32, 256, 4, 4, DESCRIPTORS, wait=1),
+    Tile(16, 128, 128, 4, 4, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 5, swap=True),
+    Tile(16, 32, 128, 4, 6),
 )
-"""rows is put in by the bucket."""
+"""At most 16 rows: most loads in flight win."""
+
+DECODE_32 = (
+    Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
+    Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2),
+    Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2, prefetch=512),
+    Tile(32, 64, 256, 4, 4, DESCRIPTORS, swap=True),
+    Tile(32, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
+    Tile(32, 64, 128, 4, 5, swap=True, wait=1),
+    Tile(32, 32, 256, 4, 4, DESCRIPTORS, wait=1),
+    Tile(32, 64, 128, 4, 5, swap=True),
+)
+
+DECODE_64 = (
+    Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
+    Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=2),
+    Tile(64, 64, 128, 4, 5, swap=True, wait=2),
+    Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=1),
+    Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=2, prefetch=512),
+    Tile(64, 128, 128, 4, 4, DESCRIPTORS, swap=True, wait=2),
+    Tile(64, 64, 128, 4, 5, DESCRIPTORS),
+    Tile(64, 64, 128, 4, 4),
+)
 
 MIDDLE = (
-    Tile(64, 64, 128, 4, 4),
-    Tile(64, 128, 64, 4, 5),
-    Tile(128, 64, 64, 4, 5),
-    Tile(64, 64, 128, 4, 4, DESCRIPTORS),
     Tile(64, 128, 128, 4, 4, DESCRIPTORS),
     Tile(128, 64, 128, 4, 4, DESCRIPTORS),
-    Tile(128, 128, 64, 8, 4, DESCRIPTORS),
-    Tile(128, 128, 128, 8, 3, DESCRIPTORS),
-    Tile(128, 64, 128, 8, 4, DESCRIPTORS, swap=True),
+    Tile(64, 128, 128, 4, 4, DESCRIPTORS, swap=True),
+    Tile(64, 64, 128, 4, 4),
 )
+"""Here the library's clusters win nearly everywhere."""
 
 PREFILL = (
-    Tile(128, 256, 64, 8, 4, PERSISTENT),
-    Tile(128, 128, 64, 8, 4, PERSISTENT),
-    Tile(128, 256, 64, 8, 3, DESCRIPTORS),
-    Tile(128, 128, 64, 8, 4, DESCRIPTORS),
-    Tile(128, 128, 64, 8, 4),
+    Tile(128, 256, 64, 8, 3, PERSISTENT),
+    Tile(256, 128, 64, 8, 4, PERSISTENT),
+    Tile(128, 128, 64, 4, 4, PERSISTENT),
+    Tile(256, 128, 64, 8, 3, DESCRIPTORS),
 )

@@ -21,7 +21,9 @@ from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
 from samebits.numerics.gpu.prover import Candidate, Tensors, Trial, results_of
 
-LIBRARY_PROPOSALS = 6
+LIBRARY_PROPOSALS = 8
+MOST_COPIES = 32
+"""Of weights so small that they stay in the cache anyway."""
 
 
 def reference_source(problem: GemmProblem) -> KernelSource:
@@ -112,7 +114,7 @@ def timing_weights(problem: GemmProblem, device: torch.device) -> Tensors:
         values = torch.randn(problem.columns, problem.depth, device=device, generator=generator)
         return values.mul_(problem.depth**-0.5).to(problem.act)
 
-    return tuple(weight() for _ in range(max(2, 1 + 2 * cache // size)))
+    return tuple(weight() for _ in range(min(MOST_COPIES, max(2, 1 + 2 * cache // size))))
 
 
 def timing_workload(problem: GemmProblem, bucket: int, weights: Tensors) -> Workload:

@@ -149,7 +149,7 @@ def poisoned_rows(seed: int, rows: int, problem: GemmProblem, device: torch.devi
     x = hashed_matrix(seed, rows, problem.depth, (-3, 3), problem.act, device)
     k = _shifted(hashed_words(seed + 1, 0, rows, device), 1) % problem.depth
     for phase, value in ((1, float("nan")), (2, float("inf")), (3, torch.finfo(problem.act).max)):
-        chosen = torch.arange(phase, rows, 4, device=device)
+        chosen = torch.arange(rows, device=device)[phase::4]
         x[chosen, k[chosen]] = value
     return x
 

@@ -7,21 +7,20 @@ decode meets its weights.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from samebits.errors import NumericsError
-from samebits.numerics.gpu.operator import Operator, Problem, Recipe, Round, Workload
+from samebits.numerics.gpu.operator import Operator, P, Recipe, Round, Workload
 from samebits.numerics.gpu.proofs import ProofRecord, TriedRecord
-from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, words_of
+from samebits.numerics.gpu.prover import Candidate, Rejection, words_of
 
 REPLAYS = 5
 FINAL_REPLAYS = 15
-CLOSE = 1.05
-"""Candidates within this factor of the fastest are timed again, interleaved."""
+CLOSE, MOST_CLOSE = 1.05, 4
+"""Candidates within this factor of the fastest, at most so many, are timed again, interleaved."""
 
 
 @dataclass(frozen=True)
@@ -74,22 +73,20 @@ class TimedGraph:
         return start.elapsed_time(end) / 1e3 / self.runs
 
 
-def median_seconds(candidate: Candidate, workload: Workload, replays: int = REPLAYS) -> float:
-    """Median time of one run of a candidate."""
-    graph = TimedGraph(candidate, workload)
-    return statistics.median(graph.seconds() for _ in range(replays))
-
-
-def interleaved_seconds(
-    candidates: Iterable[Candidate], workload: Workload, replays: int = FINAL_REPLAYS
-) -> list[float]:
-    """Median times of several candidates, taken in turns."""
+def interleaved_seconds(candidates: Iterable[Candidate], workload: Workload, replays: int) -> list[float]:
+    """Median times of one run of several candidates, taken in turns."""
     graphs = [TimedGraph(candidate, workload) for candidate in candidates]
     times = [[graph.seconds() for graph in graphs] for _ in range(replays)]
     return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
-def prove_and_time(recipe: Recipe, found: Round, workload: Workload) -> tuple[Candidate | None, TriedRecord]:
+Stopwatch = Callable[[Sequence[Candidate], Workload, int], list[float]]
+"""stopwatch(candidates, workload, replays): seconds of one run of each candidate"""
+
+
+def prove_and_time(
+    recipe: Recipe, found: Round, workload: Workload, stopwatch: Stopwatch = interleaved_seconds
+) -> tuple[Candidate | None, TriedRecord]:
     """Make a candidate, hold it against the reference, and time it if it may serve."""
     try:
         candidate = recipe.make()
@@ -98,37 +95,43 @@ def prove_and_time(recipe: Recipe, found: Round, workload: Workload) -> tuple[Ca
     verdict = found.trial.prove(candidate)
     if isinstance(verdict, Rejection):
         return None, TriedRecord(candidate.name, candidate.identity, None, verdict.reason)
-    assert isinstance(verdict, Proof)
-    return candidate, TriedRecord(candidate.name, candidate.identity, median_seconds(candidate, workload))
+    seconds = stopwatch([candidate], workload, REPLAYS)[0]
+    return candidate, TriedRecord(candidate.name, candidate.identity, seconds)
 
 
-def bind(operator: Operator[Any], problem: Problem, found: Round) -> Bound:
+def bind(
+    operator: Operator[P], problem: P, found: Round, stopwatch: Stopwatch = interleaved_seconds
+) -> Bound:
     """Prove and time every candidate of a round, and bind the fastest. Raises `NumericsError` where none is
     proven."""
     workload = found.workload()
-    proven: dict[str, tuple[Candidate, float]] = {}
+    proven: list[Candidate] = []
     tried: dict[str, TriedRecord] = {}
     for recipe in operator.recipes(problem, found.bucket):
-        candidate, entry = prove_and_time(recipe, found, workload)
+        candidate, entry = prove_and_time(recipe, found, workload, stopwatch)
         tried[entry.name] = entry
-        if candidate is not None and entry.seconds is not None:
-            proven[entry.name] = (candidate, entry.seconds)
+        if candidate is not None:
+            proven.append(candidate)
     if not proven:
         reasons = "; ".join(f"{entry.name}: {entry.rejection}" for entry in tried.values())
         raise NumericsError(
             f"no candidate of the {operator.clause} clause is proven for {problem.key} at {found.bucket} rows on this "
             f"device: {reasons or 'none applies'}"
         )
-    best = min(seconds for _, seconds in proven.values())
-    close = [candidate for candidate, seconds in proven.values() if seconds <= best * CLOSE]
-    for candidate, seconds in zip(close, interleaved_seconds(close, workload), strict=True):
-        tried[candidate.name] = TriedRecord(candidate.name, candidate.identity, seconds)
-    chosen = min(close, key=lambda candidate: tried[candidate.name].seconds or 0.0)
+
+    def seconds(candidate: Candidate) -> float:
+        return tried[candidate.name].seconds or 0.0
+
+    best = min(map(seconds, proven))
+    close = sorted(proven, key=seconds)[:MOST_CLOSE]
+    close = [candidate for candidate in close if seconds(candidate) <= best * CLOSE]
+    for candidate, again in zip(close, stopwatch(close, workload, FINAL_REPLAYS), strict=True):
+        tried[candidate.name] = TriedRecord(candidate.name, candidate.identity, again)
     return Bound(
         operator.clause,
         problem.key,
         found.bucket,
-        chosen,
+        min(close, key=seconds),
         tuple(tried.values()),
         workload.bytes,
         workload.operations,

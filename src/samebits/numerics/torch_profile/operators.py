@@ -49,6 +49,7 @@ class TorchOperators:
     activation_dtype: torch.dtype
     profile: str = "torch"
     promises_bits: bool = False
+    captures: bool = False
 
     def description(self) -> dict[str, str]:
         return {
@@ -84,6 +85,9 @@ class TorchOperators:
 
     def kv_bytes_per_token(self, layers: int, heads: HeadLayout) -> int:
         return 2 * layers * heads.kv_width * self.activation_dtype.itemsize
+
+    def share_out(self, batch: RaggedBatch, host: RaggedBatch | None) -> RaggedBatch:
+        return batch
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         return functional.embedding(token_ids, table).to(self.activation_dtype)
@@ -157,6 +161,9 @@ class TorchOperators:
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate) * up
+
+    def gated_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
+        return self.silu_mul(self.linear(x, weight))
 
     def log_sum_exp(self, logits: Tensor) -> Tensor:
         return torch.logsumexp(logits, dim=-1)

@@ -1,0 +1,146 @@
+"""`samebits bench decode`: the time of a decode step, exact against the same engine with every freedom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from samebits.bench.device_engine import BenchEngine, gpu_facts, median_of, open_engine
+from samebits.bench.facts import machine, write_result
+from samebits.config import EngineConfig, ModelConfig
+from samebits.models.load import read_model_files
+from samebits.models.spec import ModelSpec
+from samebits.models.weights import expected_shapes
+
+BATCHES = (256, 128, 64, 32, 8, 1)
+"""Largest first: the surplus is aborted, so that prompts are computed once."""
+PROMPT_TOKENS = 1024
+WARM_STEPS = 6
+TERABYTES_PER_SECOND = 4.4
+"""What a large read of the H200 reaches; the floor of a step is its bytes over this."""
+PEER = {
+    "name": "vLLM 0.26.0, default mode, Qwen3-8B shape, 1,024-token prompts, one H200, measured in another run",
+    "milliseconds": {1: 5.37, 8: 5.81, 32: 6.79, 64: 8.25, 128: 11.73, 256: 20.00},
+    "batch-invariant milliseconds": {1: 19.57, 8: 20.08, 32: 19.53, 64: 17.85, 128: 15.93, 256: 23.53},
+}
+
+
+def floor_milliseconds(
+    spec: ModelSpec, shapes: dict[str, tuple[int, ...]], batch: int, context: int
+) -> float:
+    """Bytes that a step must read (weights but for the embedding, KV) over the card's bandwidth."""
+    weights = sum(2 * math.prod(shape) for shape in shapes.values())
+    if not spec.tied_embeddings:
+        weights -= 2 * spec.vocabulary * spec.hidden
+    kv = 2 * 2 * spec.layers * spec.heads.kv_width * context * batch
+    return (weights + kv) / TERABYTES_PER_SECOND / 1e9
+
+
+def run(
+    model: ModelConfig,
+    engine: EngineConfig,
+    profiles: Sequence[str],
+    batches: Sequence[int],
+    repeats: int,
+    steps: int,
+    output: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measure every profile at every batch size, interleaved, and write `output`."""
+    files = read_model_files(model)
+    shapes = expected_shapes(files.spec, files.family.names)
+    engines: dict[str, BenchEngine] = {}
+    # Each takes its share of the memory.
+    engine = replace(
+        engine,
+        max_running=max(batches),
+        kv_memory_mib=engine.kv_memory_mib or kv_mebibytes(files.spec, max(batches)),
+    )
+    for profile in profiles:
+        say(f"starting {profile}")
+        engines[profile] = open_engine(replace(model, numerics=profile, device="cuda"), engine, say)
+        engines[profile].decode_together(max(batches), PROMPT_TOKENS)
+    rows = []
+    for batch in sorted(batches, reverse=True):
+        measured: dict[str, list[dict[str, float]]] = {profile: [] for profile in profiles}
+        for one in engines.values():
+            one.keep(batch)
+            one.timed_steps(WARM_STEPS)
+        for _ in range(repeats):
+            for profile, one in engines.items():
+                measured[profile].append(one.timed_steps(steps))
+        context = len(engines[profiles[0]].engine.scheduler.running[0].tokens)
+        rows.append(row_of(batch, context, measured, floor_milliseconds(files.spec, shapes, batch, context)))
+        say(str(rows[-1]["milliseconds"]))
+    result = {
+        "benchmark": "decode",
+        **machine(),
+        **gpu_facts(),
+        "model": model.model,
+        "prompt tokens": PROMPT_TOKENS,
+        "steps": steps,
+        "repeats": repeats,
+        "start seconds": {profile: round(one.start_seconds, 2) for profile, one in engines.items()},
+        "peer": PEER["name"],
+        "batches": rows,
+    }
+    for one in engines.values():
+        one.close()
+    write_result(output, result)
+    return result
+
+
+def kv_mebibytes(spec: ModelSpec, batch: int, tokens: int = 1216) -> int:
+    """Room for `tokens` of each request."""
+    return 2 * 2 * spec.layers * spec.heads.kv_width * tokens * batch >> 20
+
+
+def row_of(
+    batch: int, context: int, measured: dict[str, list[dict[str, float]]], floor: float
+) -> dict[str, Any]:
+    """The figures of one batch size."""
+    wall = {profile: round(median_of(rounds, "wall"), 4) for profile, rounds in measured.items()}
+    row = {
+        "batch": batch,
+        "context": context,
+        "milliseconds": wall,
+        "idle share": {
+            profile: round(median_of(rounds, "idle") / median_of(rounds, "wall"), 4)
+            for profile, rounds in measured.items()
+        },
+        "floor milliseconds": round(floor, 3),
+        "rounds": measured,
+        "peer milliseconds": PEER["milliseconds"].get(batch),  # type: ignore[attr-defined]
+    }
+    if {"exact", "unpinned"} <= set(wall):
+        row["speed against unpinned"] = round(wall["unpinned"] / wall["exact"], 4)
+    return row
+
+
+def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Milliseconds a step, for people."""
+    profiles = list(result["batches"][0]["milliseconds"])
+    head = (
+        "batch",
+        *(f"{profile} ms" for profile in profiles),
+        "exact/unpinned",
+        "idle",
+        "floor ms",
+        "peer ms",
+    )
+    rows: list[tuple[str, ...]] = [head]
+    for row in result["batches"]:
+        rows.append(
+            (
+                str(row["batch"]),
+                *(f"{row['milliseconds'][profile]:.3f}" for profile in profiles),
+                f"{row.get('speed against unpinned', float('nan')):.3f}x",
+                f"{100 * row['idle share'][profiles[0]]:.1f} %",
+                f"{row['floor milliseconds']:.2f}",
+                str(row["peer milliseconds"] or ""),
+            )
+        )
+    return rows

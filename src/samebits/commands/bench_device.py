@@ -1,0 +1,105 @@
+"""`samebits bench decode`, `prefill` and `serving`: what needs a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from samebits.commands.flags import add_settings, command, positive, settings_of
+from samebits.config import EngineConfig, ModelConfig
+
+SHAPE = "qwen3-8b-shaped"
+DECODE = """\
+  samebits bench decode                                  exact against unpinned, Qwen3-8B shape, dummy weights
+  samebits bench decode --profiles exact --batches 1 64
+"""
+PREFILL = """\
+  samebits bench prefill
+"""
+SERVING = """\
+  samebits bench serving                                 256 requests of 1k/1k, 64 of 4k/4k
+  samebits bench serving --loads 1k/1k
+"""
+EXAMPLES = DECODE + PREFILL + SERVING
+
+
+def add(kinds: Any) -> None:
+    decode = _add(kinds, "decode", "time of a decode step on a GPU", DECODE, run_decode)
+    decode.add_argument("--profiles", nargs="+", default=["exact", "unpinned"], metavar="PROFILE")
+    decode.add_argument("--batches", nargs="+", type=positive, default=None, metavar="N")
+    decode.add_argument(
+        "--steps", type=positive, default=24, metavar="N", help="steps of a round (default: 24)"
+    )
+    _add(kinds, "prefill", "prompt tokens a second on a GPU", PREFILL, run_prefill)
+    serving = _add(
+        kinds, "serving", "whole batches of requests through the engine on a GPU", SERVING, run_serving
+    )
+    serving.add_argument("--loads", nargs="+", default=None, metavar="LOAD", help="by name (default: all)")
+
+
+def _add(kinds: Any, name: str, help_text: str, examples: str, run: Any) -> argparse.ArgumentParser:
+    parser = command(kinds, name, help_text, examples, run, f"bench {name}")
+    parser.add_argument(
+        "--repeats", type=positive, default=3, metavar="N", help="interleaved rounds (default: 3)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(f"results/{name}.json"),
+        metavar="FILE",
+        help="(default: %(default)s)",
+    )
+    add_settings(parser, ModelConfig, EngineConfig)
+    return parser
+
+
+def run_decode(options: argparse.Namespace) -> int:
+    from samebits.bench import decode
+    from samebits.tables import align
+
+    model, engine = _settings(options)
+    batches = options.batches or decode.BATCHES
+    result = decode.run(
+        model, engine, options.profiles, batches, options.repeats, options.steps, options.output, _progress
+    )
+    print("\n".join(align(decode.table_rows(result))))
+    print(f"\npeer: {decode.PEER['name']}; every figure is in {options.output}")
+    return 0
+
+
+def run_prefill(options: argparse.Namespace) -> int:
+    from samebits.bench import device_serving
+
+    model, engine = _settings(options)
+    result = device_serving.run_prefill(model, engine, options.repeats, options.output, _progress)
+    for row in result["prefill"]:
+        print(f"prompts of {row['prompt tokens']} tokens: {row['tokens per second']:.0f} tokens/s")
+    return 0
+
+
+def run_serving(options: argparse.Namespace) -> int:
+    from samebits.bench import device_serving
+
+    model, engine = _settings(options)
+    loads = [load for load in device_serving.LOADS if not options.loads or load.name in options.loads]
+    result = device_serving.run_serving(model, engine, loads, options.output, _progress)
+    for row in result["loads"]:
+        print(
+            f"{row['name']}: {row['total tokens per second']:.0f} tokens/s, first token "
+            f"{row['median time to first token']:.2f} s, between tokens "
+            f"{1e3 * row['median inter-token seconds']:.1f} ms, idle {100 * row['idle share']:.1f} %"
+        )
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> tuple[ModelConfig, EngineConfig]:
+    """The settings; without a model, the 8B shape with dummy weights."""
+    if options.model is None:
+        options.model, options.load_format = SHAPE, "dummy"
+    return settings_of(options, ModelConfig), settings_of(options, EngineConfig)
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

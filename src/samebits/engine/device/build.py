@@ -1,0 +1,85 @@
+"""From a loaded model to a loop on the GPU: buffers, warm-up, captured graphs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from samebits.config import EngineConfig
+from samebits.engine.device.inputs import InputSizes
+from samebits.engine.device.loop import DeviceLoop
+from samebits.engine.device.place import CudaCapture, Place
+from samebits.engine.device.runner import DeviceRunner
+from samebits.engine.runner import Runner
+from samebits.engine.sampling_stage import SCORED_ROWS_AT_ONCE
+from samebits.errors import ConfigError, NumericsError
+from samebits.models.digests import user_cache_folder
+from samebits.numerics.gpu.buckets import BUCKETS, bucket_of
+from samebits.numerics.gpu.operators import GpuOperators
+from samebits.numerics.operators import Operators
+from samebits.schedule.scheduler import SchedulerLimits
+
+Progress = Callable[[str, int, int], None]
+
+log = logging.getLogger(__name__)
+
+
+def check_device_sizes(engine: EngineConfig) -> None:
+    """Raise `ConfigError` where a step could hold more rows than any bucket."""
+    if engine.step_tokens > BUCKETS[-1] or engine.max_running > BUCKETS[-1]:
+        raise ConfigError(
+            f"a step on a GPU holds at most {BUCKETS[-1]} tokens; --step-tokens is {engine.step_tokens}, --max-running "
+            f"is {engine.max_running}"
+        )
+
+
+def build_device_loop(
+    model: Runner, engine: EngineConfig, limits: SchedulerLimits, pages: int, progress: Progress
+) -> DeviceLoop:
+    """The loop of a model whose KV storage has `pages` pages for requests and one more for padding rows."""
+    started = time.monotonic()
+    sizes = InputSizes(
+        rows=bucket_of(limits.step_tokens),
+        requests=limits.max_running,
+        sampled=bucket_of(limits.max_running),
+        pages_per_request=limits.pages_per_request,
+        page_tokens=limits.page_tokens,
+        padding_page=pages,
+    )
+    runner = DeviceRunner(model, Place(model.operators.device), sizes, bucket_of)
+    buckets = graph_buckets(engine)
+    if buckets and model.operators.captures:
+        runner.capture(buckets, CudaCapture(), progress)
+        log.info("decode graphs of %s rows, %.1f s", buckets, time.monotonic() - started)
+    else:
+        log.info("no CUDA graphs: every step is eager")
+    torch.cuda.synchronize()
+    return DeviceLoop(runner, ahead=engine.loop == "overlapped")
+
+
+def prepare_operators(operators: Operators, engine: EngineConfig, progress: Progress) -> None:
+    """Prove the products of the model, or find their proofs, before KV pages take the memory. Raises `ConfigError`
+    where nothing is proven for one, or where a step could hold more rows than any bucket."""
+    check_device_sizes(engine)
+    if not isinstance(operators, GpuOperators):
+        return
+    started = time.monotonic()
+    rows = bucket_of(engine.step_tokens)
+    sampled = max(bucket_of(engine.max_running), bucket_of(SCORED_ROWS_AT_ONCE))
+    try:
+        operators.bind(rows, sampled, user_cache_folder() / "proofs", progress)
+    except NumericsError as error:
+        raise ConfigError(str(error)) from error
+    log.info("kernels bound in %.1f s", time.monotonic() - started)
+
+
+def graph_buckets(engine: EngineConfig) -> Sequence[int]:
+    """The decode steps that are captured."""
+    largest = engine.max_running if engine.cuda_graph_max_bs < 0 else engine.cuda_graph_max_bs
+    if not largest:
+        return []
+    largest = bucket_of(min(largest, engine.max_running))
+    return [bucket for bucket in BUCKETS if bucket <= largest]

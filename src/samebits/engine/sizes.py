@@ -1,0 +1,89 @@
+"""Sizes that depend on the device: step, batch and KV pages, where the settings leave them open. None changes a bit."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+
+from samebits.config import EngineConfig
+from samebits.errors import ConfigError
+from samebits.numerics.contract import CONTRACT
+
+MEBIBYTE = 1 << 20
+CPU_STEP_TOKENS, CPU_MAX_RUNNING, CPU_KV_MIB = 512, 64, 1024
+GPU_STEP_TOKENS, GPU_MAX_RUNNING = 8192, 256
+MEMORY_FRACTION = 0.9
+
+log = logging.getLogger(__name__)
+
+
+def filled_in(engine: EngineConfig, device: torch.device) -> EngineConfig:
+    """The settings with the sizes of a step chosen for the device."""
+    on_gpu = device.type == "cuda"
+    return replace(
+        engine,
+        step_tokens=engine.step_tokens or (GPU_STEP_TOKENS if on_gpu else CPU_STEP_TOKENS),
+        max_running=engine.max_running or (GPU_MAX_RUNNING if on_gpu else CPU_MAX_RUNNING),
+    )
+
+
+def check_sizes(engine: EngineConfig) -> None:
+    """Raise `ConfigError` for sizes that no device could serve."""
+    if engine.page_tokens <= 0 or engine.page_tokens % CONTRACT.key_block_tokens:
+        raise ConfigError(
+            f"--page-tokens must be a multiple of {CONTRACT.key_block_tokens}, got {engine.page_tokens}"
+        )
+    for name, least in (("step_tokens", 0), ("max_running", 0), ("max_waiting", 1)):
+        if getattr(engine, name) < least:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} must be at least {least}, got {getattr(engine, name)}"
+            )
+    if not 0 <= engine.memory_fraction < 1:
+        raise ConfigError(f"--memory-fraction must lie in [0, 1), got {engine.memory_fraction}")
+    if engine.cuda_graph_max_bs < -1:
+        raise ConfigError(f"--cuda-graph-max-bs must be at least -1, got {engine.cuda_graph_max_bs}")
+
+
+def log_idle_settings(engine: EngineConfig) -> None:
+    """Say which settings of a GPU were given to an engine that runs on the CPU."""
+    if engine.cuda_graph_max_bs != EngineConfig.cuda_graph_max_bs:
+        log.info("--cuda-graph-max-bs has no effect: there are no CUDA graphs on a CPU")
+    if engine.memory_fraction:
+        log.info(
+            "--memory-fraction is of a GPU's memory and has no effect: KV pages get --kv-memory-mib = %d",
+            engine.kv_memory_mib or CPU_KV_MIB,
+        )
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of a GPU in bytes, after the weights were loaded."""
+
+    free: int
+    total: int
+
+
+def device_memory(device: torch.device) -> DeviceMemory:
+    """What is free now, with torch's own unused blocks given back."""
+    torch.cuda.empty_cache()
+    return DeviceMemory(*torch.cuda.mem_get_info(device))
+
+
+def kv_page_count(engine: EngineConfig, bytes_per_page: int, memory: DeviceMemory | None) -> int:
+    """KV pages for requests; `memory` is None on the CPU. Raises `ConfigError` where not one fits."""
+    if engine.kv_pages:
+        return engine.kv_pages
+    if memory is None or (engine.kv_memory_mib and not engine.memory_fraction):
+        budget = (engine.kv_memory_mib or CPU_KV_MIB) * MEBIBYTE
+        pages, remedy = budget // bytes_per_page, "--kv-memory-mib is too small"
+    else:
+        budget = int(memory.total * (engine.memory_fraction or MEMORY_FRACTION)) - (
+            memory.total - memory.free
+        )
+        # One page more is for padding rows.
+        pages, remedy = budget // bytes_per_page - 1, "the weights leave too little of --memory-fraction"
+    if pages < 1:
+        raise ConfigError(f"{remedy} for one KV page of this model; give it more")
+    return pages

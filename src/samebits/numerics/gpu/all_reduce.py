@@ -1,0 +1,172 @@
+"""The collective clauses on a GPU: sums over ranks in a fixed order, by reading the peers' memory.
+
+`exact` adds the ranks in ascending order, `tp-invariant` (TREE) joins neighbours in pairs, then pairs of pairs; both
+in float32, rounded once. An element's sum never depends on the message's size, on its place in it, or on which
+kernel makes it: *one-shot* (every rank reads all and adds for itself) and *two-shot* (every rank adds its share and
+writes the result to all) give the same bits, so choosing between them by size is free.
+
+Messages are counted in pieces, so that the compiler knows every access to be one of 16 bytes.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from samebits.numerics.gpu.norm import inverse_root_mean_square
+from samebits.numerics.gpu.symmetric import meet, peer_pointer
+
+PIECE = tl.constexpr(8)
+"""Elements: 16 bytes of the narrowest type."""
+
+
+@triton.jit
+def rank_part(peers, rank, like, offsets, mask):
+    """One rank's elements as float32."""
+    return tl.load(peer_pointer(peers, rank, like) + offsets, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def pair_of_ranks(peers, first, like, offsets, mask):
+    return rank_part(peers, first, like, offsets, mask) + rank_part(peers, first + 1, like, offsets, mask)
+
+
+@triton.jit
+def quad_of_ranks(peers, first, like, offsets, mask):
+    return pair_of_ranks(peers, first, like, offsets, mask) + pair_of_ranks(
+        peers, first + 2, like, offsets, mask
+    )
+
+
+@triton.jit
+def sum_of_ranks(peers, like, offsets, mask, WORLD: tl.constexpr, TREE: tl.constexpr):
+    """The clause's sum over all ranks of the elements at `offsets`, float32. `like` is a pointer of the parts' type."""
+    if TREE:
+        if WORLD == 2:
+            total = pair_of_ranks(peers, 0, like, offsets, mask)
+        elif WORLD == 4:
+            total = quad_of_ranks(peers, 0, like, offsets, mask)
+        else:
+            tl.static_assert(WORLD == 8)
+            total = quad_of_ranks(peers, 0, like, offsets, mask) + quad_of_ranks(
+                peers, 4, like, offsets, mask
+            )
+    else:
+        total = rank_part(peers, 0, like, offsets, mask)
+        for rank in tl.static_range(1, WORLD):
+            total += rank_part(peers, rank, like, offsets, mask)
+    return total
+
+
+@triton.jit
+def one_shot(
+    inputs, pads, epochs, like, y, pieces, rank,
+    WORLD: tl.constexpr, TREE: tl.constexpr, BLOCK: tl.constexpr, MEET: tl.constexpr,
+):  # fmt: skip
+    """Grid (programs,). y [elements] of this rank = the sum of all ranks' inputs."""
+    if MEET:
+        meet(pads, epochs, rank, WORLD)
+    lanes = tl.arange(0, BLOCK)
+    elements = pieces * PIECE
+    for begin in range(tl.program_id(0) * BLOCK, elements, tl.num_programs(0) * BLOCK):
+        offsets = begin + lanes
+        mask = offsets < elements
+        total = sum_of_ranks(inputs, like, offsets, mask, WORLD, TREE)
+        tl.store(y + offsets, total.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def two_shot(
+    inputs, results, pads, epochs, like, y, pieces, share_pieces, rank,
+    WORLD: tl.constexpr, TREE: tl.constexpr, BLOCK: tl.constexpr, MEET: tl.constexpr,
+):  # fmt: skip
+    """Grid (programs,). Every rank sums the `share` elements from rank * share on and writes them into the results of
+    all ranks, whose type is that of `y` (a pointer that is not read)."""
+    if MEET:
+        meet(pads, epochs, rank, WORLD)
+    lanes = tl.arange(0, BLOCK)
+    elements = pieces * PIECE
+    share = share_pieces * PIECE
+    last = tl.minimum((rank + 1) * share, elements)
+    for begin in range(rank * share + tl.program_id(0) * BLOCK, last, tl.num_programs(0) * BLOCK):
+        offsets = begin + lanes
+        mask = offsets < last
+        total = sum_of_ranks(inputs, like, offsets, mask, WORLD, TREE).to(y.dtype.element_ty)
+        for step in tl.static_range(WORLD):
+            # Each rank begins with another peer, so that the links share the load.
+            peer = (rank + step) % WORLD
+            tl.store(peer_pointer(results, peer, y) + offsets, total, mask=mask)
+    if MEET:
+        meet(pads, epochs, rank, WORLD)
+
+
+@triton.jit
+def reduce_scatter(
+    inputs, pads, epochs, like, y, pieces, share_pieces, rank,
+    WORLD: tl.constexpr, TREE: tl.constexpr, BLOCK: tl.constexpr, MEET: tl.constexpr,
+):  # fmt: skip
+    """Grid (programs,). y [share] = the sum of all ranks' elements from rank * share on."""
+    if MEET:
+        meet(pads, epochs, rank, WORLD)
+    lanes = tl.arange(0, BLOCK)
+    elements = pieces * PIECE
+    share = share_pieces * PIECE
+    first = rank * share
+    count = tl.minimum(share, tl.maximum(elements - first, 0))
+    for begin in range(tl.program_id(0) * BLOCK, count, tl.num_programs(0) * BLOCK):
+        offsets = begin + lanes
+        mask = offsets < count
+        total = sum_of_ranks(inputs, like, first + offsets, mask, WORLD, TREE)
+        tl.store(y + offsets, total.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def all_gather(
+    inputs, pads, epochs, y, pieces, rank,
+    WORLD: tl.constexpr, BLOCK: tl.constexpr, MEET: tl.constexpr,
+):  # fmt: skip
+    """Grid (programs,). y [WORLD, elements] = every rank's input, copied."""
+    if MEET:
+        meet(pads, epochs, rank, WORLD)
+    lanes = tl.arange(0, BLOCK)
+    elements = pieces * PIECE
+    for begin in range(tl.program_id(0) * BLOCK, elements, tl.num_programs(0) * BLOCK):
+        offsets = begin + lanes
+        mask = offsets < elements
+        for step in tl.static_range(WORLD):
+            peer = (rank + step) % WORLD
+            part = tl.load(peer_pointer(inputs, peer, y) + offsets, mask=mask)
+            tl.store(y + peer.to(tl.int64) * elements + offsets, part, mask=mask)
+
+
+@triton.jit
+def one_shot_add_norm(
+    inputs, pads, epochs, like, residual, weight, y, total, rows, rank, eps,
+    WIDTH: tl.constexpr, LANES: tl.constexpr, WORLD: tl.constexpr, TREE: tl.constexpr, MEET: tl.constexpr,
+):  # fmt: skip
+    """Grid (programs,). The sum over ranks, rounded to act; the residual added, rounded to act, into `total`; the norm
+    clause of that into `y`: the bits of `one_shot` and then the norm kernel, without the trip through memory."""
+    if MEET:
+        meet(pads, epochs, rank, WORLD)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        start = row * tl.full((), WIDTH, tl.int64)
+        # Nothing is stored before everything is loaded, so that all reads from the peers are on their way at once.
+        values = ()
+        for begin in tl.static_range(0, WIDTH, LANES):
+            columns = begin + tl.arange(0, LANES)
+            mask = columns < WIDTH
+            joined = sum_of_ranks(inputs, like, start + columns, mask, WORLD, TREE).to(y.dtype.element_ty)
+            other = tl.load(residual + start + columns, mask=mask, other=0.0)
+            values = values + ((joined.to(tl.float32) + other.to(tl.float32)).to(y.dtype.element_ty),)
+        squares = tl.zeros((LANES,), tl.float32)
+        for part in tl.static_range(0, len(values)):
+            wide = values[part].to(tl.float32)
+            squares = tl.fma(wide, wide, squares)
+        scale = inverse_root_mean_square(tl.reshape(squares, (1, LANES)), LANES, WIDTH, eps)
+        for part in tl.static_range(0, len(values)):
+            columns = part * LANES + tl.arange(0, LANES)
+            mask = columns < WIDTH
+            tl.store(total + start + columns, values[part], mask=mask)
+            factor = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+            normed = factor * (values[part].to(tl.float32) * scale)
+            tl.store(y + start + columns, normed.to(y.dtype.element_ty), mask=mask)

@@ -1,0 +1,129 @@
+"""Attention as the engine calls it: a step's rows are shared out once, then every layer follows the same plan.
+
+Which kernel serves which row, and how many programs share the work, changes no bit: tiles and shared ranges give
+the bits of one clause.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from samebits.numerics.batch import RaggedBatch
+from samebits.numerics.gpu import attention
+from samebits.numerics.gpu.attention import (
+    AttentionShape,
+    Context,
+    RangeBuffers,
+    RangeLaunch,
+    TileLaunch,
+    range_buffers,
+)
+from samebits.numerics.gpu.attention_plan import AttentionWork, Units, plan_attention
+from samebits.numerics.operators import HeadLayout, KvLayer
+
+UNIT_TOKENS = 1
+"""Query tokens of a shared unit: decode."""
+PROGRAMS_A_PROCESSOR = 4
+SPLITS_A_REQUEST = 16
+"""Room for partials, in splits a unit on average; with more than that the work is shared less evenly."""
+LEAST_SPLITS = 1024
+TILE = TileLaunch(rows=64, warps=4, stages=2)
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """How the attention of one step is shared out."""
+
+    units: AttentionWork
+    buffers: RangeBuffers | None
+
+
+class AttentionScheduler:
+    """Plans and runs the attention of one model's heads. `pinned` off lets the split count follow the batch."""
+
+    def __init__(self, device: torch.device, split_tokens: int, pinned: bool = True) -> None:
+        self._device = device
+        self._split_tokens = split_tokens
+        self._pinned = pinned
+        self._buffers: dict[AttentionShape, RangeBuffers] = {}
+        processors = 8
+        if device.type == "cuda":
+            processors = torch.cuda.get_device_properties(device).multi_processor_count
+        self._launch = RangeLaunch(PROGRAMS_A_PROCESSOR * processors, warps=2, stages=3)
+        self._shape: AttentionShape | None = None
+        self._room = 1
+
+    def prepare(self, heads: HeadLayout, page_tokens: int, dtype: torch.dtype) -> None:
+        """Take note of the model's heads. Called when KV storage is made."""
+        self._shape = AttentionShape(heads, page_tokens, self._split_tokens)
+
+    def reserve(self, units: int) -> None:
+        """Room for so many decoding requests, at an address that stays: captured steps keep using it."""
+        self._room = max(units, self._room)
+        self._buffers.clear()
+
+    def share_out(self, batch: RaggedBatch, host: RaggedBatch | None) -> StepWork:
+        """Plan a step; queues what the device must know, waits for nothing."""
+        shape = self._shape
+        assert shape is not None, "no KV storage was made yet"
+        tile_tokens = TILE.tokens(shape.group)
+        if host is None:
+            counts = batch.query_start[1:] - batch.query_start[:-1]
+            places = torch.arange(batch.requests, dtype=torch.int32, device=self._device)
+            work = AttentionWork(None, Units(batch.query_start[:-1], counts, places))
+        else:
+            work = plan_attention(
+                host.query_start.numpy(), host.positions.numpy(), tile_tokens, UNIT_TOKENS, self._device
+            )
+        buffers = None
+        if work.shared is not None:
+            buffers = self._buffers_for(shape, work.shared.units)
+            attention.plan_ranges(shape, batch.positions, work.shared, buffers, self._launch)
+        return StepWork(work, buffers)
+
+    def _buffers_for(self, shape: AttentionShape, units: int) -> RangeBuffers:
+        found = self._buffers.get(shape)
+        if found is None or found.split_start.shape[0] <= units:
+            room = max(units, self._room)
+            splits = max(SPLITS_A_REQUEST * room, LEAST_SPLITS)
+            capacity = splits * shape.heads.kv_heads + self._launch.programs
+            found = range_buffers(shape, room, UNIT_TOKENS, self._launch.programs, capacity, self._device)
+            self._buffers[shape] = found
+        return found
+
+    def run(
+        self, queries: Tensor, heads: HeadLayout, scale: float, batch: RaggedBatch, kv: KvLayer
+    ) -> Tensor:
+        """queries act [rows, query_heads, head_dim] -> act [rows, query width]. Rows of nobody are left as they are."""
+        shape = AttentionShape(heads, kv.page_tokens, self._split_tokens)
+        work = batch.work
+        if not isinstance(work, StepWork):
+            self._shape = shape
+            work = self.share_out(batch, on_host(batch))
+        output = torch.empty_like(queries)
+        context = Context(kv.keys, kv.values, batch.positions, batch.page_table)
+        if work.units.tiles is not None:
+            attention.tiles(shape, queries, context, work.units.tiles, scale, output, TILE)
+        if work.units.shared is not None:
+            assert work.buffers is not None
+            launch = replace(self._launch, rows=shape.rows_for(UNIT_TOKENS))
+            attention.shared(
+                shape, queries, context, work.units.shared, scale, output, work.buffers, launch, self._pinned
+            )
+        return output.flatten(1)
+
+
+def on_host(batch: RaggedBatch) -> RaggedBatch:
+    """A copy of a batch for planning; waits for the device."""
+    return RaggedBatch(
+        token_ids=batch.token_ids,
+        positions=batch.positions.cpu(),
+        slots=batch.slots,
+        query_start=batch.query_start.cpu(),
+        page_table=batch.page_table,
+        page_tokens=batch.page_tokens,
+        row_faults=batch.row_faults,
+    )

@@ -1,0 +1,193 @@
+"""The matrix products of a model: each shape and bucket with what serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from samebits.errors import NumericsError
+from samebits.numerics.gpu.bindings import Bindings, bind_all
+from samebits.numerics.gpu.device_key import device_key
+from samebits.numerics.gpu.gated_operator import GatedOperator, GatedProblem
+from samebits.numerics.gpu.gemm_operator import GemmOperator, reference_candidate
+from samebits.numerics.gpu.gemm_problem import GemmProblem
+from samebits.numerics.gpu.operator import Wish
+from samebits.numerics.gpu.proofs import ProofStore
+from samebits.numerics.gpu.prover import Candidate
+
+MOST_FUSED_ROWS = 64
+"""Beyond this the product alone and the activation are faster than any fused kernel."""
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class GpuLinear:
+    """A weight matrix as it lies in a checkpoint, with its bias."""
+
+    weight: Tensor
+    """act [out, in]"""
+    bias: Tensor | None
+    """act [out]"""
+    out: torch.dtype
+    """of the products: act, or float32 for logits"""
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def problem(self) -> GemmProblem:
+        return GemmProblem(
+            self.out_features, self.in_features, self.weight.dtype, self.out, self.bias is not None
+        )
+
+
+def pack_linear(
+    weight: Tensor, bias: Tensor | None, device: torch.device, act: torch.dtype, out: torch.dtype
+) -> GpuLinear:
+    """Take a weight [out, in] and a bias as they are. Raises `NumericsError` for a dtype other than `act`."""
+    if weight.dtype != act:
+        raise NumericsError(f"weights are {weight.dtype}, but these operators compute in {act}")
+    packed = weight.to(device).contiguous()
+    return GpuLinear(packed, None if bias is None else bias.to(device, act).contiguous(), out)
+
+
+class Products(Protocol):
+    """Computes linear layers."""
+
+    def bind(
+        self,
+        problems: Sequence[GemmProblem],
+        buckets: Callable[[GemmProblem], Sequence[int]],
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        """Make ready what the problems need at their buckets; proofs are kept in `folder`. Afterwards nothing else
+        may run."""
+
+    def run(self, x: Tensor, linear: GpuLinear) -> Tensor:
+        """x act [bucket, in] -> `linear.out` [bucket, out features]."""
+
+    def run_gated(self, x: Tensor, linear: GpuLinear) -> Tensor | None:
+        """The same with the gated activation behind it, act [bucket, out features / 2]; None: to be done in two."""
+
+    @property
+    def identities(self) -> frozenset[str]:
+        """Binaries and library algorithms that are proven to serve; none where nothing is promised."""
+
+
+class ProvenProducts:
+    """Products of the GEMM clause. Until they are bound, the clause's reference serves; then what was proven and is
+    fastest, and a shape or row count that was not bound is refused."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._bindings: Bindings | None = None
+        self._references: dict[GemmProblem, Candidate] = {}
+        self._found: dict[tuple[GemmProblem, int], Candidate] = {}
+        self._gated: dict[GemmProblem, GatedProblem] = {}
+        """products that were seen with an activation behind them"""
+        self._fused: dict[tuple[GemmProblem, int], Candidate] = {}
+
+    @property
+    def identities(self) -> frozenset[str]:
+        bound = frozenset() if self._bindings is None else self._bindings.identities
+        return bound | {candidate.identity for candidate in self._fused.values()}
+
+    @property
+    def bound(self) -> dict[tuple[GemmProblem, int], Candidate]:
+        """What has served so far, by shape and rows."""
+        return dict(self._found)
+
+    def bind(
+        self,
+        problems: Sequence[GemmProblem],
+        buckets: Callable[[GemmProblem], Sequence[int]],
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        store = ProofStore(folder, device_key(self._device))
+        operator = GemmOperator(self._device)
+        wishes = [Wish(operator, problem, tuple(buckets(problem))) for problem in dict.fromkeys(problems)]
+        bindings = self._bindings = bind_all(wishes, store, progress)
+        self._references.clear()
+        gated = GatedOperator(self._device, partial(bindings.candidate, GemmOperator.clause))
+        few = {
+            problem: [bucket for bucket in buckets(problem) if bucket <= MOST_FUSED_ROWS]
+            for problem in self._gated
+        }
+        fused = bind_all(
+            [Wish(gated, self._gated[problem], tuple(some)) for problem, some in few.items() if some],
+            store,
+            progress,
+        )
+        for problem, some in few.items():
+            for bucket in some:
+                self._fused[problem, bucket] = fused.candidate(gated.clause, self._gated[problem], bucket)
+
+    def run(self, x: Tensor, linear: GpuLinear) -> Tensor:
+        rows = x.shape[0]
+        candidate = self._candidate(linear.problem, rows)
+        result = torch.empty((rows, linear.out_features), dtype=linear.out, device=x.device)
+        inputs = (x, linear.weight) if linear.bias is None else (x, linear.weight, linear.bias)
+        candidate.run(inputs, (result,))
+        return result
+
+    def run_gated(self, x: Tensor, linear: GpuLinear) -> Tensor | None:
+        problem, rows = linear.problem, x.shape[0]
+        if self._bindings is None:
+            if linear.bias is None:
+                self._gated[problem] = GatedProblem(problem.columns // 2, problem.depth, problem.act)
+            return None
+        candidate = self._fused.get((problem, rows))
+        if candidate is None:
+            return None
+        result = torch.empty((rows, linear.out_features // 2), dtype=linear.out, device=x.device)
+        candidate.run((x, linear.weight), (result,))
+        return result
+
+    def _candidate(self, problem: GemmProblem, rows: int) -> Candidate:
+        if self._bindings is None:
+            if problem not in self._references:
+                self._references[problem] = reference_candidate(problem)
+            return self._references[problem]
+        found = self._found.get((problem, rows))
+        if found is None:
+            found = self._bindings.candidate(GemmOperator.clause, problem, rows)
+            self._found[problem, rows] = found
+        return found
+
+
+class FreeProducts:
+    """cuBLAS as torch calls it: it may split K and choose anew at every row count. Promises nothing."""
+
+    identities: frozenset[str] = frozenset()
+
+    def bind(
+        self,
+        problems: Sequence[GemmProblem],
+        buckets: Callable[[GemmProblem], Sequence[int]],
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        """There is nothing to prove."""
+
+    def run_gated(self, x: Tensor, linear: GpuLinear) -> Tensor | None:
+        return None
+
+    def run(self, x: Tensor, linear: GpuLinear) -> Tensor:
+        if linear.out != x.dtype:
+            return torch.mm(x, linear.weight.t(), out_dtype=linear.out)
+        if linear.bias is not None:
+            return torch.addmm(linear.bias, x, linear.weight.t())
+        return torch.mm(x, linear.weight.t())

@@ -1,0 +1,140 @@
+"""The loop that drives a device, with the CPU for a device: every schedule gives the bits of the simple loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from device_engine import device_loop, with_padding_page
+from small_engine import request, small_engine
+
+from samebits.engine.device import runner as device_runner
+from samebits.engine.device.inputs import StepInputs
+from samebits.engine.device.loop import DeviceLoop
+from samebits.engine.device.sampling import PlainSamples
+from samebits.errors import DeviceLostError
+from samebits.verify.simulation import simulate
+from samebits.verify.simulation.schedules import scenario_of, simulated_model
+from samebits.verify.simulation.simulate import Counts, run_scenario
+
+LOOPS = {
+    "eager": device_loop(),
+    "captured": device_loop(largest_graph=8),
+    "not ahead": device_loop(largest_graph=8, ahead=False),
+}
+SEEDS = [seed for seed in range(60) if seed % 21 != 20]
+"""of the fake model"""
+
+
+@pytest.fixture(params=LOOPS)
+def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(simulate.LOOPS, "device", LOOPS[request.param])  # type: ignore[misc]
+    return request.param
+
+
+def run(seed: int, name: str = "fake") -> Counts:
+    """A seed's scenario under the device's loop; raises where a bit differs from the solo runs in the simple loop."""
+    model = simulated_model(name)
+    scenario = replace(scenario_of(seed), loop="device")  # type: ignore[arg-type]
+    return run_scenario(scenario, with_padding_page(model))
+
+
+def test_schedules_give_the_same_bits(loop: str) -> None:
+    counts = Counts()
+    for seed in SEEDS:
+        counts.add(run(seed))
+    assert counts.tokens > 500
+    assert min(counts.preemptions, counts.cached_tokens, counts.lost_steps, counts.aborts) > 3
+
+
+def test_schedules_of_a_real_model_give_the_same_bits(loop: str) -> None:
+    assert run(20, "tiny").tokens + run(41, "tiny").tokens > 10
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(simulate.LOOPS, "device", LOOPS["captured"])  # type: ignore[misc]
+
+
+def fails_somewhere() -> bool:
+    for seed in SEEDS:
+        try:
+            run(seed)
+        except Exception:
+            return True
+    return False
+
+
+@pytest.mark.usefixtures("captured")
+def test_a_stale_token_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inverse: a step that reads the token of the step before from the wrong place gives other bits."""
+    original = StepInputs.fill
+
+    def fill(self: StepInputs, shape: Any, batch: Any, unread: Any, *others: Any) -> None:
+        original(self, shape, batch, [(row, (place + 1) % 4) for row, place in unread], *others)
+
+    monkeypatch.setattr(StepInputs, "fill", fill)
+    assert fails_somewhere()
+
+
+@pytest.mark.usefixtures("captured")
+def test_padding_in_a_page_of_a_request_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepInputs, "padding_slot", 1)
+    assert fails_somewhere()
+
+
+@pytest.mark.usefixtures("captured")
+def test_parameters_of_a_neighbour_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = PlainSamples.read
+
+    def read(self: PlainSamples) -> Any:
+        if len(self.places) < 2:
+            return original(self)
+        return original(replace(self, places=[self.places[1], self.places[0], *self.places[2:]]))
+
+    monkeypatch.setattr(PlainSamples, "read", read)
+    assert fails_somewhere()
+
+
+def test_plain_and_general_sampling_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that could go the plain way are sent the other way."""
+    monkeypatch.setitem(simulate.LOOPS, "device", LOOPS["captured"])  # type: ignore[misc]
+    plain: list[bool] = []
+    original = device_runner.is_plain
+    monkeypatch.setattr(device_runner, "is_plain", lambda row: plain.append(original(row)) or False)
+    for seed in SEEDS[:40]:
+        run(seed)
+    assert any(plain)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_lost_device_ends_the_engine(ahead: bool) -> None:
+    """A device that failed computes nothing more: isolating requests on it would fail every one of them."""
+
+    class LostDevice:
+        def launch(self, step: Any, before: Any) -> Any:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    engine = small_engine()
+    engine.loop = DeviceLoop(LostDevice(), ahead)
+    engine.submit(request("one", [1, 2, 3]))
+    with pytest.raises(DeviceLostError, match="illegal memory access"):
+        for _ in range(3):
+            engine.step()
+
+
+def test_inputs_start_at_multiples_of_16_bytes() -> None:
+    from device_engine import MOST_REQUESTS, power_of_two
+
+    from samebits.engine.device.inputs import InputSizes, StepShape
+    from samebits.engine.device.place import Place
+
+    sizes = InputSizes(64, MOST_REQUESTS, MOST_REQUESTS, 7, 4, 9)
+    inputs = StepInputs(Place(torch.device("cpu")), sizes)
+    base = inputs.kept_tokens.data_ptr()
+    for rows in (1, 2, 3, 33):
+        values = inputs.on_device(StepShape(power_of_two(rows), rows, power_of_two(rows)))
+        for name, view in vars(values).items():
+            assert (view.data_ptr() - base) % 16 == 0, name

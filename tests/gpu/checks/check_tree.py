@@ -1,0 +1,109 @@
+"""The row-parallel product of `tp-invariant`: bits that do not depend on the number of ranks."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from samebits.errors import NumericsError
+from samebits.numerics import reference
+from samebits.numerics.gpu.gemm_candidates import Tile
+from samebits.numerics.gpu.gemm_operator import reference_candidate as chain_candidate
+from samebits.numerics.gpu.gemm_problem import case_of, proof_inputs
+from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, Trial, first_difference
+from samebits.numerics.gpu.tree_operator import TreeProblem, reference_candidate, tile_candidate
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+ROWS, COLUMNS, DEPTH = 20, 64, 512
+TILES = (
+    Tile(16, 32, 32, 4, 3),
+    Tile(16, 64, 32, 4, 3, swap=True),
+    Tile(32, 32, 16, 4, 2),
+    Tile(64, 32, 16, 4, 4),
+)
+
+
+def problem_of(dtype: torch.dtype, ranks: int = 1) -> TreeProblem:
+    return TreeProblem(COLUMNS, DEPTH // ranks, 8 // ranks, dtype, torch.float32)
+
+
+def act_of(device: torch.device) -> torch.dtype:
+    return torch.float16 if INTERPRETED else torch.bfloat16
+
+
+def trial_of(problem: TreeProblem, device: torch.device) -> Trial:
+    inputs = proof_inputs(problem.product, ROWS, device)
+    cases = [case_of(name, given, problem.product, ROWS) for name, given in inputs.items()]
+    return Trial.of(reference_candidate(problem), cases)
+
+
+def product(candidate: Candidate, x: Tensor, weight: Tensor) -> Tensor:
+    out = torch.full((x.shape[0], weight.shape[0]), float("nan"), device=x.device)
+    candidate.run((x, weight), (out,))
+    return out
+
+
+def balanced(parts: list[Tensor]) -> Tensor:
+    while len(parts) > 1:
+        parts = [left + right for left, right in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def check_ranks_give_the_bits_of_one(ranks: int, device: torch.device) -> None:
+    act = act_of(device)
+    x, weight = proof_inputs(problem_of(act).product, ROWS, device)["cancelling atoms"]
+    part = problem_of(act, ranks)
+    pieces = [
+        (left.contiguous(), right.contiguous())
+        for left, right in zip(x.chunk(ranks, dim=1), weight.chunk(ranks, dim=1), strict=True)
+    ]
+    tile = TILES[2]
+    for whole, share in (
+        (reference_candidate(problem_of(act)), reference_candidate(part)),
+        (tile_candidate(tile, problem_of(act), ROWS), tile_candidate(tile, part, ROWS)),
+    ):
+        expected = product(whole, x, weight)
+        parts = [product(share, *piece) for piece in pieces]
+        assert first_difference("ranks", [balanced(parts)], [expected]) is None
+        ascending = parts[0]
+        for other in parts[1:]:
+            ascending = ascending + other
+        if ranks > 2:
+            assert first_difference("chain of ranks", [ascending], [expected]) is not None
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter's atoms follow the tile")
+@pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def check_tiles_have_the_reference_bits(tile: Tile, ranks: int, device: torch.device) -> None:
+    problem = problem_of(torch.bfloat16, ranks)
+    verdict = trial_of(problem, device).prove(tile_candidate(tile, problem, ROWS))
+    assert isinstance(verdict, Proof), verdict
+
+
+def check_one_chain_is_no_tree(device: torch.device) -> None:
+    problem = problem_of(act_of(device))
+    verdict = trial_of(problem, device).prove(chain_candidate(problem.product))
+    assert isinstance(verdict, Rejection)
+    assert verdict.difference is not None
+
+
+def check_tiles_are_near_float64(device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(7)
+    act = act_of(device)
+    x = torch.randn(ROWS, DEPTH, generator=generator).to(device, act)
+    weight = torch.randn(COLUMNS, DEPTH, generator=generator).to(device, act)
+    for tile in TILES:
+        error = (
+            product(tile_candidate(tile, problem_of(act), ROWS), x, weight) - reference.gemm(x, weight)
+        ).abs()
+        assert bool((error <= 8 * reference.gemm_bound(x, weight)).all())
+
+
+def check_a_depth_that_has_no_leaves_is_refused(device: torch.device) -> None:
+    with pytest.raises(NumericsError, match="cannot be cut into 8 leaves"):
+        reference_candidate(TreeProblem(64, 384, 8, torch.float16, torch.float32))

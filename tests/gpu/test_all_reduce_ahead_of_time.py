@@ -1,0 +1,61 @@
+"""The collectives compiled for GPUs that are not here, and what their machine texts say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+from ahead_of_time import TARGETS, compile_for, estimates, fusable_operations
+
+from samebits.numerics.gpu import all_reduce
+
+TABLES = {"inputs": "*i64", "pads": "*i64", "epochs": "*i64"}
+FLAT: dict[str, Any] = {"BLOCK": 2048, "MEET": True}
+KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
+    "one_shot": (
+        all_reduce.one_shot,
+        {**TABLES, "like": "*fp32", "y": "*bf16", "pieces": "i32", "rank": "i32"},
+        {**FLAT, "TREE": True},
+    ),
+    "two_shot": (
+        all_reduce.two_shot,
+        {
+            **TABLES, "results": "*i64", "like": "*fp16", "y": "*fp16", "pieces": "i32", "share_pieces": "i32",
+            "rank": "i32",
+        },
+        {**FLAT, "TREE": False},
+    ),
+    "reduce_scatter": (
+        all_reduce.reduce_scatter,
+        {**TABLES, "like": "*fp32", "y": "*fp32", "pieces": "i32", "share_pieces": "i32", "rank": "i32"},
+        {**FLAT, "TREE": False},
+    ),
+    "all_gather": (all_reduce.all_gather, {**TABLES, "y": "*bf16", "pieces": "i32", "rank": "i32"}, FLAT),
+    "one_shot_add_norm": (
+        all_reduce.one_shot_add_norm,
+        {
+            **TABLES, "like": "*bf16", "residual": "*bf16", "weight": "*bf16", "y": "*bf16", "total": "*bf16",
+            "rows": "i32", "rank": "i32", "eps": "fp32",
+        },
+        {"WIDTH": 4096, "LANES": 1024, "TREE": False, "MEET": True},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", KERNELS)
+def test_collectives_compile_everywhere_and_leave_nothing_to_fuse(name: str, target: str) -> None:
+    kernel, arguments, constants = KERNELS[name]
+    for world in (2, 4):
+        texts = compile_for(target, kernel, arguments, {**constants, "WORLD": world}, num_warps=8).asm
+        if "ptx" in texts:
+            assert fusable_operations(texts["ptx"]) == []
+            assert estimates(texts["ptx"]) == []
+            assert "atom.global.sys.release.exch" in texts["ptx"]
+            assert "atom.global.sys.acq_rel.add" in texts["ptx"]
+            assert "multimem" not in texts["ptx"]
+            # Peers are read in as wide accesses as there are elements for a thread.
+            assert "ld.global.v2.b32" in texts["ptx"] or "ld.global.v4.b32" in texts["ptx"]

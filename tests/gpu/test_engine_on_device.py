@@ -1,0 +1,93 @@
+"""The engine on a GPU: captured, eager, alone, in company, in either loop, the bits are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from gpu_engine import answers, gpu_engine, mixed_requests, solo_answers
+
+from samebits.engine.device.loop import DeviceLoop
+from samebits.engine.device.runner import DeviceRunner
+from samebits.engine.engine import Engine
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(
+    scope="module", params=[("bundled", "safetensors"), ("tiny", "dummy")], ids=lambda pair: pair[0]
+)
+def captured(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine = gpu_engine(*request.param)
+    yield engine
+    engine.close()
+
+
+def runner_of(engine: Engine) -> DeviceRunner:
+    assert isinstance(engine.loop, DeviceLoop) and isinstance(engine.loop.runner, DeviceRunner)
+    return engine.loop.runner
+
+
+@pytest.mark.parametrize("wishes", [False, True])
+def test_alone_and_in_company(captured: Engine, wishes: bool) -> None:
+    asked = mixed_requests(23, captured.facts.vocabulary, wishes)
+    assert runner_of(captured).graphs.largest == 32
+    captured.flush_cache()
+    assert answers(captured, asked) == solo_answers(captured, asked)
+
+
+@pytest.mark.parametrize("wishes", [False, True])
+@pytest.mark.parametrize("sizes", [{"cuda_graph_max_bs": 0}, {"loop": "simple"}, {"step_tokens": 64}])
+def test_graph_and_eager_chunks_and_loops(captured: Engine, sizes: dict, wishes: bool) -> None:
+    asked = mixed_requests(23, captured.facts.vocabulary, wishes)
+    load_format = "safetensors" if captured.facts.model == "bundled" else "dummy"
+    other = gpu_engine(captured.facts.model, load_format, **sizes)
+    captured.flush_cache()
+    assert answers(captured, asked) == answers(other, asked)
+    other.close()
+
+
+def test_unpinned_is_seen_to_differ() -> None:
+    """The inverse: the same comparison on the profile that promises nothing."""
+    engine = gpu_engine("bundled", "safetensors", numerics="unpinned")
+    asked = mixed_requests(23, engine.facts.vocabulary, False, tokens=40)
+    assert answers(engine, asked) != solo_answers(engine, asked)
+    engine.close()
+
+
+def test_replays_read_what_is_there_now(captured: Engine) -> None:
+    """Stale inputs of a captured step hide behind identical replays: prompts, seeds and lengths change each time."""
+    for salt in range(3):
+        asked = mixed_requests(9 + salt, captured.facts.vocabulary, False)[salt:]
+        captured.flush_cache()
+        assert answers(captured, asked) == solo_answers(captured, asked)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_other_dtypes(dtype: str) -> None:
+    engine = gpu_engine("tiny", "dummy", dtype=dtype, max_running=8, step_tokens=128)
+    asked = mixed_requests(11, engine.facts.vocabulary, True)
+    assert answers(engine, asked) == solo_answers(engine, asked)
+    engine.close()
+
+
+def test_sleeping_device_changes_nothing(captured: Engine) -> None:
+    """Random delays in the device's queue: the host is then far ahead, and reused buffers would show."""
+    asked = mixed_requests(23, captured.facts.vocabulary, True)
+    captured.flush_cache()
+    expected = answers(captured, asked)
+    runner = runner_of(captured)
+    launch, generator = runner.launch, torch.Generator().manual_seed(0)
+
+    class Delayed:
+        def launch(self, step: object, before: object) -> object:
+            torch.cuda._sleep(int(torch.randint(0, 3_000_000, (1,), generator=generator)))
+            return launch(step, before)  # type: ignore[arg-type]
+
+    captured.flush_cache()
+    captured.loop.runner = Delayed()  # type: ignore[attr-defined]
+    try:
+        assert answers(captured, asked) == expected
+    finally:
+        captured.loop.runner = runner  # type: ignore[attr-defined]

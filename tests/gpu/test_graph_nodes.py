@@ -1,0 +1,66 @@
+"""Every kernel of every captured step is one that was proven, or a clause's own kernel, or moves bits only."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gpu_engine import gpu_engine
+
+from samebits.engine.engine import Engine
+from samebits.numerics.gpu.graph_nodes import KernelNode, captured_nodes, kernel_nodes
+from samebits.numerics.gpu.operators import GpuOperators
+from samebits.numerics.gpu.products import ProvenProducts
+
+pytestmark = pytest.mark.gpu
+
+CLAUSES = {
+    "copy_rows", "rms_norm_rows", "norm_rope_store_rows", "silu_mul_rows", "plan_ranges", "attention_ranges",
+    "fold_ranges", "block_partials", "fold_partials", "logprobs_of_pairs", "classify_rows", "best_of_chunks",
+    "scores_of_chunks", "choose_tokens",
+}  # fmt: skip
+"""Kernels that have no other candidate."""
+COPYING = ("index", "copy", "Fill", "clamp", "arange", "CUDAFunctor_add", "sub", "BUnaryFunctor")
+"""Parts of the names of torch's kernels that move integers."""
+
+
+def strangers(engine: Engine, proven: set[int]) -> list[str]:
+    """Names of kernels in the engine's graphs that nothing accounts for."""
+    found = []
+    for _, graph in engine.loop.runner.graphs.items():  # type: ignore[attr-defined]
+        for part in (graph.forward, *graph.sampling):
+            found += [node.name for node in kernel_nodes(part.graph) if not known(node, proven)]
+    return found
+
+
+def known(node: KernelNode, proven: set[int]) -> bool:
+    return (
+        node.handle in proven
+        or node.name in CLAUSES
+        or ("at::native" in node.name and any(part in node.name for part in COPYING))
+    )
+
+
+def proven_handles(engine: Engine) -> set[int]:
+    """The kernels of the candidates that are bound, each captured alone."""
+    operators = engine.runner.operators
+    assert isinstance(operators, GpuOperators)
+    products = operators.products
+    assert isinstance(products, ProvenProducts)
+    handles = set()
+    for (problem, rows), candidate in products.bound.items():
+        x = torch.zeros(rows, problem.depth, dtype=problem.act, device="cuda")
+        weight = torch.zeros(problem.columns, problem.depth, dtype=problem.act, device="cuda")
+        out = torch.empty(rows, problem.columns, dtype=problem.out, device="cuda")
+        candidate.run((x, weight), (out,))
+        nodes = captured_nodes(lambda run=candidate.run, x=x, w=weight, o=out: run((x, w), (o,)))  # type: ignore[misc]
+        handles |= {node.handle for node in nodes}
+    return handles
+
+
+def test_every_node_is_known() -> None:
+    engine = gpu_engine("tiny", "dummy", max_running=16, step_tokens=64)
+    proven = proven_handles(engine)
+    assert strangers(engine, proven) == []
+    # The inverse: without the proofs the products are strangers.
+    assert len(strangers(engine, set())) > 10
+    engine.close()

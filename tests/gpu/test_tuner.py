@@ -1,0 +1,173 @@
+"""Tuning and binding without a GPU: candidates are functions on CPU tensors, the stopwatch says what it is told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from samebits.errors import NumericsError
+from samebits.numerics.gpu.bindings import bind_all, bind_problem
+from samebits.numerics.gpu.launch import KernelSource
+from samebits.numerics.gpu.operator import Recipe, Round, Wish, Workload
+from samebits.numerics.gpu.proofs import ProofStore
+from samebits.numerics.gpu.prover import Candidate, Case, Output, Tensors, Trial
+from samebits.numerics.gpu.tuner import bind
+
+KEY = {"device": "a card"}
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """A shape of the operator under test."""
+
+    width: int = 4
+
+    @property
+    def key(self) -> str:
+        return f"{self.width} wide"
+
+
+def right(inputs: Tensors, outputs: Tensors) -> None:
+    outputs[0].copy_(inputs[0] * 2)
+
+
+def wrong(inputs: Tensors, outputs: Tensors) -> None:
+    outputs[0].copy_(inputs[0] * 2 + 1e-6)
+
+
+@dataclass
+class FakeOperator:
+    """Candidates by name, with the seconds that each is said to take."""
+
+    candidates: dict[str, Candidate]
+    made: list[str] = field(default_factory=list)
+    clause: str = "doubling"
+
+    def sources(self, problem: Doubling, buckets: Sequence[int]) -> Iterable[KernelSource]:
+        return ()
+
+    def _recipe(self, candidate: Candidate) -> Recipe:
+        def make() -> Candidate:
+            self.made.append(candidate.name)
+            if candidate.identity == "broken":
+                raise RuntimeError("does not compile")
+            return candidate
+
+        return Recipe(candidate.name, make)
+
+    def recipes(self, problem: Doubling, bucket: int) -> Iterable[Recipe]:
+        return [self._recipe(candidate) for candidate in self.candidates.values()]
+
+    def restore(self, problem: Doubling, bucket: int, name: str, identity: str) -> Recipe | None:
+        return self._recipe(self.candidates[name]) if name in self.candidates else None
+
+    def rounds(self, problem: Doubling, buckets: Sequence[int]) -> Iterator[Round]:
+        for bucket in buckets:
+            values = torch.arange(1.0, bucket * problem.width + 1).view(bucket, problem.width)
+            case = Case("values", (values,), (Output((bucket, problem.width), torch.float32),))
+            trial = Trial.of(Candidate("reference", "r", right), [case])
+            yield Round(bucket, trial, lambda: Workload((), bytes=10, operations=20))
+
+
+SECONDS = {"slow": 3.0, "fast": 1.0, "faster but wrong": 0.5, "middle": 2.0}
+
+
+def stopwatch(candidates: Sequence[Candidate], workload: Workload, replays: int) -> list[float]:
+    return [SECONDS[candidate.name] for candidate in candidates]
+
+
+def operator() -> FakeOperator:
+    return FakeOperator(
+        {
+            "slow": Candidate("slow", "s", right),
+            "faster but wrong": Candidate("faster but wrong", "w", wrong),
+            "fast": Candidate("fast", "f", right),
+            "broken": Candidate("broken", "broken", right),
+            "middle": Candidate("middle", "m", right),
+        }
+    )
+
+
+def test_the_fastest_proven_candidate_is_bound_and_all_are_on_record() -> None:
+    found = operator()
+    bound = bind(found, Doubling(), next(found.rounds(Doubling(), [2])), stopwatch)
+    assert bound.candidate.name == "fast"
+    reasons = {entry.name: entry.rejection for entry in bound.tried if entry.seconds is None}
+    assert reasons.keys() == {"faster but wrong", "broken"}
+    assert reasons["faster but wrong"].startswith("case values, output 0 [0, 0]:")
+    assert reasons["broken"] == "RuntimeError: does not compile"
+    assert bound.record().seconds == 1.0
+
+
+def test_where_nothing_is_proven_the_shape_is_named() -> None:
+    found = operator()
+    found.candidates = {"faster but wrong": found.candidates["faster but wrong"]}
+    with pytest.raises(
+        NumericsError, match=r"doubling clause is proven for 4 wide at 2 rows .* output 0 \[0, 0\]"
+    ):
+        bind(found, Doubling(), next(found.rounds(Doubling(), [2])), stopwatch)
+
+
+def bound_names(found: FakeOperator, folder: Path, stages: list[str] | None = None) -> dict[int, str]:
+    def progress(stage: str, done: int, total: int) -> None:
+        if stages is not None:
+            stages.append(stage)
+
+    store = ProofStore(folder, KEY)
+    bindings = bind_all([Wish(found, Doubling(), (1, 2))], store, progress, stopwatch)
+    return {bucket: bindings.candidate("doubling", Doubling(), bucket).name for bucket in (1, 2)}
+
+
+def test_a_later_start_proves_nothing_and_makes_only_what_serves(tmp_path: Path) -> None:
+    assert bound_names(operator(), tmp_path) == {1: "fast", 2: "fast"}
+    later, stages = operator(), list[str]()
+    assert bound_names(later, tmp_path, stages) == {1: "fast", 2: "fast"}
+    assert later.made == ["fast", "fast"]
+    assert stages == []
+
+
+def test_other_machine_code_than_was_proven_is_proven_again(tmp_path: Path) -> None:
+    bound_names(operator(), tmp_path)
+    changed = operator()
+    changed.candidates["fast"] = Candidate("fast", "other code", wrong)
+    assert bound_names(changed, tmp_path) == {1: "middle", 2: "middle"}
+
+
+def test_a_candidate_that_is_gone_is_replaced(tmp_path: Path) -> None:
+    bound_names(operator(), tmp_path)
+    changed = operator()
+    del changed.candidates["fast"]
+    assert bound_names(changed, tmp_path) == {1: "middle", 2: "middle"}
+
+
+def test_what_was_not_bound_is_refused(tmp_path: Path) -> None:
+    bindings = bind_all(
+        [Wish(operator(), Doubling(), (1,))], ProofStore(tmp_path, KEY), lambda *_: None, stopwatch
+    )
+    assert bindings.identities == {"f"}
+    for problem, bucket in ((Doubling(), 2), (replace(Doubling(), width=8), 1)):
+        with pytest.raises(NumericsError, match="nothing is proven"):
+            bindings.candidate("doubling", problem, bucket)
+
+
+def test_one_problem_is_bound_by_bucket(tmp_path: Path) -> None:
+    bound_names(operator(), tmp_path)
+    found = bind_problem(operator(), Doubling(), [1, 2], ProofStore(tmp_path, KEY), lambda *_: None)
+    assert {bucket: candidate.name for bucket, candidate in found.items()} == {1: "fast", 2: "fast"}
+
+
+def test_proofs_need_no_triton() -> None:
+    """The table of proofs can be read, and the prover used, where Triton is not installed."""
+    code = (
+        "import sys; sys.modules['triton'] = None; import samebits.numerics.gpu.prover, samebits.numerics.gpu.proofs, "
+        "samebits.numerics.gpu.roofline, samebits.numerics.gpu.buckets, samebits.bench.gemm"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
