@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import INTERPRETED
 
+from conftest import INTERPRETED
 from samebits.numerics.gpu import activation, attention, configuration, norm, rope_store
 from samebits.numerics.gpu.attention import AttentionShape, Context
 from samebits.numerics.gpu.attention_plan import decode_units
