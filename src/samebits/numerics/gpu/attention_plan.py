@@ -58,14 +58,11 @@ def split_units(
     return np.ascontiguousarray(np.stack([first, count, owner])[:, order], dtype=np.int32)
 
 
-def units_on(table: np.ndarray, device: torch.device) -> Units:
-    """A table of `split_units` on the device, by one copy; each part begins at a multiple of 16 bytes."""
-    count = table.shape[1]
-    padded = torch.zeros((3, -(-count // 4) * 4), dtype=torch.int32)
-    padded[:, :count] = torch.from_numpy(table)
-    if device.type == "cuda":
-        padded = padded.pin_memory()
-    return Units(*padded.to(device, non_blocking=True)[:, :count].unbind(0))
+def aligned(units: np.ndarray) -> np.ndarray:
+    """int32 [3, units] with units that are skipped behind them, so that every row starts at 16 bytes."""
+    room = np.zeros((3, -(-units.shape[1] // 4) * 4), dtype=np.int32)
+    room[:, : units.shape[1]] = units
+    return room
 
 
 @dataclass(frozen=True)
@@ -95,5 +92,8 @@ def plan_attention(
         if len(requests) == 0:
             made.append(None)
             continue
-        made.append(units_on(split_units(query_start, positions, requests, rows), device))
+        table = torch.from_numpy(aligned(split_units(query_start, positions, requests, rows)))
+        if device.type == "cuda":
+            table = table.pin_memory()
+        made.append(Units(*table.to(device, non_blocking=True).unbind(0)))
     return AttentionWork(*made)

@@ -43,7 +43,7 @@ def read_block(
         return load_block(storage, row, key, last, D, WIDTH, KEYS, ZEROED)
 
 
-@triton.jit(do_not_specialize=("table_width",))
+@triton.jit
 def attention_tiles(
     queries,
     keys,
@@ -99,7 +99,7 @@ def attention_tiles(
             split_top, lanes, split_acc = attend(
                 scores, v, split_top, lanes, split_acc, exists[:, None], factor, False, KEYS
             )
-        for key in tl.range(seen_by_all, last + 1, KEYS, num_stages=1):
+        for key in tl.range(seen_by_all, last + 1, KEYS, num_stages=STAGES):
             place = block_row(page_table, request, table_width, kv_head, key, KV_HEADS, PAGE)
             k = read_block(keys, place, key, last, D, WIDTH, KEYS, False, DESCRIBED)
             v = read_block(values, place, key, last, D, WIDTH, KEYS, True, DESCRIBED)

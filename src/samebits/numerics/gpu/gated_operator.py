@@ -58,7 +58,7 @@ class GatedProblem:
 
 def activation_source(problem: GatedProblem) -> KernelSource:
     act = pointer(problem.act)
-    return KernelSource(silu_mul_rows, (act, act), (problem.width, BLOCK), warps=4, stages=1)
+    return KernelSource(silu_mul_rows, (act, act), (problem.width, BLOCK, False), warps=4, stages=1)
 
 
 def pair_candidate(problem: GatedProblem, product: Candidate) -> Candidate:

@@ -16,7 +16,7 @@ from samebits.numerics.gpu.configuration import Launch, start
 from samebits.numerics.gpu.dependent import wait_ahead
 
 LANES = CONTRACT.device_reduction_lanes
-NORM_LAUNCH = Launch(warps=4, stages=1)
+NORM_LAUNCH = Launch(warps=8, stages=1)
 
 
 @triton.jit
