@@ -10,8 +10,8 @@ import torch
 
 from samebits.numerics.gpu import gated
 from samebits.numerics.gpu.activation import BLOCK, silu_mul_rows
+from samebits.numerics.gpu.configuration import dependent_launches
 from samebits.numerics.gpu.gemm_candidates import (
-    DESCRIPTORS,
     PERSISTENT,
     POINTERS,
     Tile,
@@ -58,7 +58,8 @@ class GatedProblem:
 
 def activation_source(problem: GatedProblem) -> KernelSource:
     act = pointer(problem.act)
-    return KernelSource(silu_mul_rows, (act, act), (problem.width, BLOCK, False), warps=4, stages=1)
+    waits = dependent_launches()
+    return KernelSource(silu_mul_rows, (act, act), (problem.width, BLOCK, waits), 4, 1, waits)
 
 
 def pair_candidate(problem: GatedProblem, product: Candidate) -> Candidate:
@@ -120,32 +121,32 @@ def fused_candidate(tile: Tile, problem: GatedProblem, bucket: int) -> Candidate
 
 
 def tiles_for(problem: GatedProblem, bucket: int) -> tuple[Tile, ...]:
-    """Fused tiles that are worth trying. The portable one at the end fits everything."""
+    """Fused tiles that are worth trying. With more rows than these the library's product wins by more than the
+    activation costs."""
     if problem.act is torch.float32:
         return ()
-    if bucket <= 64:
-        rows = 16 if bucket <= 16 else 32 if bucket <= 32 else 64
-        return tuple(replace(tile, rows=rows) for tile in DECODE)
-    return PREFILL if bucket > 256 else MIDDLE
+    limits = ((16, DECODE), (32, DECODE_32), (64, DECODE_64))
+    return next((tiles for limit, tiles in limits if bucket <= limit), ())
 
 
 DECODE = (
-    Tile(0, 16, 256, 4, 4),
-    Tile(0, 32, 128, 4, 5),
-    Tile(0, 64, 128, 4, 4, swap=True),
-    Tile(0, 64, 128, 4, 5, DESCRIPTORS, swap=True),
-    Tile(0, 64, 64, 4, 8, DESCRIPTORS, swap=True),
-    Tile(0, 32, 64, 4, 4),
+    Tile(16, 32, 64, 4, 4, wait=1),
+    Tile(16, 32, 64, 4, 6, wait=1),
+    Tile(16, 32, 128, 4, 3, wait=1),
+    Tile(16, 64, 64, 4, 4, swap=True, wait=1),
+    Tile(16, 32, 64, 4, 4),
 )
-MIDDLE = (
-    Tile(64, 64, 64, 4, 5, DESCRIPTORS),
-    Tile(128, 64, 64, 8, 4, DESCRIPTORS),
-    Tile(128, 64, 64, 4, 4),
+DECODE_32 = (
+    Tile(32, 64, 64, 4, 4, swap=True, wait=1),
+    Tile(32, 64, 64, 4, 4, wait=1),
+    Tile(32, 32, 128, 4, 3),
+    Tile(32, 64, 64, 4, 4, swap=True),
 )
-PREFILL = (
-    Tile(128, 128, 64, 8, 3, PERSISTENT),
-    Tile(128, 128, 64, 8, 4, DESCRIPTORS),
-    Tile(128, 64, 64, 8, 4),
+DECODE_64 = (
+    Tile(64, 32, 64, 4, 4, wait=1),
+    Tile(64, 64, 64, 4, 4, wait=1),
+    Tile(64, 64, 64, 4, 4, swap=True, wait=1),
+    Tile(64, 32, 64, 4, 4),
 )
 
 

@@ -127,10 +127,11 @@ def tiles_for(bucket: int) -> tuple[Tile, ...]:
         Tile(rows, 64, 128, 4, 5, swap=True),
         Tile(rows, 64, 64, 4, 8, swap=True),
     )
+    # Four accumulators a tile: larger ones do not fit the registers.
     prefill = (
-        Tile(128, 128, 64, 8, 4),
-        Tile(128, 64, 64, 4, 4),
-        Tile(64, 128, 64, 4, 4),
+        Tile(128, 64, 64, 8, 4),
+        Tile(64, 128, 64, 8, 4),
+        Tile(64, 128, 64, 8, 4, swap=True),
         Tile(64, 64, 64, 4, 5),
     )
     return (*(decode if bucket <= 64 else prefill), Tile(64, 64, 32, 4, 3), Tile(32, 32, ATOM, 4, 2))
