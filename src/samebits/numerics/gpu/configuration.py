@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from samebits.numerics.gpu.dependent import device_waits
 from samebits.numerics.gpu.launch import KernelSource, load, pointer
 
 
@@ -28,16 +29,24 @@ def kind_of(argument: Any) -> str:
     return "fp32"
 
 
+@functools.cache
+def dependent_launches() -> bool:
+    """Whether this process's GPU can set up a kernel while the one ahead still runs: NVIDIA's from Hopper on."""
+    return (
+        torch.version.cuda is not None
+        and torch.cuda.is_available()
+        and torch.cuda.get_device_capability() >= (9, 0)
+    )
+
+
 def named_source(
     kernel: Any, arguments: tuple[str, ...], constants: dict[str, Any], launch: Launch
 ) -> KernelSource:
-    """One binary: types of the run-time arguments in order, values of the constants by name. A kernel whose constant
-    `WAIT` is true is launched as a dependent one; unless told otherwise, it is where the device can do that."""
+    """One binary: types of the run-time arguments in order, values of the constants by name. A kernel that has the
+    constant DEPENDENT waits by itself for the one ahead, where the device can do that."""
     names = kernel.arg_names[len(arguments) :]
-    if "WAIT" in names:
-        constants = {"WAIT": device_waits()} | constants
-    values = tuple(constants[name] for name in names)
-    dependent = bool(constants.get("WAIT", False))
+    dependent = "DEPENDENT" in names and dependent_launches()
+    values = tuple(dependent if name == "DEPENDENT" else constants[name] for name in names)
     return KernelSource(kernel, arguments, values, launch.warps, launch.stages, dependent)
 
 

@@ -1,37 +1,18 @@
-"""Dependent launch for short kernels: the launch of one overlaps with the end of the one ahead.
+"""Programmatic dependent launch: a kernel may be set up while the one ahead of it still runs.
 
-A kernel with a constant `WAIT` is launched before the kernel ahead of it has ended, where the device can do that
-(NVIDIA from sm_90 on). Its first step is to wait until all that was written ahead of it is there; nothing that
-another kernel writes may be read or written before. Then it lets the next kernel begin its own launch, and a
-product behind it asks for its first weights meanwhile (gemm.py).
+A kernel that begins with `wait_ahead` waits for the one ahead before it touches memory, and then lets the next one be
+set up. Since every kernel of such a chain waits, whatever an earlier kernel wrote is there.
 """
 
 from __future__ import annotations
 
-import functools
-
-import torch
 import triton
 import triton.language as tl
-from triton.runtime.interpreter import InterpretedFunction
-
-from samebits.numerics.gpu.launch import TENSOR_MAPS, target_name
-
-WAITING = TENSOR_MAPS
-"""Architectures that can launch a kernel before the one ahead has ended."""
 
 
 @triton.jit
-def wait_ahead(WAIT: tl.constexpr):
-    """Wait for the kernel ahead, then let the next one begin. The first line of a kernel."""
-    if WAIT:
+def wait_ahead(DEPENDENT: tl.constexpr):
+    """The first thing that a kernel does. Nothing may be read or written before it."""
+    if DEPENDENT:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-
-
-@functools.cache
-def device_waits() -> bool:
-    """Whether this process's device can launch dependent kernels."""
-    if isinstance(wait_ahead, InterpretedFunction) or not torch.cuda.is_available():
-        return False
-    return target_name() in WAITING

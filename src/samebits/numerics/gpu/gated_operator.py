@@ -10,7 +10,7 @@ import torch
 
 from samebits.numerics.gpu import gated
 from samebits.numerics.gpu.activation import BLOCK, silu_mul_rows
-from samebits.numerics.gpu.dependent import device_waits
+from samebits.numerics.gpu.configuration import dependent_launches
 from samebits.numerics.gpu.gemm_candidates import (
     PERSISTENT,
     POINTERS,
@@ -64,7 +64,7 @@ class GatedProblem:
 
 def activation_source(problem: GatedProblem) -> KernelSource:
     act = pointer(problem.act)
-    waits = device_waits()
+    waits = dependent_launches()
     return KernelSource(silu_mul_rows, (act, act), (problem.width, BLOCK, waits), 4, 1, waits)
 
 

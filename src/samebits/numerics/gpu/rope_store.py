@@ -165,10 +165,10 @@ def norm_rope_store_rows(
     PAGE: tl.constexpr,
     HEADS: tl.constexpr,
     NORMED: tl.constexpr,
-    WAIT: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (rows, 1 + groups of HEADS query heads); the first program of a row does its keys and values."""
-    wait_ahead(WAIT)
+    wait_ahead(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     source = qkv + row * ((QUERY_HEADS + 2 * KV_HEADS) * D)
     angles = rope + tl.load(positions + row) * (2 * HALF)

@@ -17,7 +17,7 @@ from samebits.numerics.gpu import filters, sampling_rows
 from samebits.numerics.gpu.checks import check_tensor, result
 from samebits.numerics.gpu.configuration import Launch, start
 
-CHUNK = 2048
+CHUNK = 4096
 LIST_BLOCK = 128
 LIST_PARTS = 8
 BINS = 2048

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from samebits.numerics.gpu.arithmetic import (
     INFINITE_BITS,
+    INFINITY,
     MAGNITUDE_BITS,
     bits_float,
     bits_of_order,
@@ -19,7 +20,14 @@ from samebits.numerics.gpu.arithmetic import (
     float_bits,
     order_of_bits,
 )
-from samebits.numerics.gpu.philox import noise_of_range
+from samebits.numerics.gpu.dependent import wait_ahead
+from samebits.numerics.gpu.philox import (
+    ROUGHNESS,
+    noise_of_words,
+    rough_noise_of_words,
+    words_of_ids,
+    words_of_range,
+)
 
 EXCLUDED = tl.constexpr(0x7FFFFFFF)
 LAST_ALLOWED = tl.constexpr(0x7FFFFFFE)
@@ -32,6 +40,8 @@ IN_PROMPT = tl.constexpr(1)
 OUTPUT_STEP = tl.constexpr(2)
 NOISE_SPAN = tl.constexpr(25.9)
 """Noise lies between -2.82 and 22.88, so an id this far below the best one cannot win."""
+WINNING_MARGIN = tl.constexpr(4 * ROUGHNESS.value)
+"""Twice the error of a rough score, and room for the rounding of distances and sums."""
 
 
 @triton.jit
@@ -39,7 +49,7 @@ def length_of(start, row):
     return tl.load(start + row + 1) - tl.load(start + row)
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def classify_rows(
     kinds,
     bad,
@@ -54,8 +64,10 @@ def classify_rows(
     temperature,
     vocabulary,
     WANT_PROCESSED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (rows,): which paths a row asks for, as bits of `kinds` int32 [rows]; clears `bad` int32 [rows]."""
+    wait_ahead(DEPENDENT)
     row = tl.program_id(0)
     penalized = (
         (tl.load(presence + row) != 0.0)
@@ -71,7 +83,7 @@ def classify_rows(
     tl.store(bad + row, 0)
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def clear_counts(counts, kinds, vocabulary, CHUNK: tl.constexpr):
     """Grid (rows, chunks): zero the counts of penalized rows."""
     row, ids = tl.program_id(0).to(tl.int64), tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
@@ -91,7 +103,7 @@ def add_list(counts, start, ids, row, part, parts, COUNT: tl.constexpr, BLOCK: t
             tl.atomic_or(counts + token_id, 1, mask=entry < last, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def count_tokens(
     counts, kinds, prompt_start, prompt_ids, output_start, output_ids, vocabulary, BLOCK: tl.constexpr
 ):
@@ -115,7 +127,7 @@ def penalized_values(value, count, repetition, frequency, presence):
     return tl.where(count == 0, value, tl.where(times > 0, lowered, repeated))
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def patch_orders(
     logits,
     orders,
@@ -153,7 +165,7 @@ def patch_orders(
             tl.store(bad + row, 1)
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def patch_lists(
     logits,
     orders,
@@ -232,12 +244,12 @@ def best_key(chunk_keys, row, chunks, CHUNKS: tl.constexpr):
     return tl.min(keys, 0)
 
 
-@triton.jit(do_not_specialize=("vocabulary", "words"))
+@triton.jit
 def best_of_chunks(
     logits, orders, allowed, kinds, bad, chunk_keys, vocabulary, words, HAS_ALLOWED: tl.constexpr,
-    CHUNK: tl.constexpr,
-):  # fmt: skip
+    CHUNK: tl.constexpr, DEPENDENT: tl.constexpr):  # fmt: skip
     """Grid (rows, chunks): the best id of each chunk before temperature; unpatched rows are checked here."""
+    wait_ahead(DEPENDENT)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     order, worst = load_orders(
@@ -257,7 +269,7 @@ def distances_of(order, best_order, temperature):
     return tl.where(order == EXCLUDED, EXCLUDED, float_bits(distance))
 
 
-@triton.jit(do_not_specialize=("vocabulary", "words"))
+@triton.jit
 def store_distances(
     logits, orders, allowed, kinds, chunk_keys, temperature, vocabulary, words, HAS_ALLOWED: tl.constexpr,
     CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
@@ -287,7 +299,30 @@ def survivors(distance, border, ties, tie_counts, row, chunk, chunks, min_p, CHU
     return kept
 
 
-@triton.jit(do_not_specialize=("vocabulary", "words"))
+@triton.jit
+def best_score(distance, ids, first, COUNT: tl.constexpr, seed, position, sample_index):
+    """The key of the best noise - distance among the ids first .. first + COUNT - 1, one of which is allowed.
+
+    Rough scores name the few ids that may win; only these get the clause's noise.
+    """
+    words = words_of_range(first, COUNT, seed, position, sample_index)
+    rough = rough_noise_of_words(words) - bits_float(distance)
+    rough = tl.where(distance == EXCLUDED, -INFINITY, rough)
+    may_win = rough >= tl.max(rough, 0) - WINNING_MARGIN
+    left = tl.sum(may_win.to(tl.int32), 0)
+    key = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
+    while left > 0:
+        token_id = tl.min(tl.where(may_win, ids, 0x7FFFFFFF), 0)
+        gap = bits_float(tl.max(tl.where(ids == token_id, distance, 0), 0) + tl.zeros((1,), tl.int32))
+        one = token_id + tl.zeros((1,), tl.int32)
+        noise = noise_of_words(words_of_ids(one, seed, position, sample_index))
+        key = tl.minimum(key, smallest_key(order_of_bits(float_bits(noise - gap)), one))
+        may_win = may_win & (ids != token_id)
+        left -= 1
+    return key
+
+
+@triton.jit
 def scores_of_chunks(
     logits,
     orders,
@@ -309,8 +344,10 @@ def scores_of_chunks(
     HAS_ALLOWED: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (rows, chunks): the id with the largest noise - distance of each chunk, as a key."""
+    wait_ahead(DEPENDENT)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     heat = tl.load(temperature + row)
     if heat != 0.0:
@@ -337,25 +374,29 @@ def scores_of_chunks(
             best = (best_key(chunk_keys, row, chunks, CHUNKS) >> 32).to(tl.int32)
             distance = distances_of(order, best, heat)
         key = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
-        nearest = tl.min(distance, 0)
-        if nearest < float_bits(tl.full((), NOISE_SPAN, tl.float32)):
-            noise = noise_of_range(
-                chunk * CHUNK,
-                CHUNK,
-                tl.load(seed + row),
-                tl.load(position + row),
+        if tl.min(distance, 0) < float_bits(tl.full((), NOISE_SPAN, tl.float32)):
+            key = best_score(
+                distance, ids, chunk * CHUNK, CHUNK, tl.load(seed + row), tl.load(position + row),
                 tl.load(sample_index + row),
-            )
-            score = order_of_bits(float_bits(noise - bits_float(distance)))
-            key = smallest_key(tl.where(distance == EXCLUDED, EXCLUDED, score), ids)
+            )  # fmt: skip
         tl.store(score_keys + row * chunks + chunk, key)
 
 
 @triton.jit
 def choose_tokens(
-    kinds, bad, chunk_keys, score_keys, temperature, tokens, faults, chunks, CHUNKS: tl.constexpr
+    kinds,
+    bad,
+    chunk_keys,
+    score_keys,
+    temperature,
+    tokens,
+    faults,
+    chunks,
+    CHUNKS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (rows,): the token, or -1 and the fault."""
+    wait_ahead(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     best = best_key(chunk_keys, row, chunks, CHUNKS)
     key = best
