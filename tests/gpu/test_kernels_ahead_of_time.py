@@ -145,21 +145,6 @@ def test_attention(target: str, recorder: Recorder) -> None:
     check_texts(recorder, target, RECIPROCAL)
 
 
-def test_dependent_kernels_touch_no_memory_before_they_have_waited(recorder: Recorder) -> None:
-    """What lies before the wait may be written by the kernel ahead at the same time (trap 10)."""
-    launch_rows(torch.bfloat16)
-    launch_attention(torch.bfloat16)
-    found = [source for source in recorder.sources if source.function.arg_names[-1] == "WAIT"]
-    assert len({source.name for source in found}) == 4
-    for source in found:
-        waiting = replace(source, constants=(*source.constants[:-1], True), dependent=True)
-        ahead, behind = waiting.compile(TARGETS["sm_90"]).asm["ptx"].split("griddepcontrol.wait")
-        for word in ("ld.global", "st.global", "atom.", "cp.async"):
-            assert word not in ahead, f"{source.name}: {word}"
-        assert "ld.global" in behind
-        assert "griddepcontrol" not in source.compile(TARGETS["sm_90"]).asm["ptx"]
-
-
 @pytest.mark.parametrize("target", ["sm_90", "sm_100"])
 def test_attention_by_tensor_descriptors(target: str, recorder: Recorder) -> None:
     launch_attention(torch.bfloat16, described=True)
