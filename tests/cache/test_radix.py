@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samebits.cache.pages import PagePool
-from samebits.cache.radix import Node, PrefixCache, page_keys
+from samebits.cache.radix import Node, PrefixCache, page_keys, token_data
 
 PAGE_TOKENS = 2
 PAGES = 40
@@ -18,7 +18,7 @@ TEXT = st.lists(st.integers(0, 1), min_size=1, max_size=10)
 
 
 def keys_of(tokens: list[int]) -> list[bytes]:
-    return page_keys(tokens, PAGE_TOKENS, 0, len(tokens) // PAGE_TOKENS)
+    return page_keys(token_data(tokens), PAGE_TOKENS, len(tokens) // PAGE_TOKENS)
 
 
 class User:

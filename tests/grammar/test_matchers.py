@@ -26,7 +26,7 @@ from grammar_walk import (
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from samebits.errors import RequestError
-from samebits.grammar.compiler import LIMITS, GrammarCompiler, GrammarError
+from samebits.grammar.compiler import LIMITS, GrammarCompiler, GrammarError, make_checker, make_compiler
 from samebits.grammar.language import (
     Grammar,
     choice_part,
@@ -113,6 +113,24 @@ def test_a_choice_may_be_long() -> None:
 def test_broken_grammars_do_not_compile(make: Callable[..., Any], value: str) -> None:
     with pytest.raises(GrammarError, match=r"\S"):
         compiler().compile(grammar_of(make(value, "x")).text)
+
+
+@pytest.mark.parametrize("name", ["bundled", "tiny"])
+def test_the_checker_refuses_what_does_not_compile(name: str) -> None:
+    """It knows bytes and added tokens alone, and is made at once."""
+    known = tokenizer(name)
+    checker = make_checker(known.added_tokens, known.vocabulary + 7, EOS[name])
+    for grammar in GRAMMARS.values():
+        checker.compile(grammar.text)
+    token_id = max(known.added_tokens.values())
+    text = next(text for text, i in known.added_tokens.items() if i == token_id)
+    for lark in (f"start: <[{token_id}]> /a/", f"start: {text} /a/"):
+        for made in (checker, compiler(name)):
+            made.compile(grammar_of(text_part(lark, "x")).text)
+    for lark in ("start: /(a/", "start: missing", "start: <|no_such_token|>", "start: <[9999999]>"):
+        for made in (checker, compiler(name)):
+            with pytest.raises(GrammarError):
+                made.compile(grammar_of(text_part(lark, "x")).text)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +223,7 @@ def test_a_grammar_beyond_its_limits_fails_where_the_library_would_end() -> None
 
 def test_a_token_that_does_not_fit_is_an_error() -> None:
     matcher = new_matcher(GRAMMARS["regex"], compiler())
+    matcher.mask()
     matcher.accept(tokenizer().encode("{")[0])
     with pytest.raises(GrammarError):
         matcher.mask().result()
@@ -220,11 +239,13 @@ def test_after_the_end_only_ends_come() -> None:
 
 def test_a_tokenizer_without_an_end_is_refused() -> None:
     with pytest.raises(GrammarError, match="end-of-sequence"):
-        GrammarCompiler(tokenizer().to_json(), 4096, [])
+        make_compiler("{}", 4096, [])
+    with pytest.raises(GrammarError, match="tokenizer"):
+        make_compiler("{}", 4096, [0])
 
 
 def test_the_models_vocabulary_may_be_larger() -> None:
-    made = GrammarCompiler(tokenizer("tiny").to_json(), 700, [0])
+    made = new_compiler("tiny", 700 - tokenizer("tiny").vocabulary)
     mask = new_matcher(GRAMMARS["regex"], made).mask().result()
     assert mask.dtype == np.int32 and mask.shape == (22,)
     assert max(allowed_ids(mask)) < tokenizer("tiny").vocabulary
@@ -291,7 +312,7 @@ def test_foreign_tokenizers(kind: str, name: str) -> None:
     known = foreign_tokenizer(kind)
     end = known.token_to_id("<|end|>")
     assert end is not None
-    made = GrammarCompiler(known.to_json(), known.vocabulary, [end])
+    made = make_compiler(known._backend.to_str(), known.vocabulary, [end])
     for seed in range(6):
         rng, tokens = np.random.default_rng(seed), []
         matcher = GrammarMasks(lambda: made, Immediate()).matcher(GRAMMARS[name].text)
@@ -312,7 +333,7 @@ def test_foreign_tokenizers(kind: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["bundled", "tiny"])
 def test_bytes_of_tokens(name: str) -> None:
     known = tokenizer(name)
-    library = new_compiler(name)._tokenizer
+    library = new_compiler(name).tokenizer
     for token_id in range(known.vocabulary):
         if not library.is_special_token(token_id):
             assert library.decode_bytes([token_id]) == known.token_bytes(token_id)

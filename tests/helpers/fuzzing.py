@@ -39,7 +39,7 @@ TEMPLATE = """{%- if tools %}<tool_call>{{ tools | tojson }}{% endif %}
 
 def write_fuzzed_checkpoint(folder: Path) -> Path:
     """A quick model with a short context, whose template reads everything that a request may hold."""
-    write_checkpoint(folder, context_length=256)
+    write_checkpoint(folder, context_length=640)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
     return folder

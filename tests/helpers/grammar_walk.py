@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tiny_tokenizer import make_tokenizer
 
-from samebits.grammar.compiler import GrammarCompiler
+from samebits.grammar.compiler import GrammarCompiler, make_compiler
 from samebits.grammar.language import Grammar
 from samebits.grammar.matchers import GrammarMasks, GrammarMatcher
 from samebits.models.locate import BUNDLED
@@ -51,7 +51,7 @@ def compiler(name: str = "bundled", padding: int = 0) -> GrammarCompiler:
 def new_compiler(name: str = "bundled", padding: int = 0, **options: Any) -> GrammarCompiler:
     """A compiler that has done nothing yet, for a model with `padding` more ids than its tokenizer."""
     known = tokenizer(name)
-    return GrammarCompiler(known.to_json(), known.vocabulary + padding, EOS[name], **options)
+    return make_compiler(known._backend.to_str(), known.vocabulary + padding, EOS[name], **options)
 
 
 def new_matcher(grammar: Grammar, made: GrammarCompiler) -> GrammarMatcher:

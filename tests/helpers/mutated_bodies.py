@@ -132,7 +132,6 @@ VALID: list[tuple[str, dict[str, Any]]] = [
             "prompt": "a",
             "max_tokens": 4,
             "structured_outputs": {"json": SCHEMA},
-            "guided_choice": [],
             "response_format": None,
         },
     ),

@@ -265,6 +265,15 @@ def test_the_context_limits_the_length() -> None:
     assert one.length_limit == 50
 
 
+def share_a_page(scheduler: Scheduler) -> None:
+    """Give the last page of one request to the other too; every count and table agrees."""
+    one, other = scheduler.running
+    scheduler.pool.release([other.pages[-1]])
+    other.pages[-1] = one.pages[-1]
+    scheduler.pool.retain([one.pages[-1]])
+    scheduler.page_table[other.slot, len(other.pages) - 1] = one.pages[-1]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -275,6 +284,8 @@ def test_the_context_limits_the_length() -> None:
         (lambda scheduler: setattr(scheduler, "_waiting_count", 5), "in no queue"),
         (lambda scheduler: setattr(scheduler.running[0], "computed", 0), "more is computed"),
         (lambda scheduler: setattr(scheduler.running[0], "computed", 60), "tokens without pages"),
+        (lambda scheduler: setattr(scheduler.running[0], "cache_depth", 0), "not those of its path"),
+        (share_a_page, "shared outside of the cache"),
     ],
 )
 def test_the_check_sees_what_is_spoiled(spoil: Callable[[Scheduler], object], message: str) -> None:

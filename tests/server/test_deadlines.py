@@ -42,6 +42,18 @@ def test_no_token_by_then_is_a_504(slow: LiveServer, route: str, stream: bool) -
     assert_504(slow.post(route, prompt | {"deadline_seconds": 0.1, "stream": stream}))
 
 
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+def test_a_chat_that_is_too_late_is_a_504(parrot: LiveServer, route: str) -> None:
+    said = [{"role": "user", "content": "x"}]
+    body: dict[str, Any] = {"input": said} if route == "/v1/responses" else {"messages": said}
+    body |= {"model": "fake", "max_tokens": 3} if route == "/v1/messages" else {}
+    whole = parrot.post(route, body)
+    assert whole.status_code == 200, whole.text
+    late = parrot.post(route, body | {"deadline_seconds": 1e-9})
+    assert late.status_code == 504, late.text
+    assert late.headers["x-should-retry"] == "false"
+
+
 def test_what_there_is_by_then_is_the_beginning_of_the_answer(slow: LiveServer) -> None:
     whole = slow.generate(input_ids=[5], sampling_params=LONG | {"max_new_tokens": 40})["output_ids"]
     begun = slow.generate(input_ids=[5], sampling_params=LONG, deadline_seconds=0.5)

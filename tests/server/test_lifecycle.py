@@ -205,9 +205,9 @@ def test_engine_leaves_with_its_parent(folder: Path) -> None:
 
 
 def test_health_while_loading(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, load_seconds=30)
+    folder = write_checkpoint(tmp_path, load_seconds=120)
     with running(folder, wait=False) as live:
-        wait_for(lambda: _answers(live))
+        wait_for(lambda: _answers(live), 60)
         assert live.get("/health").json() == live.get("/ready").json() == {"status": "starting"}
         assert live.get("/ready").status_code == 503
         assert "samebits_ready 0.0" in live.get("/metrics").text

@@ -5,12 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from live_server import ending, engine_process, free_port, launch, wait_for
+from fake_engine import write_checkpoint
+from live_server import ending, engine_process, free_port, launch, running, wait_for
 
 from samebits.server.start_log import StartLog
+
+
+def test_the_servers_process_loads_no_numerics() -> None:
+    """It starts at once, and is small beside the engine's."""
+    code = "import sys, samebits.server.lifecycle; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()).isdisjoint({"torch", "numba", "numpy", "transformers", "opentelemetry"})
 
 
 def spoken(caplog: pytest.LogCaptureFixture, news: list[tuple[float, str, int, int]]) -> list[str]:
@@ -60,6 +70,20 @@ def test_an_interrupted_start_is_clean(moment: str, tmp_path: Path, monkeypatch:
         assert "stopped while the model was being loaded" in live.log()
         assert "Traceback" not in live.log()
         wait_for(lambda: not Path(f"/proc/{child}").exists())
+
+
+def test_the_engine_hears_no_terminal_from_its_first_moment_on(tmp_path: Path) -> None:
+    with running(write_checkpoint(tmp_path), wait=False) as live:
+        wait_for(lambda: live.process.poll() is None and "spawn_main" in children(live.process.pid), 60)
+        child = engine_process(live)
+
+        def is_ready() -> bool:
+            os.kill(child, signal.SIGINT)
+            return " ready on " in live.log()
+
+        wait_for(is_ready, 60)
+        assert live.stop() == 0
+        assert "Traceback" not in live.log()
 
 
 def children(parent: int) -> str:

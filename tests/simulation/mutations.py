@@ -226,7 +226,7 @@ def waits_for_the_dead() -> AbstractContextManager[Any]:
         def __enter__(self) -> None:
             self.patches = [
                 patch.object(PageSharing, "leave", mutated),
-                patch.object(PageSharing, "check", lambda self: self.cache.check()),
+                patch.object(PageSharing, "check", lambda self, running: self.cache.check()),
             ]
             for one in self.patches:
                 one.start()

@@ -55,6 +55,8 @@ def test_scenarios_are_of_every_kind() -> None:
         kinds["score only"] += any(submit.request.sampling.max_new_tokens == 0 for submit in submits)
         kinds["priority"] += len({submit.request.priority for submit in submits}) > 1
         kinds["deadline"] += any(submit.patience for submit in submits)
+        solo, company = scenario.solo_sizes, scenario.sizes
+        assert solo.page_tokens != company.page_tokens and solo.step_tokens != company.step_tokens
         kinds["full queue"] += scenario.sizes.max_waiting < len(submits)
     assert min(kinds.values()) >= 20, kinds
     assert len(kinds) == 16, kinds

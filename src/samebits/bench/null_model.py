@@ -43,6 +43,7 @@ class NullRunner:
 
     vocabulary: int = VOCABULARY
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     operators: Operators = field(default_factory=lambda: cast(Operators, NullOperators()))
 
     def forward(self, batch: RaggedBatch) -> Tensor:
@@ -52,8 +53,9 @@ class NullRunner:
         return self._timed(lambda: hidden)
 
     def _timed(self, make: Callable[[], Tensor]) -> Tensor:
-        start = time.perf_counter()
+        start, start_processor = time.perf_counter(), time.process_time()
         made = make()
+        self.processor_seconds += time.process_time() - start_processor
         self.seconds += time.perf_counter() - start
         return made
 

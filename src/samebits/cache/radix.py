@@ -124,6 +124,14 @@ class PrefixCache:
         """The tree's page references, for the integrity check."""
         return [node.page for root in self._roots.values() for node in _below(root)]
 
+    def pages_to(self, node: Node) -> list[int]:
+        """The pages from the root down to `node`, for the integrity check."""
+        pages = []
+        while node.parent is not None:
+            pages.append(node.page)
+            node = node.parent
+        return pages[::-1]
+
     def check(self) -> None:
         """Raise AssertionError when the tree contradicts itself."""
         nodes = [node for root in self._roots.values() for node in _below(root)]
@@ -133,7 +141,7 @@ class PrefixCache:
         for node in nodes:
             parent = node.parent
             assert parent is not None and parent.children[node.key] is node and node.attached, "broken edge"
-            assert len(node.key) == 4 * self.page_tokens, "a page in the tree is not full"
+            assert len(node.key) == TOKEN_BYTES * self.page_tokens, "a page in the tree is not full"
             assert parent.parent is None or parent.users >= node.users, "a path is used but not its beginning"
             assert node.users or node.children or id(node) in live, "an evictable leaf cannot be found"
             assert self.pool.references(node.page) > 0, "the tree holds a free page"
@@ -157,11 +165,18 @@ class PrefixCache:
             self._offer(parent)
 
 
-def page_keys(tokens: Sequence[int], page_tokens: int, first_page: int, end_page: int) -> list[bytes]:
-    """The edge labels of the tokens that fill pages first_page .. end_page - 1 of a request."""
-    data = array("i", tokens[first_page * page_tokens : end_page * page_tokens]).tobytes()
-    size = array("i").itemsize * page_tokens
-    return [data[at : at + size] for at in range(0, len(data), size)]
+TOKEN_BYTES = 4
+
+
+def token_data(tokens: Sequence[int]) -> bytes:
+    """Token ids as int32, one after another."""
+    return array("i", tokens).tobytes()
+
+
+def page_keys(data: bytes, page_tokens: int, pages: int) -> list[bytes]:
+    """The edge labels of the first `pages` full pages of tokens, which are given as `token_data`."""
+    size = TOKEN_BYTES * page_tokens
+    return [data[at : at + size] for at in range(0, pages * size, size)]
 
 
 def _is_fresh(entry: tuple[int, int, Node]) -> bool:

@@ -41,14 +41,19 @@ def ragged_batch(chunks: Sequence[Chunk], page_table: np.ndarray, page_tokens: i
 
 def _token_ids(chunks: Sequence[Chunk], rows: int) -> np.ndarray:
     """The rows' token ids; 0 stands in for a token that is still unread."""
-    ids: list[int] = []
+    if rows == len(chunks):
+        tokens = [0 if chunk.unread else chunk.request.tokens[chunk.start] for chunk in chunks]
+        return np.array(tokens, dtype=np.int64)
+    ids = np.zeros(rows, dtype=np.int64)
+    row = 0
     for chunk in chunks:
-        if chunk.unread:
-            ids += chunk.request.tokens[chunk.start : chunk.end - 1]
-            ids.append(0)
-        elif chunk.end - chunk.start == 1:
-            ids.append(chunk.request.tokens[chunk.start])
+        request, start = chunk.request, chunk.start
+        known = chunk.end - start - chunk.unread
+        if known == 1:
+            ids[row] = request.tokens[start]
+        elif start + known <= request.prompt_length:
+            ids[row : row + known] = np.frombuffer(request.prompt_data, np.int32)[start : start + known]
         else:
-            ids += chunk.request.tokens[chunk.start : chunk.end]
-    assert len(ids) == rows
-    return np.array(ids, dtype=np.int64)
+            ids[row : row + known] = request.tokens[start : start + known]
+        row += chunk.end - start
+    return ids

@@ -14,12 +14,13 @@ from samebits.engine.engine import Engine
 from samebits.engine.loops import LOOPS, Loop
 from samebits.engine.messages import EngineFacts
 from samebits.engine.parallel_runner import ParallelRunner
-from samebits.engine.rank_worker import AllocateKv, check_fingerprints, default_threads
+from samebits.engine.rank_worker import AllocateKv, check_fingerprints
 from samebits.engine.ranks import RankProcesses
 from samebits.engine.runner import Runner
 from samebits.engine.sizes import check_sizes, device_memory, filled_in, kv_page_count, log_idle_settings
+from samebits.engine.threads import default_threads
 from samebits.errors import ConfigError, NumericsError, RanksLostError
-from samebits.grammar.compiler import read_compiler
+from samebits.grammar.compiler import GrammarCompiler, GrammarError, read_compiler
 from samebits.grammar.matchers import GrammarMasks
 from samebits.models.load import LoadedModel, load_model, make_plan, read_model_files, weights_dtype
 from samebits.models.shards import ModelShard
@@ -111,13 +112,31 @@ def _build(
     _log_decisions(facts, engine, operators, pages)
     scheduler = Scheduler(limits, PagePool(pages))
     loop = _make_loop(runner, engine, limits, pages, progress) if on_gpu else LOOPS[engine.loop](runner)
-    masks = GrammarMasks(lambda: read_compiler(facts.folder, facts.vocabulary, facts.eos_token_ids))
+    masks = _make_masks(facts, progress)
     built = Engine(
         facts, runner, scheduler, loop, engine.max_waiting, masks, prefix_cache=engine.prefix_cache
     )
     if ranks is not None:
         built.check_ranks, built.close_ranks = ranks.check, ranks.close
     return built
+
+
+def _make_masks(facts: EngineFacts, progress: Progress) -> GrammarMasks:
+    """The source of grammar masks. The tokenizer is read at once: it would hold up every request later."""
+    progress("reading the tokenizer for grammars", 0, 1)
+
+    def compiler() -> GrammarCompiler:
+        if isinstance(made, GrammarError):
+            raise made
+        return made
+
+    made: GrammarCompiler | GrammarError
+    try:
+        made = read_compiler(facts.folder, facts.vocabulary, facts.eos_token_ids)
+    except GrammarError as error:  # requests without a grammar are served all the same
+        made = error
+    progress("reading the tokenizer for grammars", 1, 1)
+    return GrammarMasks(compiler)
 
 
 def _make_loop(

@@ -317,16 +317,21 @@ class Engine:
         sampled = result.sampled
         if sampled is not None:
             if sampled.fault:
-                return self._fail(request, self._fault_message(request, sampled.fault))
+                return self._fail_sampling(request, sampled.fault)
             return self._append(request, sampled.token_id, sampled.logprobs)
         if result.held is None and chunk.end == request.length_limit and not request.samples:
             return self._finish(request, Finish(reason="length"))
         return None
 
-    def _fault_message(self, request: Request, fault: int) -> str:
+    def _fail_sampling(self, request: Request, fault: int) -> RequestEvent:
+        """End a request whose next token could not be sampled."""
         if fault != MASK_FAILED:
-            return FAULT_MESSAGES[fault]
-        return f"{FAULT_MESSAGES[fault]}: {self._masks[request].failure}"
+            return self._fail(request, FAULT_MESSAGES[fault])
+        failure = self._masks[request].failure
+        if isinstance(failure, RequestError):  # a grammar that does not compile, known with its first mask
+            finish = Finish(reason="error", message=str(failure), refusal="request", field=failure.field)
+            return self._finish(request, finish)
+        return self._fail(request, f"{FAULT_MESSAGES[fault]}: {failure}")
 
     def _settle(self, result: ChunkResult, chunk: Chunk, request: Request) -> str:
         """Take what a chunk stored and scored; returns why its request must fail, or nothing."""

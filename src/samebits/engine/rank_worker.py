@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from samebits.config import EngineConfig, ModelConfig
+from samebits.engine.threads import default_threads
 from samebits.errors import NumericsError
 from samebits.models import decoder
 from samebits.models.load import load_model, make_plan
@@ -84,12 +85,6 @@ def forward_order(batch: RaggedBatch) -> Forward:
 def join_faults(group: Group, faults: torch.Tensor) -> None:
     """Fault flags uint8 [rows] of all ranks into each: a key or value that is not finite may be any rank's."""
     torch.amax(group.all_gather(faults), dim=0, out=faults)
-
-
-def default_threads(size: int) -> int:
-    """Threads of one of `size` ranks that share this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // size)
 
 
 def check_fingerprints(group: Group, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""What a request asks of its output, checked: grammars that compile for the checkpoint's tokenizer."""
+"""What a request asks of its output, checked before the engine sees it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from threading import Lock
 
 from samebits.engine.messages import EngineFacts
 from samebits.errors import RequestError
-from samebits.grammar.compiler import GrammarCompiler, GrammarError
+from samebits.grammar.compiler import GrammarCompiler, GrammarError, make_checker
 from samebits.grammar.language import (
     Grammar,
     Part,
@@ -22,7 +22,8 @@ from samebits.text.tokenizer import Tokenizer
 
 
 class GrammarChecker:
-    """Refuses what the engine could not serve. May be used from several threads at once; blocks while it compiles."""
+    """Refuses what does not compile. What depends on the whole vocabulary is left to the engine, which refuses it in
+    the same way. May be used from several threads at once; blocks while it compiles."""
 
     def __init__(self, tokenizer: Tokenizer | None, facts: EngineFacts) -> None:
         self._tokenizer = tokenizer
@@ -48,8 +49,8 @@ class GrammarChecker:
                 if self._tokenizer is None:
                     raise GrammarError("this checkpoint has no tokenizer")
                 facts = self._facts
-                self._compiler = GrammarCompiler(
-                    self._tokenizer.to_json(), facts.vocabulary, facts.eos_token_ids
+                self._compiler = make_checker(
+                    self._tokenizer.added_tokens, facts.vocabulary, facts.eos_token_ids
                 )
             return self._compiler
 

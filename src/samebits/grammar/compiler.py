@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -42,21 +43,12 @@ class GrammarCompiler:
 
     def __init__(
         self,
-        tokenizer_json: str,
+        tokenizer: llguidance.LLTokenizer,
         vocabulary: int,
-        eos_token_ids: Sequence[int],
         limits: Mapping[str, int] = LIMITS,
     ) -> None:
-        """`vocabulary` is the model's, which may be larger than the tokenizer's. An output that is complete goes on
-        with one of `eos_token_ids`. Raises `GrammarError` for a tokenizer that the library cannot read."""
-        if not eos_token_ids:
-            raise GrammarError("this checkpoint names no end-of-sequence token, which a grammar ends with")
-        try:
-            self._tokenizer = llguidance.LLTokenizer(
-                tokenizer_json, n_vocab=vocabulary, eos_token=list(eos_token_ids)
-            )
-        except Exception as error:  # the Rust library raises nothing more specific
-            raise GrammarError(f"this checkpoint's tokenizer cannot be constrained: {error}") from error
+        """`vocabulary` is the model's, which may be larger than the tokenizer's."""
+        self.tokenizer = tokenizer
         self.mask_words = -(-vocabulary // 32)
         """length of a mask; the library's own may be longer"""
         self._limits = llguidance.LLParserLimits(**limits, verbose_errors=False)  # type: ignore[arg-type]
@@ -68,7 +60,7 @@ class GrammarCompiler:
         return self._compiled(text)
 
     def _compile(self, text: str) -> llguidance.LLMatcher:
-        matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
+        matcher = llguidance.LLMatcher(self.tokenizer, text, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise GrammarError(error_text(matcher))
         warnings = matcher.get_grammar_warnings()
@@ -77,12 +69,66 @@ class GrammarCompiler:
         return matcher
 
 
+def make_compiler(
+    tokenizer_json: str, vocabulary: int, eos_token_ids: Sequence[int], limits: Mapping[str, int] = LIMITS
+) -> GrammarCompiler:
+    """The compiler that masks are made with. An output that is complete goes on with one of `eos_token_ids`.
+
+    Takes seconds for a vocabulary of 150,000 tokens, and keeps Python's lock. Raises `GrammarError` for a tokenizer
+    that the library cannot read.
+    """
+    try:
+        tokenizer = llguidance.LLTokenizer(
+            tokenizer_json, n_vocab=vocabulary, eos_token=_checked_ends(eos_token_ids)
+        )
+    except Exception as error:  # the Rust library raises nothing more specific
+        raise GrammarError(f"this checkpoint's tokenizer cannot be constrained: {error}") from error
+    return GrammarCompiler(tokenizer, vocabulary, limits)
+
+
+def make_checker(
+    added_tokens: Mapping[str, int], vocabulary: int, eos_token_ids: Sequence[int]
+) -> GrammarCompiler:
+    """A compiler for finding out whether a grammar compiles, made at once: of the vocabulary it knows the single
+    bytes, and the added tokens, which grammars may name."""
+    ends = _checked_ends(eos_token_ids)
+    tokens = [b""] * max(vocabulary, 256 + len(added_tokens))
+    for text, token_id in added_tokens.items():
+        tokens[token_id] = text.encode()
+    taken = {*ends, *added_tokens.values()}
+    free = (token_id for token_id in range(len(tokens)) if token_id not in taken)
+    for byte, token_id in zip(range(256), free, strict=False):
+        tokens[token_id] = bytes([byte])
+    wrapped = llguidance.TokenizerWrapper(_ByteTokens(tokens, ends[0], sorted(taken)))
+    return GrammarCompiler(llguidance.LLTokenizer(wrapped, eos_token=ends, slices=[]), len(tokens))
+
+
+@dataclass(frozen=True)
+class _ByteTokens:
+    """A tokenizer as the library takes one."""
+
+    tokens: list[bytes]
+    eos_token_id: int
+    special_token_ids: list[int]
+    bos_token_id: int | None = None
+
+    def __call__(self, text: bytes) -> list[int]:
+        places = {token: token_id for token_id, token in enumerate(self.tokens) if len(token) == 1}
+        return [places[bytes([byte])] for byte in text]
+
+
+def _checked_ends(eos_token_ids: Sequence[int]) -> list[int]:
+    if not eos_token_ids:
+        raise GrammarError("this checkpoint names no end-of-sequence token, which a grammar ends with")
+    return list(eos_token_ids)
+
+
 def read_compiler(folder: str | os.PathLike[str], vocabulary: int, eos: Sequence[int]) -> GrammarCompiler:
-    """The compiler of the checkpoint in `folder`, which has a tokenizer."""
+    """`make_compiler` for the checkpoint in `folder`, which has a tokenizer."""
     found = read_tokenizer(Path(folder))
     if found is None:
         raise GrammarError("this checkpoint has no tokenizer")
-    return GrammarCompiler(found[0].to_str(), vocabulary, eos)
+    return make_compiler(found[0].to_str(), vocabulary, eos)
 
 
 def error_text(matcher: llguidance.LLMatcher) -> str:

@@ -9,6 +9,7 @@ from functools import cache
 import llguidance
 import numpy as np
 
+from samebits.errors import RequestError
 from samebits.grammar.compiler import GrammarCompiler, GrammarError, error_text
 
 THREADS = 4
@@ -21,12 +22,13 @@ class GrammarMasks:
     def __init__(
         self, make_compiler: Callable[[], GrammarCompiler], executor: Executor | None = None
     ) -> None:
-        """`make_compiler` is called once, with the first grammar, in a thread of `executor`."""
+        """`make_compiler` is called with the first grammar, in a thread of `executor`, and from then on known."""
         self._compiler = cache(make_compiler)
         self._executor = executor or ThreadPoolExecutor(THREADS, thread_name_prefix="samebits-grammar")
 
     def matcher(self, grammar: str) -> GrammarMatcher:
-        """A matcher at the beginning of an output. A grammar that does not compile fails its first mask."""
+        """A matcher at the beginning of an output. The first mask of a grammar that does not compile is a
+        `RequestError`."""
         return GrammarMatcher(self._compiler, grammar, self._executor)
 
 
@@ -51,9 +53,12 @@ class GrammarMatcher:
         return self._executor.submit(self._compute, tokens)
 
     def _compute(self, tokens: list[int]) -> np.ndarray:
-        compiler = self._compiler()
-        if self._state is None:
-            self._state = compiler.compile(self._grammar).deep_copy()
+        try:
+            compiler = self._compiler()
+            if self._state is None:
+                self._state = compiler.compile(self._grammar).deep_copy()
+        except GrammarError as error:
+            raise RequestError(str(error), "grammar", "unsupported_value") from error
         state = self._state
         for token_id in tokens:
             state.consume_token(token_id)  # one by one: after the end, that of several fails

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from samebits.cache.radix import Node
+from samebits.cache.radix import Node, token_data
 from samebits.schedule.messages import EngineRequest, Finish, TokenLogprobs
 
 
@@ -40,6 +40,8 @@ class Request:
     """token ids that end it, end-of-sequence tokens included unless ignored"""
     length_limit: int
     """most tokens, prompt and output"""
+    prompt_data: bytes
+    """the prompt as `token_data`"""
     samples_plainly: bool
     """whether no row of it reads the tokens so far or excludes stop tokens"""
     tokens: list[int] = field(default_factory=list)
@@ -99,6 +101,8 @@ class Request:
     def reusable_tokens(self) -> int:
         """Tokens whose keys and values may come from elsewhere: the last one is needed for its logits, and
         prompt logprobs are computed afresh from the first position that still wants one."""
+        if self.spec.logprobs.prompt_start < 0:
+            return len(self.tokens) - 1
         return (self.scored_until if self.scores_missing else len(self.tokens)) - 1
 
     @property
@@ -131,6 +135,7 @@ def new_request(
         order=(-spec.priority, arrival),
         stop_ids=stop_ids,
         length_limit=min(len(spec.prompt_ids) + sampling.max_new_tokens, context_length),
+        prompt_data=token_data(spec.prompt_ids),
         samples_plainly=not (sampling.needs_history or sampling.min_new_tokens),
         tokens=list(spec.prompt_ids),
     )

@@ -173,7 +173,7 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError when queues, page table, prefix cache or page references disagree."""
         self.pool.check([*(request.pages for request in self.running), self.cache.held_pages()])
-        self._sharing.check()
+        self._sharing.check(self.running)
         assert len(self.running) + self._waiting_count == len(self._by_rid), "a request is in no queue"
         assert self.running == sorted(self.running, key=_order), "running requests are out of order"
         slots = [request.slot for request in self.running]

@@ -8,10 +8,12 @@ many times at once, are computed once. Whose page it is can never change a bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from samebits.cache.pages import PagePool
-from samebits.cache.radix import Node, PrefixCache, page_keys
+from samebits.cache.radix import Node, PrefixCache, page_keys, token_data
 from samebits.schedule.request import Phase, Request
 
 
@@ -99,9 +101,16 @@ class PageSharing:
         if missing > 0:
             self.cache.evict(missing)
 
-    def check(self) -> None:
+    def check(self, running: Sequence[Request]) -> None:
         """Raise AssertionError when requests and cache disagree."""
         self.cache.check()
+        for request in running:
+            path = [] if request.node is None else self.cache.pages_to(request.node)
+            assert request.pages[: request.cache_depth] == path, "a request's pages are not those of its path"
+            own = request.pages[request.cache_depth :]
+            assert all(self._pool.references(page) == 1 for page in own), (
+                "a page is shared outside of the cache"
+            )
         for chain, request in self._claims.items():
             assert request.phase is Phase.RUNNING, "a request that does not run is said to fill a page"
             assert request.node is not None and request.node.attached, "a page is filled for no cache"
@@ -114,8 +123,12 @@ class PageSharing:
         """The request's page keys, at least its first `pages` ones, made once; those of a prompt all at once."""
         keys, chain = request.page_keys, request.page_chain
         if len(keys) < pages:
-            pages = max(pages, request.prompt_length // self.cache.page_tokens)
-            keys += page_keys(request.tokens, self.cache.page_tokens, len(keys), pages)
+            page_tokens = self.cache.page_tokens
+            if not keys:
+                keys += page_keys(request.prompt_data, page_tokens, request.prompt_length // page_tokens)
+            if len(keys) < pages:
+                rest = request.tokens[len(keys) * page_tokens : pages * page_tokens]
+                keys += page_keys(token_data(rest), page_tokens, pages - len(keys))
             for key in keys[len(chain) :]:
                 # A collision makes somebody wait for nothing; it changes no result.
                 chain.append(hash((chain[-1] if chain else 0, key)))

@@ -25,8 +25,8 @@ from samebits.config import EngineConfig, ModelConfig, ServerConfig
 from samebits.engine.async_engine import AsyncEngine
 from samebits.engine.logs import configure_logging
 from samebits.engine.process import BUILD_ENGINE, ProcessTransport
-from samebits.engine.rank_worker import default_threads
 from samebits.engine.replicas import ReplicaTransport
+from samebits.engine.threads import default_threads
 from samebits.engine.transport import Transport
 from samebits.errors import ConfigError
 from samebits.server.app import create_app

@@ -153,7 +153,7 @@ def _operation(route: Route, path: str, method: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "operationId": f"{method.lower()}_{re.sub(r'[^a-z0-9]+', '_', path.lower()).strip('_') or 'page'}",
         "summary": said.split("\n")[0],
-        "responses": _responses(known, path),
+        "responses": _responses(known, path, method),
     }
     names = PARAMETER.findall(route.path)
     if names:
@@ -166,7 +166,7 @@ def _operation(route: Route, path: str, method: str) -> dict[str, Any]:
     return found
 
 
-def _responses(known: Operation, path: str) -> dict[str, Any]:
+def _responses(known: Operation, path: str, method: str) -> dict[str, Any]:
     good: dict[str, Any] = {"description": "The answer."}
     if known.answer is not None:
         one: dict[str, Any] = {"$ref": REFERENCE + known.answer.__name__}
@@ -185,7 +185,7 @@ def _responses(known: Operation, path: str) -> dict[str, Any]:
         "503": "Not now; Retry-After says when.",
         "504": "The deadline came first.",
     }
-    if known.body is None:
+    if method == "GET":
         said = {status: text for status, text in said.items() if status in ("401", "404", "503")}
     return {"200": good} | {status: {"description": text, "content": shape} for status, text in said.items()}
 

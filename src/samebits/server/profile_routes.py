@@ -8,9 +8,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from samebits.errors import RequestError
+from samebits.server.fields import convert_object, decode_object
 from samebits.server.front import Front
 from samebits.server.http import json_response, read_body
-from samebits.server.schema import convert_object, decode_object
 
 INERT_FIELDS = {"activities": "what the device has is recorded"}
 REFUSED_FIELDS = {

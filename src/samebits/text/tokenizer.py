@@ -35,7 +35,8 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
         self._special_by_text = {token.content: i for i, token in added.items() if token.special}
-        self._added_by_text = {token.content: i for i, token in added.items()}
+        self.added_tokens = {token.content: i for i, token in added.items()}
+        """ids by text of the tokens beside the vocabulary proper, special or not"""
         self._token_bytes = self._read_token_bytes()
 
     @property
@@ -82,7 +83,7 @@ class Tokenizer:
 
     def added_id(self, text: str) -> int | None:
         """Id of the added token, special or not, whose text is `text`, if there is one."""
-        return self._added_by_text.get(text)
+        return self.added_tokens.get(text)
 
     def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
         """A fresh incremental decoder."""
@@ -91,10 +92,6 @@ class Tokenizer:
         table = self._token_bytes
         left_out = self._special_ids if skip_special_tokens else frozenset[int]()
         return ByteLevelDetokenizer(lambda i: table.get(i, b"") if i not in left_out else b"")
-
-    def to_json(self) -> str:
-        """The tokenizer as its library writes it, with the tokens that tokenizer_config.json adds."""
-        return str(self._backend.to_str())
 
     def _read_token_bytes(self) -> dict[int, bytes] | None:
         """Bytes by id when the decoder is plain byte-level, else None."""

@@ -151,16 +151,16 @@ def one_shot_add_norm(
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         start = row * tl.full((), WIDTH, tl.int64)
         # Nothing is stored before everything is loaded, so that all reads from the peers are on their way at once.
-        values = ()
+        values = ()  # a tuple of blocks, which the compiler unrolls
         for begin in tl.static_range(0, WIDTH, LANES):
             columns = begin + tl.arange(0, LANES)
             mask = columns < WIDTH
             joined = sum_of_ranks(inputs, like, start + columns, mask, WORLD, TREE).to(y.dtype.element_ty)
             other = tl.load(residual + start + columns, mask=mask, other=0.0)
-            values = values + ((joined.to(tl.float32) + other.to(tl.float32)).to(y.dtype.element_ty),)
+            values = values + ((joined.to(tl.float32) + other.to(tl.float32)).to(y.dtype.element_ty),)  # type: ignore[assignment]
         squares = tl.zeros((LANES,), tl.float32)
         for part in tl.static_range(0, len(values)):
-            wide = values[part].to(tl.float32)
+            wide = values[part].to(tl.float32)  # type: ignore[var-annotated]
             squares = tl.fma(wide, wide, squares)
         scale = inverse_root_mean_square(tl.reshape(squares, (1, LANES)), LANES, WIDTH, eps)
         for part in tl.static_range(0, len(values)):

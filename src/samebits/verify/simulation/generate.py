@@ -60,7 +60,8 @@ def generate(seed: int, recipe: Recipe) -> Scenario:
     ]
     timed.sort(key=lambda item: item.step)
     loop = random.choice(get_args(Loop))
-    sizes, solo_sizes = _sizes(random, recipe, submits), _solo_sizes(random, recipe, submits)
+    sizes = _sizes(random, recipe, submits)
+    solo_sizes = _solo_sizes(random, recipe, submits, sizes)
     if random.random() < 0.2:
         timed = [_with_deadline(random, item) for item in timed]
     return Scenario(seed, recipe.model, loop, sizes, solo_sizes, tuple(timed))
@@ -198,12 +199,15 @@ def _sizes(random: Random, recipe: Recipe, submits: list[Submit]) -> Sizes:
     )
 
 
-def _solo_sizes(random: Random, recipe: Recipe, submits: list[Submit]) -> Sizes:
-    page_tokens = random.choice(recipe.page_tokens)
+def _solo_sizes(random: Random, recipe: Recipe, submits: list[Submit], sizes: Sizes) -> Sizes:
+    """Another page size and another chunk budget than `sizes` has, and room for one."""
+    page_tokens = random.choice([number for number in recipe.page_tokens if number != sizes.page_tokens])
     return Sizes(
         page_tokens=page_tokens,
         pages=-(-_longest(submits) // page_tokens),
-        step_tokens=random.choice(recipe.step_tokens[-2:]),
+        step_tokens=random.choice(
+            [number for number in recipe.step_tokens[-3:] if number != sizes.step_tokens]
+        ),
         max_running=1,
         max_waiting=1,
     )
