@@ -229,7 +229,7 @@ class RangeLaunch:
     rows: int = SMALLEST_TILE
     warps: int = 2
     stages: int = 3
-    unroll: int = 4
+    unroll: int = 8
 
 
 def default_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int, programs: int) -> RangeLaunch:

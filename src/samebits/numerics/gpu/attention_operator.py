@@ -34,7 +34,7 @@ TILE_LAUNCHES = (
     TileLaunch(128, 8, 2, False),
     TileLaunch(16, 4, 2, False),
 )
-RANGE_OPTIONS = ((2, 3, 4), (4, 3, 4), (1, 3, 4), (2, 2, 4))
+RANGE_OPTIONS = ((2, 3, 8), (4, 3, 8), (1, 3, 8), (2, 2, 8))
 """(warps, stages, partials read at once) of shared ranges."""
 RANGES_A_PROCESSOR = (4, 6, 3)
 UNIT_INPUTS = 6
