@@ -19,7 +19,13 @@ from samebits.numerics.gpu.gemm_candidates import (
     processors,
     unit_of,
 )
-from samebits.numerics.gpu.gemm_operator import reference_candidate, reference_source, timing_weights
+from samebits.numerics.gpu.gemm_operator import (
+    DEPENDENT_ROWS,
+    reference_candidate,
+    reference_source,
+    short_kernel,
+    timing_weights,
+)
 from samebits.numerics.gpu.gemm_problem import GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import TYPE_NAMES, KernelSource, blocks, load, pointer, target_name
@@ -195,4 +201,5 @@ def timing_workload(problem: GatedProblem, bucket: int, weights: Tensors) -> Wor
     x = torch.randn(bucket, problem.depth, device=device, generator=generator).to(problem.act)
     out = torch.empty(bucket, problem.width, dtype=problem.act, device=device)
     sets = tuple(((x, weight), (out,)) for weight in weights)
-    return Workload(sets, problem.bytes(bucket), problem.product.operations(bucket))
+    between = short_kernel(bucket, problem.act, device) if bucket <= DEPENDENT_ROWS else None
+    return Workload(sets, problem.bytes(bucket), problem.product.operations(bucket), between)

@@ -11,6 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from samebits.numerics.gpu import cublaslt, gemm
+from samebits.numerics.gpu.buckets import BUCKETS
 from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem
 from samebits.numerics.gpu.launch import (
     PORTABLE,
@@ -195,12 +196,17 @@ def library_recipe(problem: GemmProblem, bucket: int, text: str, place: int) -> 
 
 
 def library_recipes(problem: GemmProblem, bucket: int, count: int) -> Iterator[Recipe]:
-    """What the library proposes for a product. Nothing where there is no library, nor for a bias of another type
+    """What the library proposes for a product, and for the next larger bucket, whose algorithms serve fewer rows, too,
+    and are at times the faster ones. Nothing where there is no library, nor for a bias of another type
     than the result, which it would read as the result's."""
     if torch.version.cuda is None or (problem.bias and problem.out is not problem.act):
         return
-    for place, algorithm in enumerate(cublaslt.matmul(problem, bucket).proposals(count)):
-        yield library_recipe(problem, bucket, algorithm.text, place)
+    texts: dict[str, None] = {}
+    next_bucket = min((other for other in BUCKETS if other > bucket), default=bucket)
+    for other, wanted in ((bucket, count), (next_bucket, count // 2)):
+        texts |= dict.fromkeys(found.text for found in cublaslt.matmul(problem, other).proposals(wanted))
+    for place, text in enumerate(texts):
+        yield library_recipe(problem, bucket, text, place)
 
 
 def tiles_for(problem: GemmProblem, bucket: int) -> tuple[Tile, ...]:
@@ -224,14 +230,15 @@ FLOAT32_TILES = (Tile(16, 32, 32, 4, 3), Tile(64, 64, 16, 4, 3), Tile(32, 32, 16
 
 DECODE = (
     Tile(16, 64, 128, 4, 8, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 8, swap=True, wait=1, prefetch=512),
     Tile(16, 64, 128, 4, 8, swap=True, wait=2),
-    Tile(16, 64, 128, 4, 8, swap=True, wait=2, prefetch=512),
     Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
     Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2),
-    Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True),
-    Tile(16, 64, 128, 4, 5, swap=True, wait=1),
+    Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True, wait=1),
+    Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True, wait=2),
+    Tile(16, 64, 128, 4, 6, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 5, swap=True, wait=1, prefetch=512),
     Tile(16, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
-    Tile(16, 32, 256, 4, 4, DESCRIPTORS, wait=1),
     Tile(16, 128, 128, 4, 4, swap=True, wait=1),
     Tile(16, 64, 128, 4, 5, swap=True),
     Tile(16, 32, 128, 4, 6),
@@ -240,23 +247,21 @@ DECODE = (
 
 DECODE_32 = (
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
-    Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2, prefetch=512),
-    Tile(32, 64, 256, 4, 4, DESCRIPTORS, swap=True),
-    Tile(32, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
+    Tile(32, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
+    Tile(32, 64, 256, 4, 4, DESCRIPTORS, swap=True, wait=1),
+    Tile(32, 64, 64, 4, 12, swap=True, wait=1),
     Tile(32, 64, 128, 4, 5, swap=True, wait=1),
-    Tile(32, 32, 256, 4, 4, DESCRIPTORS, wait=1),
     Tile(32, 64, 128, 4, 5, swap=True),
 )
 
 DECODE_64 = (
-    Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
+    Tile(64, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
     Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=2),
-    Tile(64, 64, 128, 4, 5, swap=True, wait=2),
+    Tile(64, 64, 128, 4, 6, swap=True, wait=1),
     Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=1),
     Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=2, prefetch=512),
     Tile(64, 128, 128, 4, 4, DESCRIPTORS, swap=True, wait=2),
-    Tile(64, 64, 128, 4, 5, DESCRIPTORS),
     Tile(64, 64, 128, 4, 4),
 )
 

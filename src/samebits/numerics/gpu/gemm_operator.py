@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,10 +19,13 @@ from samebits.numerics.gpu.gemm_candidates import (
 from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer
+from samebits.numerics.gpu.norm import rms_norm
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
 LIBRARY_PROPOSALS = 8
+DEPENDENT_ROWS, NORM_WIDTH = 64, 4096
+"""Up to so many rows a product is timed behind a short kernel, whose end hides the launch of some candidates."""
 MOST_COPIES = 32
 """Of weights so small that they stay in the cache anyway."""
 
@@ -123,4 +126,16 @@ def timing_workload(problem: GemmProblem, bucket: int, weights: Tensors) -> Work
     out = torch.empty(bucket, problem.columns, dtype=problem.out, device=device)
     bias = (torch.zeros(problem.columns, dtype=problem.act, device=device),) if problem.bias else ()
     sets = tuple(((x, weight, *bias), (out,)) for weight in weights)
-    return Workload(sets, problem.bytes(bucket), problem.operations(bucket))
+    between = short_kernel(bucket, problem.act, device) if bucket <= DEPENDENT_ROWS else None
+    return Workload(sets, problem.bytes(bucket), problem.operations(bucket), between)
+
+
+def short_kernel(rows: int, act: torch.dtype, device: torch.device) -> Callable[[], None]:
+    """A norm of rows, which stands ahead of most products of a decode step."""
+    x = torch.ones(rows, NORM_WIDTH, dtype=act, device=device)
+    weight, out = torch.ones(NORM_WIDTH, dtype=act, device=device), torch.empty_like(x)
+
+    def run() -> None:
+        rms_norm(x, weight, 1e-6, out)
+
+    return run
