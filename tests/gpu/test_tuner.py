@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("triton")
 
 from samebits.errors import NumericsError
-from samebits.numerics.gpu.bindings import bind_all, bind_problem
+from samebits.numerics.gpu.bindings import bind_all
 from samebits.numerics.gpu.gemm_trials import RowTrials, windows
 from samebits.numerics.gpu.launch import KernelSource
 from samebits.numerics.gpu.operator import Recipe, Round, Wish, Workload
@@ -157,12 +157,6 @@ def test_what_was_not_bound_is_refused(tmp_path: Path) -> None:
     for problem, bucket in ((Doubling(), 2), (replace(Doubling(), width=8), 1)):
         with pytest.raises(NumericsError, match="nothing is proven"):
             bindings.candidate("doubling", problem, bucket)
-
-
-def test_one_problem_is_bound_by_bucket(tmp_path: Path) -> None:
-    bound_names(operator(), tmp_path)
-    found = bind_problem(operator(), Doubling(), [1, 2], ProofStore(tmp_path, KEY), lambda *_: None)
-    assert {bucket: candidate.name for bucket, candidate in found.items()} == {1: "fast", 2: "fast"}
 
 
 def test_few_rows_are_tried_in_several_places() -> None:

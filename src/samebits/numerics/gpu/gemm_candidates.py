@@ -28,6 +28,9 @@ from samebits.numerics.gpu.launch import (
 from samebits.numerics.gpu.operator import Recipe
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
+BORROWING = (96, 128, 192, 256, 384, 768)
+"""Buckets that try the algorithms of the next larger one: at 192 rows the library proposes slow ones of its own."""
+
 SHARED_BYTES = {"sm_80": 163 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10}
 """Memory of a program by architecture; 227 KiB on the others."""
 
@@ -196,14 +199,16 @@ def library_recipe(problem: GemmProblem, bucket: int, text: str, place: int) -> 
 
 
 def library_recipes(problem: GemmProblem, bucket: int, count: int) -> Iterator[Recipe]:
-    """What the library proposes for a product, and for the next larger bucket, whose algorithms serve fewer rows, too,
-    and are at times the faster ones. Nothing where there is no library, nor for a bias of another type
+    """What the library proposes for a product, at some buckets also what it proposes for the next larger one, for an
+    algorithm serves fewer rows, too. Nothing where there is no library, nor for a bias of another type
     than the result, which it would read as the result's."""
     if torch.version.cuda is None or (problem.bias and problem.out is not problem.act):
         return
     texts: dict[str, None] = {}
-    next_bucket = min((other for other in BUCKETS if other > bucket), default=bucket)
-    for other, wanted in ((bucket, count), (next_bucket, count // 2)):
+    asked = [(bucket, count)]
+    if bucket in BORROWING:
+        asked.append((BUCKETS[BUCKETS.index(bucket) + 1], count // 2))
+    for other, wanted in asked:
         texts |= dict.fromkeys(found.text for found in cublaslt.matmul(problem, other).proposals(wanted))
     for place, text in enumerate(texts):
         yield library_recipe(problem, bucket, text, place)

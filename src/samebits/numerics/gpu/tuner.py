@@ -20,6 +20,9 @@ from samebits.numerics.gpu.prover import Candidate, Rejection, words_of
 
 REPLAYS = 5
 FINAL_REPLAYS = 15
+LEAST_REPLAYS = 3
+REPLAY_SECONDS = 4e-3
+"""A graph that takes longer is replayed less often."""
 CLOSE, MOST_CLOSE = 1.05, 4
 """Candidates within this factor of the fastest, at most so many, are timed again, interleaved."""
 
@@ -79,8 +82,8 @@ class TimedGraph:
 
 
 def interleaved_seconds(candidates: Iterable[Candidate], workload: Workload, replays: int) -> list[float]:
-    """Median times of one run of several candidates, taken in turns. The time that the short kernel takes by itself
-    is not counted."""
+    """Median times of one run of several candidates, taken in turns, fewer than `replays` turns where they are long.
+    The time that the short kernel takes by itself is not counted."""
     graphs = [
         TimedGraph(
             [functools.partial(candidate.run, *given) for given in workload.sets],
@@ -90,7 +93,10 @@ def interleaved_seconds(candidates: Iterable[Candidate], workload: Workload, rep
     ]
     if workload.between is not None:
         graphs.append(TimedGraph([workload.between] * len(workload.sets), None))
-    times = [[graph.seconds() for graph in graphs] for _ in range(replays)]
+    times = [[graph.seconds() for graph in graphs]]
+    longest = max(seconds * graph.runs for seconds, graph in zip(times[0], graphs, strict=True))
+    turns = max(LEAST_REPLAYS, min(replays, int(replays * REPLAY_SECONDS / longest)))
+    times += [[graph.seconds() for graph in graphs] for _ in range(turns - 1)]
     medians = [statistics.median(column) for column in zip(*times, strict=True)]
     alone = medians.pop() if workload.between is not None else 0.0
     return [seconds - alone for seconds in medians]
