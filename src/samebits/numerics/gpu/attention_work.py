@@ -6,6 +6,7 @@ the bits of one clause.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +63,7 @@ class AttentionScheduler:
         self._shape = AttentionShape(heads, page_tokens, self._split_tokens)
         self._dtype = dtype
         if self._pinned and self._device.type == "cuda":
-            prove_defaults(self._shape, dtype, self._launch.programs, self._device)
+            _prove_once(self._shape, dtype, self._launch.programs, self._device)
 
     def reserve(self, units: int) -> None:
         """Room for so many decoding requests, at an address that stays: captured steps keep using it."""
@@ -119,6 +120,12 @@ class AttentionScheduler:
                 shape, queries, context, work.units.shared, scale, output, work.buffers, launch, self._pinned
             )
         return output.flatten(1)
+
+
+@functools.cache
+def _prove_once(shape: AttentionShape, dtype: torch.dtype, programs: int, device: torch.device) -> None:
+    """Once a process: the same binaries serve every storage of the same heads."""
+    prove_defaults(shape, dtype, programs, device)
 
 
 def on_host(batch: RaggedBatch) -> RaggedBatch:
