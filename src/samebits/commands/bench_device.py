@@ -19,7 +19,7 @@ PREFILL = """\
   samebits bench prefill
 """
 SERVING = """\
-  samebits bench serving                                 256 requests of 1k/1k, 64 of 4k/4k
+  samebits bench serving                                 256 requests of 1k/256 and 1k/1k, 64 of 4k/4k
   samebits bench serving --loads 1k/1k
 """
 EXAMPLES = DECODE + PREFILL + SERVING

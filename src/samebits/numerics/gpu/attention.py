@@ -154,7 +154,8 @@ def default_tile(shape: AttentionShape, dtype: torch.dtype) -> TileLaunch:
     wide = shape.width > 128
     rows = 16 if dtype == torch.float32 else 64
     rows = max(rows, int(triton.next_power_of_2(shape.group)))
-    described = dependent_launches() and shape.width == shape.heads.head_dim and dtype != torch.float32
+    whole_lines = shape.width == shape.heads.head_dim and shape.width * dtype.itemsize >= 128
+    described = dependent_launches() and whole_lines and dtype != torch.float32
     return TileLaunch(rows, 8 if wide else 4, 2, described)
 
 
@@ -229,7 +230,7 @@ class RangeLaunch:
     rows: int = SMALLEST_TILE
     warps: int = 2
     stages: int = 3
-    unroll: int = 4
+    unroll: int = 8
 
 
 def default_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int, programs: int) -> RangeLaunch:

@@ -6,6 +6,7 @@ the bits of one clause.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from samebits.numerics.gpu.attention import (
     RangeLaunch,
     range_buffers,
 )
+from samebits.numerics.gpu.attention_operator import prove_defaults
 from samebits.numerics.gpu.attention_plan import AttentionWork, Units, plan_attention
 from samebits.numerics.operators import HeadLayout, KvLayer
 
@@ -56,9 +58,12 @@ class AttentionScheduler:
         self._room = 1
 
     def prepare(self, heads: HeadLayout, page_tokens: int, dtype: torch.dtype) -> None:
-        """Take note of the model's heads. Called when KV storage is made."""
+        """Take note of the model's heads, and prove the kernels that will serve them. Called when KV storage is made.
+        Raises `NumericsError` where one leaves the clause."""
         self._shape = AttentionShape(heads, page_tokens, self._split_tokens)
         self._dtype = dtype
+        if self._pinned and self._device.type == "cuda":
+            _prove_once(self._shape, dtype, self._launch.programs, self._device)
 
     def reserve(self, units: int) -> None:
         """Room for so many decoding requests, at an address that stays: captured steps keep using it."""
@@ -115,6 +120,12 @@ class AttentionScheduler:
                 shape, queries, context, work.units.shared, scale, output, work.buffers, launch, self._pinned
             )
         return output.flatten(1)
+
+
+@functools.cache
+def _prove_once(shape: AttentionShape, dtype: torch.dtype, programs: int, device: torch.device) -> None:
+    """Once a process: the same binaries serve every storage of the same heads."""
+    prove_defaults(shape, dtype, programs, device)
 
 
 def on_host(batch: RaggedBatch) -> RaggedBatch:

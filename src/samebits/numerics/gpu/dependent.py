@@ -1,7 +1,7 @@
 """Programmatic dependent launch: a kernel may be set up while the one ahead of it still runs.
 
-A kernel that begins with `wait_ahead` waits for the one ahead before it touches memory, and then lets the next one be
-set up. Since every kernel of such a chain waits, whatever an earlier kernel wrote is there.
+A kernel that begins with `wait_ahead` lets the next one be set up at once, and waits for the one ahead before it
+touches memory. Since every kernel of such a chain waits, whatever an earlier kernel wrote is there.
 """
 
 from __future__ import annotations
@@ -14,5 +14,5 @@ import triton.language as tl
 def wait_ahead(DEPENDENT: tl.constexpr):
     """The first thing that a kernel does. Nothing may be read or written before it."""
     if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()

@@ -1,4 +1,4 @@
-"""Kernels of the sampling clause that every row passes: penalties, bias, masks, temperature, noise, the choice.
+"""Kernels of the sampling clause before the noise: penalties, bias, masks, the best id, distances, who survives.
 
 A row is cut into chunks of CHUNK ids, each with a program of its own; integers (orders, keys, flags) go from one kernel
 to the next, so no grouping can change a bit. A *key* is order * 2**32 + id: the smallest one is the first of the total
@@ -12,7 +12,6 @@ import triton.language as tl
 
 from samebits.numerics.gpu.arithmetic import (
     INFINITE_BITS,
-    INFINITY,
     MAGNITUDE_BITS,
     bits_float,
     bits_of_order,
@@ -21,27 +20,17 @@ from samebits.numerics.gpu.arithmetic import (
     order_of_bits,
 )
 from samebits.numerics.gpu.dependent import wait_ahead
-from samebits.numerics.gpu.philox import (
-    ROUGHNESS,
-    noise_of_words,
-    rough_noise_of_words,
-    words_of_ids,
-    words_of_range,
-)
 
 EXCLUDED = tl.constexpr(0x7FFFFFFF)
 LAST_ALLOWED = tl.constexpr(0x7FFFFFFE)
 PENALIZED = tl.constexpr(1)
 PATCHED = tl.constexpr(2)
 FILTERED = tl.constexpr(4)
+LARGEST_KEY = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 NON_FINITE = tl.constexpr(1)
 NOTHING_LEFT = tl.constexpr(2)
 IN_PROMPT = tl.constexpr(1)
 OUTPUT_STEP = tl.constexpr(2)
-NOISE_SPAN = tl.constexpr(25.9)
-"""Noise lies between -2.82 and 22.88, so an id this far below the best one cannot win."""
-WINNING_MARGIN = tl.constexpr(4 * ROUGHNESS.value)
-"""Twice the error of a rough score, and room for the rounding of distances and sums."""
 
 
 @triton.jit
@@ -233,14 +222,16 @@ def load_orders(logits, orders, allowed, row, ids, kind, vocabulary, words, HAS_
 @triton.jit
 def smallest_key(order, ids):
     """The first id of the total order, as order * 2**32 + id."""
-    return tl.min((order.to(tl.int64) << 32) | ids.to(tl.int64), 0)
+    best = tl.min(order, 0)
+    first = tl.min(tl.where(order == best, ids, 0x7FFFFFFF), 0)
+    return (best.to(tl.int64) << 32) | first.to(tl.int64)
 
 
 @triton.jit
 def best_key(chunk_keys, row, chunks, CHUNKS: tl.constexpr):
     """The smallest of a row's chunk keys."""
     chunk = tl.arange(0, CHUNKS)
-    keys = tl.load(chunk_keys + row * chunks + chunk, mask=chunk < chunks, other=0x7FFFFFFFFFFFFFFF)
+    keys = tl.load(chunk_keys + row * chunks + chunk, mask=chunk < chunks, other=LARGEST_KEY)
     return tl.min(keys, 0)
 
 
@@ -297,113 +288,3 @@ def survivors(distance, border, ties, tie_counts, row, chunk, chunks, min_p, CHU
     if min_p > 0.0:
         kept = kept & (exp(-bits_float(distance)) >= min_p)
     return kept
-
-
-@triton.jit
-def best_score(distance, ids, first, COUNT: tl.constexpr, seed, position, sample_index):
-    """The key of the best noise - distance among the ids first .. first + COUNT - 1, one of which is allowed.
-
-    Rough scores name the few ids that may win; only these get the clause's noise.
-    """
-    words = words_of_range(first, COUNT, seed, position, sample_index)
-    rough = rough_noise_of_words(words) - bits_float(distance)
-    rough = tl.where(distance == EXCLUDED, -INFINITY, rough)
-    may_win = rough >= tl.max(rough, 0) - WINNING_MARGIN
-    left = tl.sum(may_win.to(tl.int32), 0)
-    key = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
-    while left > 0:
-        token_id = tl.min(tl.where(may_win, ids, 0x7FFFFFFF), 0)
-        gap = bits_float(tl.max(tl.where(ids == token_id, distance, 0), 0) + tl.zeros((1,), tl.int32))
-        one = token_id + tl.zeros((1,), tl.int32)
-        noise = noise_of_words(words_of_ids(one, seed, position, sample_index))
-        key = tl.minimum(key, smallest_key(order_of_bits(float_bits(noise - gap)), one))
-        may_win = may_win & (ids != token_id)
-        left -= 1
-    return key
-
-
-@triton.jit
-def scores_of_chunks(
-    logits,
-    orders,
-    allowed,
-    kinds,
-    chunk_keys,
-    score_keys,
-    temperature,
-    min_p,
-    borders,
-    ties,
-    tie_counts,
-    seed,
-    position,
-    sample_index,
-    vocabulary,
-    words,
-    WITH_FILTERS: tl.constexpr,
-    HAS_ALLOWED: tl.constexpr,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):
-    """Grid (rows, chunks): the id with the largest noise - distance of each chunk, as a key."""
-    wait_ahead(DEPENDENT)
-    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    heat = tl.load(temperature + row)
-    if heat != 0.0:
-        chunks = tl.num_programs(1)
-        kind = tl.load(kinds + row)
-        ids = chunk * CHUNK + tl.arange(0, CHUNK)
-        place = row * vocabulary + ids
-        if WITH_FILTERS and (kind & FILTERED) != 0:
-            distance = tl.load(orders + place, mask=ids < vocabulary, other=EXCLUDED)
-            kept = survivors(
-                distance,
-                tl.load(borders + row),
-                tl.load(ties + row),
-                tie_counts,
-                row,
-                chunk,
-                chunks,
-                tl.load(min_p + row),
-                CHUNKS,
-            )
-            distance = tl.where(kept, distance, EXCLUDED)
-        else:
-            order, _ = load_orders(logits, orders, allowed, row, ids, kind, vocabulary, words, HAS_ALLOWED)
-            best = (best_key(chunk_keys, row, chunks, CHUNKS) >> 32).to(tl.int32)
-            distance = distances_of(order, best, heat)
-        key = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
-        if tl.min(distance, 0) < float_bits(tl.full((), NOISE_SPAN, tl.float32)):
-            key = best_score(
-                distance, ids, chunk * CHUNK, CHUNK, tl.load(seed + row), tl.load(position + row),
-                tl.load(sample_index + row),
-            )  # fmt: skip
-        tl.store(score_keys + row * chunks + chunk, key)
-
-
-@triton.jit
-def choose_tokens(
-    kinds,
-    bad,
-    chunk_keys,
-    score_keys,
-    temperature,
-    tokens,
-    faults,
-    chunks,
-    CHUNKS: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):
-    """Grid (rows,): the token, or -1 and the fault."""
-    wait_ahead(DEPENDENT)
-    row = tl.program_id(0).to(tl.int64)
-    best = best_key(chunk_keys, row, chunks, CHUNKS)
-    key = best
-    if tl.load(temperature + row) != 0.0:
-        key = best_key(score_keys, row, chunks, CHUNKS)
-    is_bad = tl.load(bad + row) != 0
-    is_empty = (best >> 32) == EXCLUDED
-    fault = tl.where(is_bad, NON_FINITE, tl.where(is_empty, NOTHING_LEFT, 0))
-    tl.store(faults + row, fault.to(tl.uint8))
-    tl.store(tokens + row, tl.where(fault != 0, -1, key & 0xFFFFFFFF))
