@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from gpu_engine import answers, gpu_engine, mixed_requests, solo_answers
 from samebits.engine.device.loop import DeviceLoop
 from samebits.engine.device.runner import DeviceRunner
 from samebits.engine.engine import Engine
+from samebits.models.locate import SHAPES
 
 pytestmark = pytest.mark.gpu
 
@@ -68,6 +71,20 @@ def test_replays_read_what_is_there_now(captured: Engine) -> None:
 def test_other_dtypes(dtype: str) -> None:
     engine = gpu_engine("tiny", "dummy", dtype=dtype, max_running=8, step_tokens=128)
     asked = mixed_requests(11, engine.facts.vocabulary, True)
+    assert answers(engine, asked) == solo_answers(engine, asked)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads"), [(2, 2), (4, 2), (3, 1), (4, 1), (5, 1), (6, 1), (7, 1), (8, 1)]
+)
+def test_ratios_of_query_to_key_value_heads(heads: int, kv_heads: int, tmp_path: Path) -> None:
+    """1 to 8, of which 3, 5, 6 and 7 divide no tile."""
+    config = json.loads((SHAPES / "tiny" / "config.json").read_text())
+    config |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    engine = gpu_engine(str(tmp_path), "dummy", max_running=16, step_tokens=64)
+    asked = mixed_requests(13, engine.facts.vocabulary, False)
     assert answers(engine, asked) == solo_answers(engine, asked)
     engine.close()
 

@@ -9,6 +9,7 @@ from samebits.bench.gemm import MATRICES, buckets_of, summary
 from samebits.cli import main
 from samebits.commands.kernel_table import lines
 from samebits.numerics.gpu.proofs import ProofRecord, TriedRecord
+from samebits.numerics.gpu.roofline import Ceilings
 
 REASON = "case spread exponents, output 0 [3, 5]: 0x3f80 (1.0), expected 0x0000 (0.0)"
 RECORD = ProofRecord(
@@ -21,7 +22,7 @@ RECORD = ProofRecord(
 
 
 def test_the_table_shows_choice_share_and_rejections() -> None:
-    shown = lines([RECORD], {"bytes_per_second": 4e12, "operations_per_second": 1e14})
+    shown = lines([RECORD], Ceilings(bytes_per_second=4e12, operations_per_second=1e14))
     assert shown[2].split() == [
         "gemm",
         "64x64",

@@ -35,6 +35,8 @@ from samebits.numerics.operators import HeadLayout
 
 CPU = torch.device("cpu")
 HEADS = HeadLayout(8, 2, 64)
+ROUGH = frozenset({"lg2.approx.f32", "lg2.approx.ftz.f32", ".ftz"})
+"""The sampler's guess who may win."""
 RECIPROCAL = frozenset({"div.full.f32"})
 """The attention clause's estimate of 1 / L, which two fused operations correct."""
 ROWS, WIDTH, VOCABULARY, PAGES = 4, 512, 5000, 8
@@ -152,4 +154,22 @@ def test_attention_by_tensor_descriptors(target: str, recorder: Recorder) -> Non
 @pytest.mark.parametrize("target", PORTABLE)
 def test_the_sampling_stage(target: str, recorder: Recorder) -> None:
     launch_sampling()
-    check_texts(recorder, target)
+    check_texts(recorder, target, ROUGH)
+
+
+def test_dependent_kernels_touch_nothing_before_they_wait(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configuration, "dependent_launches", lambda: True)
+    launch_rows(torch.bfloat16)
+    launch_attention(torch.bfloat16, described=True)
+    launch_sampling()
+    dependent = [source for source in recorder.sources if source.dependent]
+    assert {source.name for source in dependent} >= {"rms_norm_rows", "attention_ranges", "scores_of_chunks"}
+    for source in dependent:
+        ptx = source.compile(TARGETS["sm_90"]).asm["ptx"]
+        ahead, behind = ptx.split("griddepcontrol.wait")
+        assert "griddepcontrol.launch_dependents" in behind, source.name
+        for access in ("ld.global", "st.global", "cp.async", "atom."):
+            assert access not in ahead, (source.name, access)
+        assert "ld.global" in behind, source.name

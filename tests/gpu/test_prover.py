@@ -153,7 +153,6 @@ RECORD = ProofRecord(
 def stored(folder: Path) -> ProofStore:
     store = ProofStore(folder, KEY)
     store.add(RECORD)
-    store.ceilings = {"bytes_per_second": 4e12}
     store.save()
     return store
 
@@ -162,7 +161,6 @@ def test_proofs_come_back(tmp_path: Path) -> None:
     stored(tmp_path)
     store = ProofStore(tmp_path, KEY)
     assert store.find("gemm", "64x64 bf16 to bf16", 16) == RECORD
-    assert store.ceilings == {"bytes_per_second": 4e12}
     assert RECORD.seconds == 1e-5
 
 

@@ -14,11 +14,12 @@ import torch
 pytest.importorskip("triton")
 
 from samebits.errors import NumericsError
-from samebits.numerics.gpu.bindings import bind_all, bind_problem
+from samebits.numerics.gpu.bindings import bind_all
+from samebits.numerics.gpu.gemm_trials import RowTrials, windows
 from samebits.numerics.gpu.launch import KernelSource
 from samebits.numerics.gpu.operator import Recipe, Round, Wish, Workload
 from samebits.numerics.gpu.proofs import ProofStore
-from samebits.numerics.gpu.prover import Candidate, Case, Output, Tensors, Trial
+from samebits.numerics.gpu.prover import Candidate, Case, Output, Proof, Rejection, Tensors, Trial
 from samebits.numerics.gpu.tuner import bind
 
 KEY = {"device": "a card"}
@@ -158,10 +159,27 @@ def test_what_was_not_bound_is_refused(tmp_path: Path) -> None:
             bindings.candidate("doubling", problem, bucket)
 
 
-def test_one_problem_is_bound_by_bucket(tmp_path: Path) -> None:
-    bound_names(operator(), tmp_path)
-    found = bind_problem(operator(), Doubling(), [1, 2], ProofStore(tmp_path, KEY), lambda *_: None)
-    assert {bucket: candidate.name for bucket, candidate in found.items()} == {1: "fast", 2: "fast"}
+def test_few_rows_are_tried_in_several_places() -> None:
+    assert list(windows(1, 8192)) == list(range(8))
+    assert list(windows(4, 8192)) == [0, 4, 8, 12]
+    assert list(windows(1, 1)) == list(windows(64, 8192)) == list(windows(64, 64)) == [0]
+    values = torch.arange(12.0).view(6, 2)
+    trials = RowTrials.of(
+        Candidate("reference", "r", right),
+        {"values": (values,)},
+        lambda rows: (Output((rows, 2), torch.float32),),
+    )
+    trial = trials.trial(2)
+    assert [case.name for case in trial.cases] == ["values", "values from row 2", "values from row 4"]
+    assert torch.equal(trial.cases[2].inputs[0], values[4:])
+    assert isinstance(trial.prove(Candidate("right", "", right)), Proof)
+
+    def wrong_in_the_last_rows(inputs: Tensors, outputs: Tensors) -> None:
+        outputs[0].copy_(inputs[0] * (2 if inputs[0][0, 0] < 8 else 3))
+
+    verdict = trial.prove(Candidate("wrong", "", wrong_in_the_last_rows))
+    assert isinstance(verdict, Rejection)
+    assert verdict.reason.startswith("case values from row 4, output 0 [0, 0]:")
 
 
 def test_proofs_need_no_triton() -> None:

@@ -236,3 +236,29 @@ def prefill_rows(result: dict[str, Any]) -> list[Sequence[str]]:
             )
         )
     return rows
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Decode as a share of the reading rate, prefill in TFLOP/s beside torch's kernels. Needs matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("the plot needs matplotlib: pip install matplotlib, or leave out --plot") from error
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    decode, prefill = figure.subplots(1, 2)
+    names = [f"{found['batch']} x {found['tokens']}" for found in result["decode"]]
+    decode.barh(names, [found["share"] for found in result["decode"]])
+    decode.set_xlabel("share of the measured reading rate")
+    decode.set_title("decode, batch x context")
+    names = [f"{found['batch']} x {found['tokens']}" for found in result["prefill"]]
+    for number, contender in enumerate(("exact", "cudnn", "flash")):
+        rates = [found["operations_per_second"][contender] / 1e12 for found in result["prefill"]]
+        prefill.barh(
+            [place + 0.27 * number for place in range(len(names))], rates, height=0.25, label=contender
+        )
+    prefill.set_yticks([place + 0.27 for place in range(len(names))], names)
+    prefill.set_xlabel("TFLOP/s")
+    prefill.set_title("prefill, batch x prompt")
+    prefill.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

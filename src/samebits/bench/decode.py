@@ -10,6 +10,7 @@ from typing import Any
 
 from samebits.bench.device_engine import BenchEngine, gpu_facts, median_of, open_engine
 from samebits.bench.facts import machine, write_result
+from samebits.bench.load.plot import check_plotting
 from samebits.config import EngineConfig, ModelConfig
 from samebits.models.load import read_model_files
 from samebits.models.spec import ModelSpec
@@ -118,6 +119,46 @@ def row_of(
     if {"exact", "unpinned"} <= set(wall):
         row["speed against unpinned"] = round(wall["unpinned"] / wall["exact"], 4)
     return row
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Milliseconds a step over the batch size, beside the floor and the peer. Raises `ConfigError` without
+    matplotlib."""
+    check_plotting()
+    from matplotlib.figure import Figure
+
+    rows = sorted(result["batches"], key=lambda row: row["batch"])
+    batches = [row["batch"] for row in rows]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for profile in rows[0]["milliseconds"]:
+        axes.plot(
+            batches, [row["milliseconds"][profile] for row in rows], marker="o", label=f"samebits {profile}"
+        )
+    peer: dict[str, dict[int, float]] = {
+        "vLLM 0.26.0, default": PEER["milliseconds"],  # type: ignore[dict-item]
+        "vLLM 0.26.0, batch-invariant": PEER["batch-invariant milliseconds"],  # type: ignore[dict-item]
+    }
+    for label, values in peer.items():
+        axes.plot(list(values), list(values.values()), marker=".", linestyle="--", label=label)
+    axes.plot(
+        batches,
+        [row["floor milliseconds"] for row in rows],
+        color="black",
+        linewidth=0.8,
+        label=f"bytes of a step at {TERABYTES_PER_SECOND} TB/s",
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("requests decoding")
+    axes.set_ylabel("milliseconds a step")
+    axes.set_title(
+        f"Decode at about {result['prompt tokens']} tokens of context, {result['model']}, {result['gpu']}"
+    )
+    axes.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
 
 
 def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -30,7 +30,11 @@ class Load:
     new_tokens: int
 
 
-LOADS = (Load("1k/1k", 256, 1024, 1024), Load("4k/4k", 64, 4096, 4096))
+LOADS = (
+    Load("1k/256", 256, 1024, 256),
+    Load("1k/1k", 256, 1024, 1024),
+    Load("4k/4k", 64, 4096, 4096),
+)
 
 
 def run_prefill(

@@ -21,7 +21,7 @@ import torch
 from samebits import __version__
 from samebits.errors import ConfigError
 
-LIBRARIES = ("torch", "numpy", "numba", "llvmlite", "transformers", "tokenizers")
+LIBRARIES = ("torch", "triton", "numpy", "numba", "llvmlite", "transformers", "tokenizers")
 COPY_BYTES = 256 << 20
 MATRIX = 1536
 

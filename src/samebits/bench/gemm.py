@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,8 @@ def measure(operator: Any, problem: Any, item: Any) -> dict[str, Any]:
     from samebits.numerics.gpu.tuner import bind, interleaved_seconds
 
     bound = bind(operator, problem, item)
-    ours, theirs = interleaved_seconds(
-        [bound.candidate, free_product(problem)], item.workload(), TIMED_ROUNDS
-    )
+    alone = replace(item.workload(), between=None)
+    ours, theirs = interleaved_seconds([bound.candidate, free_product(problem)], alone, TIMED_ROUNDS)
     return {
         "rows": item.bucket,
         "seconds": ours,

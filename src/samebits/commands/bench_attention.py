@@ -11,7 +11,7 @@ from samebits.commands.flags import command
 
 EXAMPLES = """\
   samebits bench attention
-  samebits bench attention --output results/attention-h200.json
+  samebits bench attention --output results/attention-h200.json --plot results/attention-h200.png
 """
 
 
@@ -31,6 +31,9 @@ def add(kinds: Any) -> None:
         metavar="FILE",
         help="(default: %(default)s)",
     )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the figures into an image (needs matplotlib)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,4 +44,6 @@ def run(options: argparse.Namespace) -> int:
     print("\n".join(align(attention_gpu.decode_rows(result))))
     print("\n".join(["", *align(attention_gpu.prefill_rows(result))]))
     print(f"\nprefill in TFLOP/s; every figure is in {options.output}")
+    if options.plot is not None:
+        attention_gpu.plot(result, options.plot)
     return 0

@@ -19,7 +19,7 @@ PREFILL = """\
   samebits bench prefill
 """
 SERVING = """\
-  samebits bench serving                                 256 requests of 1k/1k, 64 of 4k/4k
+  samebits bench serving                                 256 requests of 1k/256 and 1k/1k, 64 of 4k/4k
   samebits bench serving --loads 1k/1k
 """
 EXAMPLES = DECODE + PREFILL + SERVING
@@ -32,6 +32,7 @@ def add(kinds: Any) -> None:
     decode.add_argument(
         "--steps", type=positive, default=24, metavar="N", help="steps of a round (default: 24)"
     )
+    decode.add_argument("--plot", type=Path, default=None, metavar="FILE", help="draw the steps, too")
     _add(kinds, "prefill", "prompt tokens a second on a GPU", PREFILL, run_prefill)
     serving = _add(
         kinds, "serving", "whole batches of requests through the engine on a GPU", SERVING, run_serving
@@ -65,6 +66,8 @@ def run_decode(options: argparse.Namespace) -> int:
         model, engine, options.profiles, batches, options.repeats, options.steps, options.output, _progress
     )
     print("\n".join(align(decode.table_rows(result))))
+    if options.plot:
+        decode.plot(result, options.plot)
     print(f"\npeer: {decode.PEER['name']}; every figure is in {options.output}")
     return 0
 

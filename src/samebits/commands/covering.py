@@ -52,12 +52,22 @@ def run(options: argparse.Namespace) -> int:
     say = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
     report = covering.run(open_target, vocabulary, settings, factors, say)
     if options.json:
-        json.dump(covering.as_json(report), sys.stdout, indent=2)
+        json.dump(_facts() | covering.as_json(report), sys.stdout, indent=2)
         print()
     else:
         print("\n" + "\n".join(covering.table(report)))
         print("\n" + ("Every bit was the same." if report.passed else "Bits differ."))
     return 0 if report.passed else 1
+
+
+def _facts() -> dict[str, Any]:
+    """The machine, for a report that is kept."""
+    import torch
+
+    from samebits.bench.device_engine import gpu_facts
+    from samebits.bench.facts import machine
+
+    return {"machine": machine()} | (gpu_facts() if torch.cuda.is_available() else {})
 
 
 def _opener(options: argparse.Namespace, factors: Any, settings: Any) -> tuple[Any, int]:

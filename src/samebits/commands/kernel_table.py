@@ -11,7 +11,7 @@ import torch
 from samebits.errors import ConfigError
 from samebits.models.digests import user_cache_folder
 from samebits.numerics.gpu.proofs import ProofRecord, ProofStore
-from samebits.numerics.gpu.roofline import Ceilings
+from samebits.numerics.gpu.roofline import Ceilings, measure_ceilings
 from samebits.tables import align
 
 
@@ -26,7 +26,8 @@ def show(as_json: bool) -> int:
         raise ConfigError("kernels are proven on a GPU, and there is none here; leave out --kernels")
     from samebits.numerics.gpu.device_key import device_key
 
-    store = ProofStore(proof_folder(), device_key(torch.device("cuda", torch.cuda.current_device())))
+    device = torch.device("cuda", torch.cuda.current_device())
+    store = ProofStore(proof_folder(), device_key(device))
     if as_json:
         print(msgspec.json.encode({"key": store.key, "kernels": store.entries}).decode())
     elif not store.entries:
@@ -34,17 +35,16 @@ def show(as_json: bool) -> int:
             f"nothing is proven yet on this {store.key['device']}; the first start of a model proves its kernels"
         )
     else:
-        print("\n".join(lines(store.entries, store.ceilings)))
+        print("\n".join(lines(store.entries, measure_ceilings(device))))
     return 0
 
 
-def lines(records: Iterable[ProofRecord], ceilings: dict[str, float]) -> list[str]:
+def lines(records: Iterable[ProofRecord], ceilings: Ceilings) -> list[str]:
     """The table, and below it every candidate that was rejected, with the reason."""
     ordered = sorted(records, key=lambda record: record.place)
-    known = Ceilings(**ceilings) if ceilings else None
     rows = [("clause and shape", "rows", "tried", "rejected", "chosen", "us", "of roofline")]
     for record in ordered:
-        share = known.share(record.seconds, record.bytes, record.operations) if known else None
+        share = ceilings.share(record.seconds, record.bytes, record.operations)
         rows.append(
             (
                 f"{record.clause} {record.problem}",
@@ -53,7 +53,7 @@ def lines(records: Iterable[ProofRecord], ceilings: dict[str, float]) -> list[st
                 str(sum(entry.seconds is None for entry in record.tried)),
                 record.chosen,
                 f"{record.seconds * 1e6:.1f}",
-                "" if share is None else f"{share:.0%}",
+                f"{share:.0%}",
             )
         )
     return [*align(rows), *rejections(ordered)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import dataclass, replace
 
@@ -66,7 +67,8 @@ class DeviceMemory:
 
 
 def device_memory(device: torch.device) -> DeviceMemory:
-    """What is free now, with torch's own unused blocks given back."""
+    """What is free now, with what an engine before this one left behind given back."""
+    gc.collect()
     torch.cuda.empty_cache()
     return DeviceMemory(*torch.cuda.mem_get_info(device))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,16 +154,30 @@ def run(
             some = [row for row in rows if (row["chunk"], row["graph"]) == (chunk, graph)]
             if not some:
                 continue
-            target = open_target(chunk, graph)
-            try:
-                for row in some:
-                    report.results.append(_run_row(target, solo, row, vocabulary, settings))
-                    say(line_of(report.results[-1]))
-            finally:
-                target.close()
+            for result in _run_rows(open_target, chunk, graph, solo, some, vocabulary, settings):
+                report.results.append(result)
+                say(line_of(result))
     finally:
         solo_target.close()
     return report
+
+
+def _run_rows(
+    open_target: OpenTarget,
+    chunk: int,
+    graph: bool,
+    solo: SoloRuns,
+    rows: Sequence[Row],
+    vocabulary: int,
+    settings: CoveringSettings,
+) -> Iterator[RowResult]:
+    """The rows of one engine, which is gone, with its memory, when they are done."""
+    target = open_target(chunk, graph)
+    try:
+        for row in rows:
+            yield _run_row(target, solo, row, vocabulary, settings)
+    finally:
+        target.close()
 
 
 def _run_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ import triton
 import triton.language as tl
 from numba import njit
 
+from conftest import INTERPRETED
 from samebits.numerics.cpu import math as cpu_math
 from samebits.numerics.cpu.kernel import COMPILE_OPTIONS
 from samebits.numerics.gpu import arithmetic, philox
@@ -36,11 +38,19 @@ def draw_noise(y, first, seed, position, sample_index, COUNT: tl.constexpr):
     seed_value = tl.load(seed)
     place = tl.load(position)
     index = tl.load(sample_index)
-    by_range = philox.noise_of_range(first, COUNT, seed_value, place, index)
+    by_range = philox.noise_of_words(philox.words_of_range(first, COUNT, seed_value, place, index))
     ids = first + tl.arange(0, COUNT)
     by_id = philox.noise_of_words(philox.words_of_ids(ids, seed_value, place, index))
     tl.store(y + tl.arange(0, COUNT), by_range)
     tl.store(y + COUNT + tl.arange(0, COUNT), by_id)
+
+
+@triton.jit
+def largest_roughness(y, first, COUNT: tl.constexpr):
+    words = first.to(tl.int64) * COUNT + tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
+    words = words.to(tl.uint32)
+    error = tl.abs(philox.rough_noise_of_words(words) - philox.noise_of_words(words))
+    tl.store(y + tl.program_id(0), tl.max(error, 0))
 
 
 def on_cpu(function: Callable[[np.float32], np.float32]) -> Callable[[np.ndarray], np.ndarray]:
@@ -99,3 +109,18 @@ def check_noise_has_the_cpu_words(seed: int, device: torch.device) -> None:
     v = np.minimum(v, np.float32(1 - 2.0**-24))
     expected = -CPU[1](-CPU[2](-v))
     assert np.array_equal(got.cpu().numpy().view(np.int32), np.tile(expected, 2).view(np.int32))
+
+
+def check_rough_noise_is_near(device: torch.device) -> None:
+    """On a GPU: for every word that there is."""
+    count = 256 if INTERPRETED else 4096
+    blocks = 2**32 // count
+    step = blocks // 64 if INTERPRETED else blocks // 16
+    for first in range(0, blocks, step):
+        programs = 1 if INTERPRETED else step
+        errors = torch.full((programs,), math.nan, device=device)
+        start(largest_roughness, (programs,), errors, first, COUNT=count, launch=Launch())
+        assert bool((errors < philox.ROUGHNESS.value / 4).all()), float(errors.max())
+    edge = torch.full((2,), math.nan, device=device)
+    start(largest_roughness, (2,), edge, blocks - 2, COUNT=count, launch=Launch())
+    assert bool((edge < philox.ROUGHNESS.value / 4).all())

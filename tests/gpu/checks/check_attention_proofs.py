@@ -7,6 +7,8 @@ import torch
 from attention_mutants import MUTANTS, ONLY_IN_HALF, RIGHT, mutant_candidate
 
 from conftest import INTERPRETED
+from samebits.errors import NumericsError
+from samebits.numerics.gpu import attention_operator as operator_module
 from samebits.numerics.gpu.attention import AttentionShape
 from samebits.numerics.gpu.attention_operator import (
     TILES,
@@ -15,6 +17,7 @@ from samebits.numerics.gpu.attention_operator import (
     Ragged,
     make_case,
     proof_cases,
+    prove_defaults,
     reference_candidate,
 )
 from samebits.numerics.gpu.prover import Case, Proof, Rejection, Trial
@@ -70,3 +73,22 @@ def check_every_launch_is_proven(
                     refused.append(f"{act} bucket {found.bucket} {recipe.name}: {verdict.reason}")
     wrong = [line for line in refused if "out of resource" not in line and "shared memory" not in line]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (4, 128), (5, 64), (7, 128)])
+@pytest.mark.skipif(INTERPRETED, reason="takes minutes in the interpreter")
+def check_what_the_engine_uses_is_proven(
+    group: int, head_dim: int, device: torch.device, dtypes: list[torch.dtype]
+) -> None:
+    for act in dtypes[1:]:
+        assert len(prove_defaults(problem_of(act, group, head_dim).shape, act, 528, device)) == 2
+
+
+def check_a_wrong_default_is_refused(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_of(torch.float32)
+    monkeypatch.setattr(operator_module, "proof_cases", lambda *rest: cases_of(problem, TILES, device))
+    monkeypatch.setattr(
+        operator_module, "tile_candidate", lambda problem, launch: mutant_candidate(problem, 1)
+    )
+    with pytest.raises(NumericsError, match=r"mutant 1 is not proven: case .* expected 0x"):
+        prove_defaults(problem.shape, torch.float32, 8, device)

@@ -9,14 +9,8 @@ import pytest
 import torch
 
 from samebits.numerics import reference
-from samebits.numerics.gpu.gated_operator import (
-    DESCRIPTORS,
-    PERSISTENT,
-    GatedProblem,
-    Tile,
-    fused_candidate,
-    pair_candidate,
-)
+from samebits.numerics.gpu.gated_operator import GatedProblem, fused_candidate, pair_candidate
+from samebits.numerics.gpu.gemm_candidates import DESCRIPTORS, PERSISTENT, Tile
 from samebits.numerics.gpu.gemm_operator import reference_candidate
 from samebits.numerics.gpu.gemm_problem import GemmProblem, proof_inputs
 from samebits.numerics.gpu.prover import Candidate, Case, Proof, Rejection, Tensors, Trial

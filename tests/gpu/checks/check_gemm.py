@@ -12,8 +12,8 @@ from samebits.errors import NumericsError
 from samebits.numerics import reference
 from samebits.numerics.gpu import cublaslt
 from samebits.numerics.gpu.gemm_candidates import DESCRIPTORS, PERSISTENT, Tile, launch_tile, library_recipes
-from samebits.numerics.gpu.gemm_operator import reference_candidate
-from samebits.numerics.gpu.gemm_problem import GemmProblem, case_of, proof_inputs
+from samebits.numerics.gpu.gemm_operator import product_trials
+from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.graph_nodes import captured_nodes, unknown_nodes
 from samebits.numerics.gpu.launch import load
 from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, Tensors, Trial
@@ -23,11 +23,8 @@ ATOMS_OF_ONE = (5,)
 """Mutants of the atom itself, which the interpreter's atoms (numpy's dot) do not show."""
 
 
-def trial_of(problem: GemmProblem, rows: int, device: torch.device) -> Trial:
-    cases = [
-        case_of(name, given, problem, rows) for name, given in proof_inputs(problem, rows, device).items()
-    ]
-    return Trial.of(reference_candidate(problem), cases)
+def trial_of(problem: GemmProblem, rows: int, device: torch.device, largest: int = 0) -> Trial:
+    return product_trials(problem, max(rows, largest), device).trial(rows)
 
 
 def problems(dtypes: list[torch.dtype]) -> list[GemmProblem]:
@@ -62,7 +59,7 @@ def check_a_single_row_shows_every_mutant(device: torch.device) -> None:
     kept = []
     for out in (torch.bfloat16, torch.float32):
         problem = GemmProblem(4096, 4096, torch.bfloat16, out)
-        trial = trial_of(problem, 1, device)
+        trial = trial_of(problem, 1, device, largest=16)
         for name, mutant in MUTANTS.items():
             if mutant in (8, SHIFTED):
                 continue  # need a neighbour

@@ -12,7 +12,8 @@ from samebits.errors import NumericsError
 from samebits.numerics import reference
 from samebits.numerics.gpu.gemm_candidates import Tile
 from samebits.numerics.gpu.gemm_operator import reference_candidate as chain_candidate
-from samebits.numerics.gpu.gemm_problem import case_of, proof_inputs
+from samebits.numerics.gpu.gemm_problem import proof_inputs
+from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, Trial, first_difference
 from samebits.numerics.gpu.tree_operator import TreeProblem, reference_candidate, tile_candidate
 
@@ -36,8 +37,7 @@ def act_of(device: torch.device) -> torch.dtype:
 
 def trial_of(problem: TreeProblem, device: torch.device) -> Trial:
     inputs = proof_inputs(problem.product, ROWS, device)
-    cases = [case_of(name, given, problem.product, ROWS) for name, given in inputs.items()]
-    return Trial.of(reference_candidate(problem), cases)
+    return RowTrials.of(reference_candidate(problem), inputs, problem.product.output).trial(ROWS)
 
 
 def product(candidate: Candidate, x: Tensor, weight: Tensor) -> Tensor:

@@ -10,14 +10,16 @@ from samebits.errors import NumericsError
 from samebits.numerics.gpu.arithmetic import exp
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
 from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.dependent import wait_ahead
 
 BLOCK = 1024
 SILU_LAUNCH = Launch(warps=4, stages=1)
 
 
 @triton.jit
-def silu_mul_rows(gate_up, y, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def silu_mul_rows(gate_up, y, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
     """Grid (rows, blocks of a row)."""
+    wait_ahead(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     place = gate_up + row * (2 * WIDTH) + columns

@@ -16,7 +16,7 @@ from samebits.numerics.gpu import attention_ranges as ranges
 from samebits.numerics.gpu.attention_plan import Units
 from samebits.numerics.gpu.attention_reference import attention_reference
 from samebits.numerics.gpu.attention_tiles import attention_tiles
-from samebits.numerics.gpu.configuration import Launch, named_source, start
+from samebits.numerics.gpu.configuration import Launch, dependent_launches, named_source, start
 from samebits.numerics.gpu.launch import KernelSource, descriptor, load, pointer
 from samebits.numerics.operators import HeadLayout
 
@@ -149,6 +149,16 @@ class TileLaunch:
         return self.rows // group
 
 
+def default_tile(shape: AttentionShape, dtype: torch.dtype) -> TileLaunch:
+    """A launch that suits a model's heads. Float32 products have no tensor cores and want small tiles."""
+    wide = shape.width > 128
+    rows = 16 if dtype == torch.float32 else 64
+    rows = max(rows, int(triton.next_power_of_2(shape.group)))
+    whole_lines = shape.width == shape.heads.head_dim and shape.width * dtype.itemsize >= 128
+    described = dependent_launches() and whole_lines and dtype != torch.float32
+    return TileLaunch(rows, 8 if wide else 4, 2, described)
+
+
 def tiles(
     shape: AttentionShape,
     queries: Tensor,
@@ -220,7 +230,14 @@ class RangeLaunch:
     rows: int = SMALLEST_TILE
     warps: int = 2
     stages: int = 3
-    unroll: int = 4
+    unroll: int = 8
+
+
+def default_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int, programs: int) -> RangeLaunch:
+    """A launch that suits a model's heads, for units of at most `tokens` rows."""
+    block_bytes = shape.key_block_tokens * shape.width * dtype.itemsize
+    stages = 3 if block_bytes <= 16 << 10 else 2 if block_bytes <= 32 << 10 else 1
+    return RangeLaunch(programs, shape.rows_for(tokens), 2 if block_bytes <= 16 << 10 else 4, stages)
 
 
 @dataclass(frozen=True)

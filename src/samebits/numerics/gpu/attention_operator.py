@@ -16,16 +16,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samebits.numerics.adversarial import hashed_floats
+from samebits.errors import NumericsError
 from samebits.numerics.gpu import attention
-from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch, TileLaunch
+from samebits.numerics.gpu.attention import (
+    AttentionShape,
+    Context,
+    RangeLaunch,
+    TileLaunch,
+    default_ranges,
+    default_tile,
+)
 from samebits.numerics.gpu.attention_plan import Units, split_units
+from samebits.numerics.gpu.gemm_problem import floats_of, hashed_words
 from samebits.numerics.gpu.launch import KernelSource, load
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
-from samebits.numerics.gpu.prover import Candidate, Case, Output, Tensors, Trial
+from samebits.numerics.gpu.prover import Candidate, Case, Output, Proof, Tensors, Trial
 
 TILES = 0
 """The bucket of prefill."""
+TILE_ROWS = (16, 32, 64, 128)
 TILE_LAUNCHES = (
     TileLaunch(64, 4, 2, True),
     TileLaunch(128, 8, 2, True),
@@ -34,7 +43,7 @@ TILE_LAUNCHES = (
     TileLaunch(128, 8, 2, False),
     TileLaunch(16, 4, 2, False),
 )
-RANGE_OPTIONS = ((2, 3, 4), (4, 3, 4), (1, 3, 4), (2, 2, 4))
+RANGE_OPTIONS = ((2, 3, 8), (4, 3, 8), (1, 3, 8), (2, 2, 8))
 """(warps, stages, partials read at once) of shared ranges."""
 RANGES_A_PROCESSOR = (4, 6, 3)
 UNIT_INPUTS = 6
@@ -90,14 +99,19 @@ def prefills(split: int, block: int) -> Ragged:
 KINDS = ("sharp", "cancelling", "wide")
 
 
-def kv_values(kind: str, seed: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def drawn(seed: int, shape: tuple[int, ...], exponents: tuple[int, int], device: torch.device) -> Tensor:
+    """float32 of either sign and of binary exponents from `exponents`, made by integer arithmetic."""
+    return floats_of(hashed_words(seed, 0, math.prod(shape), device), exponents, torch.float32).view(shape)
+
+
+def kv_values(kind: str, seed: int, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """(keys, values) float32 [tokens, kv heads, head_dim] on which a wrong order shows.
 
     `cancelling`: neighbouring keys are nearly equal and their values nearly opposite, so that outputs are small
     differences of large sums. `wide`: magnitudes over many powers of two, subnormals of the activation among them.
     """
-    keys = torch.from_numpy(hashed_floats(seed, shape, (-2, 1)))
-    values = torch.from_numpy(hashed_floats(seed + 1, shape, (-24, 6) if kind == "wide" else (-2, 1)))
+    keys = drawn(seed, shape, (-2, 1), device)
+    values = drawn(seed + 1, shape, (-24, 6) if kind == "wide" else (-2, 1), device)
     keys[..., 3] *= 4.0
     if kind == "wide":
         values[..., 5] *= 2.0**-126
@@ -116,19 +130,19 @@ def make_case(problem: AttentionProblem, kind: str, ragged: Ragged, seed: int, d
     counts = [-(-length // page) for length in lengths]
     places = torch.randperm(sum(counts) + 1, generator=torch.Generator().manual_seed(seed))
     table = torch.full((len(lengths), max(counts)), -1, dtype=torch.int32)
-    stored = torch.full((2, sum(counts) + 1, heads.kv_heads, page, heads.head_dim), math.nan)
+    stored = torch.full((2, sum(counts) + 1, heads.kv_heads, page, heads.head_dim), math.nan, device=device)
     taken = 0
     for request, (length, pages) in enumerate(zip(lengths, counts, strict=True)):
         table[request, :pages] = places[taken : taken + pages]
-        drawn = kv_values(kind, seed + 7 * request, (length, heads.kv_heads, heads.head_dim))
+        pair = kv_values(kind, seed + 7 * request, (length, heads.kv_heads, heads.head_dim), device)
         for number in range(pages):
             part = slice(number * page, min(length, (number + 1) * page))
             width = part.stop - part.start
             for side in range(2):
-                stored[side, places[taken + number], :, :width] = drawn[side][part].transpose(0, 1)
+                stored[side, int(places[taken + number]), :, :width] = pair[side][part].transpose(0, 1)
         taken += pages
     rows = sum(ragged.query)
-    queries = torch.from_numpy(hashed_floats(seed + 3, (rows, heads.query_heads, heads.head_dim), (-1, 2)))
+    queries = drawn(seed + 3, (rows, heads.query_heads, heads.head_dim), (-1, 2), device)
     positions = [p for a, b in zip(ragged.computed, ragged.query, strict=True) for p in range(a, a + b)]
     owners = [request for request, count in enumerate(ragged.query) for _ in range(count)]
     start = np.concatenate([[0], np.cumsum(ragged.query)])
@@ -150,7 +164,7 @@ def make_case(problem: AttentionProblem, kind: str, ragged: Ragged, seed: int, d
 
 def unit_sizes(problem: AttentionProblem, ragged: Ragged) -> list[int]:
     """Query tokens of the units that stand behind the other inputs: of shared ranges, then of each tile's height."""
-    return [max(ragged.query), *(launch.tokens(problem.shape.group) for launch in TILE_LAUNCHES)]
+    return [max(ragged.query), *(max(1, rows // problem.shape.group) for rows in TILE_ROWS)]
 
 
 def context_of(inputs: Tensors) -> Context:
@@ -177,12 +191,12 @@ def reference_candidate(problem: AttentionProblem) -> Candidate:
     return Candidate("reference", identity(attention.reference_source(problem.shape, problem.act)), run)
 
 
-def tile_candidate(problem: AttentionProblem, number: int) -> Candidate:
-    """Tiles by one launch of TILE_LAUNCHES."""
-    launch = TILE_LAUNCHES[number]
+def tile_candidate(problem: AttentionProblem, launch: TileLaunch) -> Candidate:
+    """Tiles of one of TILE_ROWS."""
+    number = 1 + TILE_ROWS.index(launch.rows)
 
     def run(inputs: Tensors, outputs: Tensors) -> None:
-        units = units_of(inputs, 1 + number)
+        units = units_of(inputs, number)
         attention.tiles(
             problem.shape, inputs[0], context_of(inputs), units, problem.scale, outputs[0], launch
         )
@@ -259,11 +273,11 @@ class AttentionOperator:
 
     def recipes(self, problem: AttentionProblem, bucket: int) -> Iterable[Recipe]:
         if bucket == TILES:
-            for number, tile in enumerate(TILE_LAUNCHES):
+            for tile in TILE_LAUNCHES:
                 if tile.tokens(problem.shape.group) and (
                     not tile.described or problem.shape.width == problem.shape.heads.head_dim
                 ):
-                    yield Recipe(tile_name(tile), functools.partial(tile_candidate, problem, number))
+                    yield Recipe(tile_name(tile), functools.partial(tile_candidate, problem, tile))
             return
         for launch in range_launches(problem.shape, bucket, self._processors()):
             make = functools.partial(range_candidate, problem, bucket, launch, self._units, self.device)
@@ -288,6 +302,28 @@ def proof_cases(problem: AttentionProblem, bucket: int, device: torch.device) ->
     split, block = shape.split_tokens, shape.key_block_tokens
     ragged = prefills(split, block) if bucket == TILES else borders(split, block, bucket)
     return [make_case(problem, kind, ragged, 100 * number, device) for number, kind in enumerate(KINDS)]
+
+
+def prove_defaults(
+    shape: AttentionShape, act: torch.dtype, programs: int, device: torch.device
+) -> list[Proof]:
+    """Hold the launches that the engine uses against the clause's reference on this device. Raises `NumericsError`
+    that names the shape and the first differing element. Takes about a second once the kernels are compiled."""
+    problem = AttentionProblem(shape, act)
+    proofs = []
+    for bucket in (TILES, 1):
+        trial = Trial.of(reference_candidate(problem), proof_cases(problem, bucket, device))
+        if bucket == TILES:
+            candidate = tile_candidate(problem, default_tile(shape, act))
+        else:
+            ranges = default_ranges(shape, act, bucket, programs)
+            units = trial.cases[0].inputs[UNIT_INPUTS].shape[0]
+            candidate = range_candidate(problem, bucket, ranges, units, device)
+        verdict = trial.prove(candidate)
+        if not isinstance(verdict, Proof):
+            raise NumericsError(f"attention, {problem.key}: {candidate.name} is not proven: {verdict.reason}")
+        proofs.append(verdict)
+    return proofs
 
 
 def timing_workload(problem: AttentionProblem, bucket: int, device: torch.device) -> Workload:

@@ -25,6 +25,7 @@ from samebits.numerics.gpu.attention_core import (
     score,
     tile_rows,
 )
+from samebits.numerics.gpu.dependent import wait_ahead
 
 UNITS_AT_ONCE = tl.constexpr(256)
 PLAN_WORDS = tl.constexpr(16)
@@ -67,9 +68,11 @@ def plan_ranges(
     capacity,
     KV_HEADS: tl.constexpr,
     SPLIT: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (programs,). Writes split_start int32 [units + 1], the splits before each unit, and this program's plan,
     int32 [programs, PLAN_WORDS]."""
+    wait_ahead(DEPENDENT)
     program, programs = tl.program_id(0), tl.num_programs(0)
     total = tl.zeros((), tl.int32)
     longest = tl.zeros((), tl.int32)
@@ -220,11 +223,13 @@ def attention_ranges(
     PINNED: tl.constexpr,
     STAGES: tl.constexpr,
     UNROLL: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (programs,). Partials lie in tops and totals float32 [capacity, STRIDE] and accumulators float32
     [capacity, STRIDE, D]; `arrivals` int32 [units * KV_HEADS] counts the splits of cut pairs that have been written,
     and is zero before and after. Without PINNED a range's splits make one partial, so that results follow the batch:
     for the profile that promises nothing."""
+    wait_ahead(DEPENDENT)
     group: tl.constexpr = QUERY_HEADS // KV_HEADS
     programs = tl.num_programs(0)
     plan = plans + tl.program_id(0) * PLAN_WORDS

@@ -24,7 +24,7 @@ from samebits.numerics.gpu.attention_core import (
 )
 
 
-@triton.jit(do_not_specialize=("table_width",))
+@triton.jit
 def attention_reference(
     queries,
     keys,

@@ -18,6 +18,7 @@ from samebits.numerics.gpu.attention_core import (
     score,
     tile_rows,
 )
+from samebits.numerics.gpu.dependent import wait_ahead
 
 
 @triton.jit
@@ -42,7 +43,7 @@ def read_block(
         return load_block(storage, row, key, last, D, WIDTH, KEYS, ZEROED)
 
 
-@triton.jit(do_not_specialize=("table_width",))
+@triton.jit
 def attention_tiles(
     queries,
     keys,
@@ -65,12 +66,14 @@ def attention_tiles(
     ROWS: tl.constexpr,
     DESCRIBED: tl.constexpr,
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """A split is folded when the next one begins, after that one's first scores: there the split's accumulator has
     been waited for anyway, and folding the empty state before the first split changes nothing.
 
     Grid (tiles * KV_HEADS,). Tile t is the batch rows tile_first[t] .. + tile_count[t] - 1, at most
     ROWS div group of them, of the request tile_request[t]."""
+    wait_ahead(DEPENDENT)
     tile, kv_head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
     group: tl.constexpr = QUERY_HEADS // KV_HEADS
     first, count = tl.load(tile_first + tile), tl.load(tile_count + tile)
@@ -96,7 +99,7 @@ def attention_tiles(
             split_top, lanes, split_acc = attend(
                 scores, v, split_top, lanes, split_acc, exists[:, None], factor, False, KEYS
             )
-        for key in tl.range(seen_by_all, last + 1, KEYS, num_stages=1):
+        for key in tl.range(seen_by_all, last + 1, KEYS, num_stages=STAGES):
             place = block_row(page_table, request, table_width, kv_head, key, KV_HEADS, PAGE)
             k = read_block(keys, place, key, last, D, WIDTH, KEYS, False, DESCRIBED)
             v = read_block(values, place, key, last, D, WIDTH, KEYS, True, DESCRIBED)

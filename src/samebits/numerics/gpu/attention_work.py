@@ -6,7 +6,8 @@ the bits of one clause.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import functools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,9 +19,9 @@ from samebits.numerics.gpu.attention import (
     Context,
     RangeBuffers,
     RangeLaunch,
-    TileLaunch,
     range_buffers,
 )
+from samebits.numerics.gpu.attention_operator import prove_defaults
 from samebits.numerics.gpu.attention_plan import AttentionWork, Units, plan_attention
 from samebits.numerics.operators import HeadLayout, KvLayer
 
@@ -30,7 +31,6 @@ PROGRAMS_A_PROCESSOR = 4
 SPLITS_A_REQUEST = 16
 """Room for partials, in splits a unit on average; with more than that the work is shared less evenly."""
 LEAST_SPLITS = 1024
-TILE = TileLaunch(rows=64, warps=4, stages=2)
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,18 @@ class AttentionScheduler:
         processors = 8
         if device.type == "cuda":
             processors = torch.cuda.get_device_properties(device).multi_processor_count
-        self._launch = RangeLaunch(PROGRAMS_A_PROCESSOR * processors, warps=2, stages=3)
+        self._launch = RangeLaunch(PROGRAMS_A_PROCESSOR * processors)
         self._shape: AttentionShape | None = None
+        self._dtype = torch.bfloat16
         self._room = 1
 
     def prepare(self, heads: HeadLayout, page_tokens: int, dtype: torch.dtype) -> None:
-        """Take note of the model's heads. Called when KV storage is made."""
+        """Take note of the model's heads, and prove the kernels that will serve them. Called when KV storage is made.
+        Raises `NumericsError` where one leaves the clause."""
         self._shape = AttentionShape(heads, page_tokens, self._split_tokens)
+        self._dtype = dtype
+        if self._pinned and self._device.type == "cuda":
+            _prove_once(self._shape, dtype, self._launch.programs, self._device)
 
     def reserve(self, units: int) -> None:
         """Room for so many decoding requests, at an address that stays: captured steps keep using it."""
@@ -69,7 +74,7 @@ class AttentionScheduler:
         """Plan a step; queues what the device must know, waits for nothing."""
         shape = self._shape
         assert shape is not None, "no KV storage was made yet"
-        tile_tokens = TILE.tokens(shape.group)
+        tile_tokens = attention.default_tile(shape, self._dtype).tokens(shape.group)
         if host is None:
             counts = batch.query_start[1:] - batch.query_start[:-1]
             places = torch.arange(batch.requests, dtype=torch.int32, device=self._device)
@@ -101,19 +106,26 @@ class AttentionScheduler:
         shape = AttentionShape(heads, kv.page_tokens, self._split_tokens)
         work = batch.work
         if not isinstance(work, StepWork):
-            self._shape = shape
+            self._shape, self._dtype = shape, queries.dtype
             work = self.share_out(batch, on_host(batch))
         output = torch.empty_like(queries)
         context = Context(kv.keys, kv.values, batch.positions, batch.page_table)
         if work.units.tiles is not None:
-            attention.tiles(shape, queries, context, work.units.tiles, scale, output, TILE)
+            tile = attention.default_tile(shape, queries.dtype)
+            attention.tiles(shape, queries, context, work.units.tiles, scale, output, tile)
         if work.units.shared is not None:
             assert work.buffers is not None
-            launch = replace(self._launch, rows=shape.rows_for(UNIT_TOKENS))
+            launch = attention.default_ranges(shape, queries.dtype, UNIT_TOKENS, self._launch.programs)
             attention.shared(
                 shape, queries, context, work.units.shared, scale, output, work.buffers, launch, self._pinned
             )
         return output.flatten(1)
+
+
+@functools.cache
+def _prove_once(shape: AttentionShape, dtype: torch.dtype, programs: int, device: torch.device) -> None:
+    """Once a process: the same binaries serve every storage of the same heads."""
+    prove_defaults(shape, dtype, programs, device)
 
 
 def on_host(batch: RaggedBatch) -> RaggedBatch:

@@ -11,7 +11,7 @@ from typing import Any
 
 from samebits.errors import NumericsError
 from samebits.numerics.gpu.launch import KernelSource, load
-from samebits.numerics.gpu.operator import Operator, P, Problem, Wish
+from samebits.numerics.gpu.operator import Problem, Wish
 from samebits.numerics.gpu.proofs import ProofRecord, ProofStore
 from samebits.numerics.gpu.prover import Candidate
 from samebits.numerics.gpu.tuner import Stopwatch, bind, interleaved_seconds
@@ -69,14 +69,6 @@ def bind_all(
         candidates |= prove_all(missing, store, progress, stopwatch)
     records = [store.find(*place) for place in candidates]
     return Bindings(candidates, tuple(record for record in records if record is not None))
-
-
-def bind_problem(
-    operator: Operator[P], problem: P, buckets: Sequence[int], store: ProofStore, progress: Progress
-) -> dict[int, Candidate]:
-    """Bind one problem: what serves each bucket."""
-    bindings = bind_all([Wish(operator, problem, tuple(buckets))], store, progress)
-    return {bucket: bindings.candidate(operator.clause, problem, bucket) for bucket in buckets}
 
 
 def place_of(wish: Wish[Any], bucket: int) -> tuple[str, str, int]:

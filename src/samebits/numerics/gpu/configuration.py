@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from samebits.numerics.gpu.launch import KernelSource, load, pointer
@@ -27,12 +29,25 @@ def kind_of(argument: Any) -> str:
     return "fp32"
 
 
+@functools.cache
+def dependent_launches() -> bool:
+    """Whether this process's GPU can set up a kernel while the one ahead still runs: NVIDIA's from Hopper on."""
+    return (
+        torch.version.cuda is not None
+        and torch.cuda.is_available()
+        and torch.cuda.get_device_capability() >= (9, 0)
+    )
+
+
 def named_source(
     kernel: Any, arguments: tuple[str, ...], constants: dict[str, Any], launch: Launch
 ) -> KernelSource:
-    """One binary: types of the run-time arguments in order, values of the constants by name."""
-    values = tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
-    return KernelSource(kernel, arguments, values, launch.warps, launch.stages)
+    """One binary: types of the run-time arguments in order, values of the constants by name. A kernel that has the
+    constant DEPENDENT waits by itself for the one ahead, where the device can do that."""
+    names = kernel.arg_names[len(arguments) :]
+    dependent = "DEPENDENT" in names and dependent_launches()
+    values = tuple(dependent if name == "DEPENDENT" else constants[name] for name in names)
+    return KernelSource(kernel, arguments, values, launch.warps, launch.stages, dependent)
 
 
 def start(kernel: Any, grid: tuple[int, ...], *arguments: Any, launch: Launch, **constants: Any) -> None:

@@ -9,14 +9,18 @@ from torch import Tensor
 
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
 from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.dependent import wait_ahead
 
 BLOCK = 1024
 COPY_LAUNCH = Launch(warps=4, stages=1)
 
 
 @triton.jit
-def copy_rows(token_ids, table, y, vocabulary, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def copy_rows(
+    token_ids, table, y, vocabulary, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr
+):
     """Grid (rows, blocks of a row). An id outside the vocabulary gives a row of zeros, and reads nothing."""
+    wait_ahead(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     token_id = tl.load(token_ids + row).to(tl.int64)

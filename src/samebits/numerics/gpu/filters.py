@@ -46,7 +46,7 @@ def reset_borders(borders, ties):
     tl.store(ties + tl.program_id(0), MANY)
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def add_weights(
     distances,
     kinds,
@@ -98,7 +98,7 @@ def goal_of(total, top_p):
     return tl.maximum(goal, 1)
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def next_digit(
     kinds,
     top_k,
@@ -152,7 +152,7 @@ def next_digit(
             tl.store(ties + row, (need + one - 1) // one)
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def count_ties(distances, kinds, borders, tie_counts, vocabulary, CHUNK: tl.constexpr):
     """Grid (rows, chunks): how many ids of a chunk lie at the row's border."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -185,7 +185,7 @@ def load_survivors(
     return ids, distance, kept
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def sum_survivors(
     distances, kinds, borders, ties, tie_counts, min_p, chunk_sums, vocabulary, CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -200,7 +200,7 @@ def sum_survivors(
         tl.store(chunk_sums + row * chunks + chunk, tl.sum(weight, 0))
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def write_processed(
     distances, kinds, borders, ties, tie_counts, min_p, chunk_sums, tokens, faults, processed, vocabulary,
     CHUNK: tl.constexpr, CHUNKS: tl.constexpr,

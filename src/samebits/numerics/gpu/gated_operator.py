@@ -10,8 +10,8 @@ import torch
 
 from samebits.numerics.gpu import gated
 from samebits.numerics.gpu.activation import BLOCK, silu_mul_rows
+from samebits.numerics.gpu.configuration import dependent_launches
 from samebits.numerics.gpu.gemm_candidates import (
-    DESCRIPTORS,
     PERSISTENT,
     POINTERS,
     Tile,
@@ -19,11 +19,18 @@ from samebits.numerics.gpu.gemm_candidates import (
     processors,
     unit_of,
 )
-from samebits.numerics.gpu.gemm_operator import reference_candidate, reference_source, timing_weights
+from samebits.numerics.gpu.gemm_operator import (
+    DEPENDENT_ROWS,
+    reference_candidate,
+    reference_source,
+    short_kernel,
+    timing_weights,
+)
 from samebits.numerics.gpu.gemm_problem import GemmProblem, proof_inputs
+from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import TYPE_NAMES, KernelSource, blocks, load, pointer, target_name
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
-from samebits.numerics.gpu.prover import Candidate, Case, Output, Tensors, Trial, results_of
+from samebits.numerics.gpu.prover import Candidate, Output, Tensors
 
 PAIR = "pair"
 
@@ -57,7 +64,8 @@ class GatedProblem:
 
 def activation_source(problem: GatedProblem) -> KernelSource:
     act = pointer(problem.act)
-    return KernelSource(silu_mul_rows, (act, act), (problem.width, BLOCK), warps=4, stages=1)
+    waits = dependent_launches()
+    return KernelSource(silu_mul_rows, (act, act), (problem.width, BLOCK, waits), 4, 1, waits)
 
 
 def pair_candidate(problem: GatedProblem, product: Candidate) -> Candidate:
@@ -119,32 +127,32 @@ def fused_candidate(tile: Tile, problem: GatedProblem, bucket: int) -> Candidate
 
 
 def tiles_for(problem: GatedProblem, bucket: int) -> tuple[Tile, ...]:
-    """Fused tiles that are worth trying. The portable one at the end fits everything."""
+    """Fused tiles that are worth trying. With more rows than these the library's product wins by more than the
+    activation costs."""
     if problem.act is torch.float32:
         return ()
-    if bucket <= 64:
-        rows = 16 if bucket <= 16 else 32 if bucket <= 32 else 64
-        return tuple(replace(tile, rows=rows) for tile in DECODE)
-    return PREFILL if bucket > 256 else MIDDLE
+    limits = ((16, DECODE), (32, DECODE_32), (64, DECODE_64))
+    return next((tiles for limit, tiles in limits if bucket <= limit), ())
 
 
 DECODE = (
-    Tile(0, 16, 256, 4, 4),
-    Tile(0, 32, 128, 4, 5),
-    Tile(0, 64, 128, 4, 4, swap=True),
-    Tile(0, 64, 128, 4, 5, DESCRIPTORS, swap=True),
-    Tile(0, 64, 64, 4, 8, DESCRIPTORS, swap=True),
-    Tile(0, 32, 64, 4, 4),
+    Tile(16, 32, 64, 4, 4, wait=1),
+    Tile(16, 32, 64, 4, 6, wait=1),
+    Tile(16, 32, 128, 4, 3, wait=1),
+    Tile(16, 64, 64, 4, 4, swap=True, wait=1),
+    Tile(16, 32, 64, 4, 4),
 )
-MIDDLE = (
-    Tile(64, 64, 64, 4, 5, DESCRIPTORS),
-    Tile(128, 64, 64, 8, 4, DESCRIPTORS),
-    Tile(128, 64, 64, 4, 4),
+DECODE_32 = (
+    Tile(32, 64, 64, 4, 4, swap=True, wait=1),
+    Tile(32, 64, 64, 4, 4, wait=1),
+    Tile(32, 32, 128, 4, 3),
+    Tile(32, 64, 64, 4, 4, swap=True),
 )
-PREFILL = (
-    Tile(128, 128, 64, 8, 3, PERSISTENT),
-    Tile(128, 128, 64, 8, 4, DESCRIPTORS),
-    Tile(128, 64, 64, 8, 4),
+DECODE_64 = (
+    Tile(64, 32, 64, 4, 4, wait=1),
+    Tile(64, 64, 64, 4, 4, wait=1),
+    Tile(64, 64, 64, 4, 4, swap=True, wait=1),
+    Tile(64, 32, 64, 4, 4),
 )
 
 
@@ -177,21 +185,14 @@ class GatedOperator:
         return next((recipe for recipe in self.recipes(problem, bucket) if recipe.name == name), None)
 
     def rounds(self, problem: GatedProblem, buckets: Sequence[int]) -> Iterator[Round]:
-        largest = max(buckets)
-        inputs = proof_inputs(problem.product, largest, self.device)
+        inputs = proof_inputs(problem.product, max(buckets), self.device)
         reference = pair_candidate(problem, reference_candidate(problem.product))
-        expected = {
-            name: results_of(reference, Case(name, given, problem.output(largest)))
-            for name, given in inputs.items()
-        }
+        trials = RowTrials.of(reference, inputs, problem.output)
         weights = timing_weights(problem.product, self.device)
         for bucket in buckets:
-            cases = tuple(
-                Case(name, (given[0][:bucket], given[1]), problem.output(bucket))
-                for name, given in inputs.items()
+            yield Round(
+                bucket, trials.trial(bucket), functools.partial(timing_workload, problem, bucket, weights)
             )
-            trial = Trial(cases, tuple(tuple(full[:bucket] for full in found) for found in expected.values()))
-            yield Round(bucket, trial, functools.partial(timing_workload, problem, bucket, weights))
 
 
 def timing_workload(problem: GatedProblem, bucket: int, weights: Tensors) -> Workload:
@@ -200,4 +201,5 @@ def timing_workload(problem: GatedProblem, bucket: int, weights: Tensors) -> Wor
     x = torch.randn(bucket, problem.depth, device=device, generator=generator).to(problem.act)
     out = torch.empty(bucket, problem.width, dtype=problem.act, device=device)
     sets = tuple(((x, weight), (out,)) for weight in weights)
-    return Workload(sets, problem.bytes(bucket), problem.product.operations(bucket))
+    between = short_kernel(bucket, problem.act, device) if bucket <= DEPENDENT_ROWS else None
+    return Workload(sets, problem.bytes(bucket), problem.product.operations(bucket), between)

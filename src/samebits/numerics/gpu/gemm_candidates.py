@@ -11,6 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from samebits.numerics.gpu import cublaslt, gemm
+from samebits.numerics.gpu.buckets import BUCKETS
 from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem
 from samebits.numerics.gpu.launch import (
     PORTABLE,
@@ -26,6 +27,9 @@ from samebits.numerics.gpu.launch import (
 )
 from samebits.numerics.gpu.operator import Recipe
 from samebits.numerics.gpu.prover import Candidate, Tensors
+
+BORROWING = (96, 128, 192, 256, 384, 768)
+"""Buckets that try the algorithms of the next larger one: at 192 rows the library proposes slow ones of its own."""
 
 SHARED_BYTES = {"sm_80": 163 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10}
 """Memory of a program by architecture; 227 KiB on the others."""
@@ -195,12 +199,19 @@ def library_recipe(problem: GemmProblem, bucket: int, text: str, place: int) -> 
 
 
 def library_recipes(problem: GemmProblem, bucket: int, count: int) -> Iterator[Recipe]:
-    """What the library proposes for a product. Nothing where there is no library, nor for a bias of another type
+    """What the library proposes for a product, at some buckets also what it proposes for the next larger one, for an
+    algorithm serves fewer rows, too. Nothing where there is no library, nor for a bias of another type
     than the result, which it would read as the result's."""
     if torch.version.cuda is None or (problem.bias and problem.out is not problem.act):
         return
-    for place, algorithm in enumerate(cublaslt.matmul(problem, bucket).proposals(count)):
-        yield library_recipe(problem, bucket, algorithm.text, place)
+    texts: dict[str, None] = {}
+    asked = [(bucket, count)]
+    if bucket in BORROWING:
+        asked.append((BUCKETS[BUCKETS.index(bucket) + 1], count // 2))
+    for other, wanted in asked:
+        texts |= dict.fromkeys(found.text for found in cublaslt.matmul(problem, other).proposals(wanted))
+    for place, text in enumerate(texts):
+        yield library_recipe(problem, bucket, text, place)
 
 
 def tiles_for(problem: GemmProblem, bucket: int) -> tuple[Tile, ...]:
@@ -224,14 +235,15 @@ FLOAT32_TILES = (Tile(16, 32, 32, 4, 3), Tile(64, 64, 16, 4, 3), Tile(32, 32, 16
 
 DECODE = (
     Tile(16, 64, 128, 4, 8, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 8, swap=True, wait=1, prefetch=512),
     Tile(16, 64, 128, 4, 8, swap=True, wait=2),
-    Tile(16, 64, 128, 4, 8, swap=True, wait=2, prefetch=512),
     Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
     Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2),
-    Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True),
-    Tile(16, 64, 128, 4, 5, swap=True, wait=1),
+    Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True, wait=1),
+    Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True, wait=2),
+    Tile(16, 64, 128, 4, 6, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 5, swap=True, wait=1, prefetch=512),
     Tile(16, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
-    Tile(16, 32, 256, 4, 4, DESCRIPTORS, wait=1),
     Tile(16, 128, 128, 4, 4, swap=True, wait=1),
     Tile(16, 64, 128, 4, 5, swap=True),
     Tile(16, 32, 128, 4, 6),
@@ -240,23 +252,21 @@ DECODE = (
 
 DECODE_32 = (
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
-    Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2, prefetch=512),
-    Tile(32, 64, 256, 4, 4, DESCRIPTORS, swap=True),
-    Tile(32, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
+    Tile(32, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
+    Tile(32, 64, 256, 4, 4, DESCRIPTORS, swap=True, wait=1),
+    Tile(32, 64, 64, 4, 12, swap=True, wait=1),
     Tile(32, 64, 128, 4, 5, swap=True, wait=1),
-    Tile(32, 32, 256, 4, 4, DESCRIPTORS, wait=1),
     Tile(32, 64, 128, 4, 5, swap=True),
 )
 
 DECODE_64 = (
-    Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
+    Tile(64, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
     Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=2),
-    Tile(64, 64, 128, 4, 5, swap=True, wait=2),
+    Tile(64, 64, 128, 4, 6, swap=True, wait=1),
     Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=1),
     Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=2, prefetch=512),
     Tile(64, 128, 128, 4, 4, DESCRIPTORS, swap=True, wait=2),
-    Tile(64, 64, 128, 4, 5, DESCRIPTORS),
     Tile(64, 64, 128, 4, 4),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,12 +16,16 @@ from samebits.numerics.gpu.gemm_candidates import (
     tile_sources,
     unit_of,
 )
-from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, case_of, proof_inputs
+from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, proof_inputs
+from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer
+from samebits.numerics.gpu.norm import rms_norm
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
-from samebits.numerics.gpu.prover import Candidate, Tensors, Trial, results_of
+from samebits.numerics.gpu.prover import Candidate, Tensors
 
 LIBRARY_PROPOSALS = 8
+DEPENDENT_ROWS, NORM_WIDTH = 64, 4096
+"""Up to so many rows a product is timed behind a short kernel, whose end hides the launch of some candidates."""
 MOST_COPIES = 32
 """Of weights so small that they stay in the cache anyway."""
 
@@ -61,6 +65,11 @@ def reference_candidate(problem: GemmProblem) -> Candidate:
     return Candidate("reference", kernel.digest, run)
 
 
+def product_trials(problem: GemmProblem, rows: int, device: torch.device) -> RowTrials:
+    """The reference's results on every case, at `rows` rows."""
+    return RowTrials.of(reference_candidate(problem), proof_inputs(problem, rows, device), problem.output)
+
+
 class GemmOperator:
     """Linear layers and logits on one device.
 
@@ -88,20 +97,12 @@ class GemmOperator:
         return next((recipe for recipe in tile_recipes(problem, bucket) if recipe.name == name), None)
 
     def rounds(self, problem: GemmProblem, buckets: Sequence[int]) -> Iterator[Round]:
-        largest = max(buckets)
-        inputs = proof_inputs(problem, largest, self.device)
-        reference = reference_candidate(problem)
-        expected = {
-            name: results_of(reference, case_of(name, given, problem, largest))
-            for name, given in inputs.items()
-        }
+        trials = product_trials(problem, max(buckets), self.device)
         weights = timing_weights(problem, self.device)
         for bucket in buckets:
-            trial = Trial(
-                tuple(case_of(name, given, problem, bucket) for name, given in inputs.items()),
-                tuple(tuple(full[:bucket] for full in results) for results in expected.values()),
+            yield Round(
+                bucket, trials.trial(bucket), functools.partial(timing_workload, problem, bucket, weights)
             )
-            yield Round(bucket, trial, functools.partial(timing_workload, problem, bucket, weights))
 
 
 def timing_weights(problem: GemmProblem, device: torch.device) -> Tensors:
@@ -125,4 +126,16 @@ def timing_workload(problem: GemmProblem, bucket: int, weights: Tensors) -> Work
     out = torch.empty(bucket, problem.columns, dtype=problem.out, device=device)
     bias = (torch.zeros(problem.columns, dtype=problem.act, device=device),) if problem.bias else ()
     sets = tuple(((x, weight, *bias), (out,)) for weight in weights)
-    return Workload(sets, problem.bytes(bucket), problem.operations(bucket))
+    between = short_kernel(bucket, problem.act, device) if bucket <= DEPENDENT_ROWS else None
+    return Workload(sets, problem.bytes(bucket), problem.operations(bucket), between)
+
+
+def short_kernel(rows: int, act: torch.dtype, device: torch.device) -> Callable[[], None]:
+    """A norm of rows, which stands ahead of most products of a decode step."""
+    x = torch.ones(rows, NORM_WIDTH, dtype=act, device=device)
+    weight, out = torch.ones(NORM_WIDTH, dtype=act, device=device), torch.empty_like(x)
+
+    def run() -> None:
+        rms_norm(x, weight, 1e-6, out)
+
+    return run

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samebits.numerics.gpu.launch import TYPE_NAMES
-from samebits.numerics.gpu.prover import Case, Output, Tensors
+from samebits.numerics.gpu.prover import Output, Tensors
 
 ATOM = 16
 """Depth of a tensor-core product."""
@@ -106,17 +106,18 @@ def flipped(seed: int, values: Tensor) -> Tensor:
 
 
 def cancelling_weight(seed: int, problem: GemmProblem, device: torch.device) -> Tensor:
-    """[columns, depth]: each row repeats 16 values, atom after atom, but for their lowest bits."""
+    """[columns, depth]: each row repeats 16 values, atom after atom."""
     base = hashed_matrix(seed, problem.columns, ATOM, (-2, 2), problem.act, device)
     atoms = -(-problem.depth // ATOM)
-    return flipped(seed + 1, base.repeat(1, atoms)[:, : problem.depth].contiguous())
+    return base.repeat(1, atoms)[:, : problem.depth].contiguous()
 
 
 def cancelling_rows(seed: int, rows: int, problem: GemmProblem, device: torch.device) -> Tensor:
-    """[rows, depth]: in each row the atoms are paired at random; partners have opposite signs and one exponent.
+    """[rows, depth]: in each row the atoms are paired at random; partners have opposite signs and one size.
 
-    With `cancelling_weight`, partners nearly cancel, and what is left depends on everything that was added before.
-    Every pair of atoms meets in some row; pairs lie up to 2**12 (2**14 in fp16) apart.
+    With `cancelling_weight`, partners cancel, so that what is left of the sum is its roundings and nothing else: each
+    depends on everything that was added before. Every pair of atoms meets in some row; pairs lie up to 2**12 (2**14
+    in fp16) apart.
     """
     atoms = -(-problem.depth // ATOM)
     reach = 7 if problem.act is torch.float16 else 6
@@ -129,7 +130,7 @@ def cancelling_rows(seed: int, rows: int, problem: GemmProblem, device: torch.de
     power = powers_of_two(exponent.view(rows, atoms).gather(1, place // 2 * 2))
     factor = torch.where(place % 2 == 0, power, -power).to(problem.act)
     rows_of = (base[:, None, :] * factor[:, :, None]).view(rows, atoms * ATOM)[:, : problem.depth]
-    return flipped(seed + 3, rows_of.contiguous())
+    return rows_of.contiguous()
 
 
 def spread_rows(seed: int, rows: int, problem: GemmProblem, device: torch.device) -> Tensor:
@@ -162,6 +163,10 @@ def proof_inputs(problem: GemmProblem, rows: int, device: torch.device) -> dict[
             cancelling_rows(100, rows, problem, device),
             cancelling_weight(110, problem, device),
         ),
+        "nearly cancelling atoms": (
+            flipped(180, cancelling_rows(170, rows, problem, device)),
+            flipped(190, cancelling_weight(195, problem, device)),
+        ),
         "spread exponents": (
             spread_rows(120, rows, problem, device),
             hashed_matrix(130, problem.columns, problem.depth, reach, problem.act, device),
@@ -175,8 +180,3 @@ def proof_inputs(problem: GemmProblem, rows: int, device: torch.device) -> dict[
         return dict(cases)
     bias = hashed_matrix(160, 1, problem.columns, (-3, 3), problem.act, device)[0]
     return {name: (*inputs, bias) for name, inputs in cases.items()}
-
-
-def case_of(name: str, inputs: Tensors, problem: GemmProblem, rows: int) -> Case:
-    """The case of a bucket out of the inputs of a larger one."""
-    return Case(name, (inputs[0][:rows], *inputs[1:]), problem.output(rows))

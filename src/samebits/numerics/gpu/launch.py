@@ -45,7 +45,6 @@ TARGETS = {
 
 PORTABLE = tuple(TARGETS)
 NVIDIA = ("sm_80", "sm_90", "sm_100")
-HOPPER = ("sm_90",)
 TENSOR_MAPS = ("sm_90", "sm_100")
 """Architectures with a copy engine for tensor descriptors."""
 

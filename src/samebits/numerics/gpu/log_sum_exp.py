@@ -14,6 +14,7 @@ from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu.arithmetic import INFINITY, exp, fold_halves, log
 from samebits.numerics.gpu.checks import check_tensor, result
 from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.dependent import wait_ahead
 
 BLOCK = CONTRACT.vocabulary_block
 BLOCK_LAUNCH = Launch(warps=4, stages=1)
@@ -30,8 +31,9 @@ def finite_base(value):
 
 
 @triton.jit
-def block_partials(logits, partials, vocabulary, BLOCK: tl.constexpr):
+def block_partials(logits, partials, vocabulary, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
     """Grid (rows, blocks): the block's maximum and its sum of exponentials, float32 [rows, blocks, 2]."""
+    wait_ahead(DEPENDENT)
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = block * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(logits + row * vocabulary + ids, mask=ids < vocabulary, other=-INFINITY)
@@ -44,8 +46,9 @@ def block_partials(logits, partials, vocabulary, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def fold_partials(partials, lse, blocks):
+def fold_partials(partials, lse, blocks, DEPENDENT: tl.constexpr):
     """Grid (rows,)."""
+    wait_ahead(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     maximum = tl.full((1,), -INFINITY, tl.float32)
     total = tl.zeros((1,), tl.float32)
@@ -80,8 +83,11 @@ def workspace_shape(rows: int, vocabulary: int) -> tuple[int, int, int]:
 
 
 @triton.jit
-def logprobs_of_pairs(logits, lse, rows, token_ids, logprobs, vocabulary, pairs, BLOCK: tl.constexpr):
+def logprobs_of_pairs(
+    logits, lse, rows, token_ids, logprobs, vocabulary, pairs, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr
+):
     """logits[row, id] - lse[row]; the added zero turns -0 into +0."""
+    wait_ahead(DEPENDENT)
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(rows + pair, mask=pair < pairs, other=0).to(tl.int64)
     token_id = tl.load(token_ids + pair, mask=pair < pairs, other=0).to(tl.int64)

@@ -13,9 +13,10 @@ from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu.arithmetic import fold_halves
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
 from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.dependent import wait_ahead
 
 LANES = CONTRACT.device_reduction_lanes
-NORM_LAUNCH = Launch(warps=4, stages=1)
+NORM_LAUNCH = Launch(warps=8, stages=1)
 
 
 @triton.jit
@@ -38,9 +39,19 @@ def load_part(x, residual, columns, WIDTH: tl.constexpr, ADDED: tl.constexpr):
 
 @triton.jit
 def rms_norm_rows(
-    x, residual, weight, y, total, eps, WIDTH: tl.constexpr, LANES: tl.constexpr, ADDED: tl.constexpr
+    x,
+    residual,
+    weight,
+    y,
+    total,
+    eps,
+    WIDTH: tl.constexpr,
+    LANES: tl.constexpr,
+    ADDED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (rows,). y = norm(x), or of the sum with the residual, which is written to `total`."""
+    wait_ahead(DEPENDENT)
     row = tl.program_id(0).to(tl.int64) * WIDTH
     squares = tl.zeros((LANES,), tl.float32)
     for begin in tl.static_range(0, WIDTH, LANES):

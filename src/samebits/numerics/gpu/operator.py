@@ -32,6 +32,8 @@ class Workload:
     """moved to and from memory by one run, each input read and each output written once"""
     operations: int
     """floating-point operations of one run"""
+    between: Callable[[], None] | None = None
+    """a short kernel that stands ahead of each run, as one does in a model: what overlaps with it counts"""
 
 
 @dataclass(frozen=True)

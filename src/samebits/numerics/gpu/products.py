@@ -109,6 +109,11 @@ class ProvenProducts:
         """What has served so far, by shape and rows."""
         return dict(self._found)
 
+    @property
+    def fused(self) -> dict[tuple[GemmProblem, int], Candidate]:
+        """What serves products with a gated activation behind them, where it is one kernel."""
+        return dict(self._fused)
+
     def bind(
         self,
         problems: Sequence[GemmProblem],

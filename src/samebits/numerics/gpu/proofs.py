@@ -56,7 +56,6 @@ class ProofFile(msgspec.Struct, frozen=True):
 
     format: int
     key: dict[str, str]
-    ceilings: dict[str, float]
     entries: tuple[ProofRecord, ...]
     checksum: str
 
@@ -65,8 +64,8 @@ def digest_of_key(key: dict[str, str]) -> str:
     return hashlib.sha256(msgspec.json.encode(key, order="sorted")).hexdigest()
 
 
-def _checksum(key: dict[str, str], ceilings: dict[str, float], entries: Iterable[ProofRecord]) -> str:
-    content = msgspec.json.encode([FORMAT, key, ceilings, list(entries)], order="sorted")
+def _checksum(key: dict[str, str], entries: Iterable[ProofRecord]) -> str:
+    content = msgspec.json.encode([FORMAT, key, list(entries)], order="sorted")
     return hashlib.sha256(content).hexdigest()
 
 
@@ -78,7 +77,6 @@ class ProofStore:
         this key."""
         self.key = key
         self.path = folder / f"{digest_of_key(key)[:32]}.json"
-        self.ceilings: dict[str, float] = {}
         self._entries: dict[tuple[str, str, int], ProofRecord] = {}
         if self.path.exists():
             self._read()
@@ -96,9 +94,7 @@ class ProofStore:
     def save(self) -> None:
         """Write through a temporary file. A folder that cannot be written raises `NumericsError`."""
         entries = self.entries
-        content = ProofFile(
-            FORMAT, self.key, self.ceilings, entries, _checksum(self.key, self.ceilings, entries)
-        )
+        content = ProofFile(FORMAT, self.key, entries, _checksum(self.key, entries))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.stem)
@@ -126,9 +122,8 @@ class ProofStore:
                 f"{', '.join(differing) or 'format'}); proofs are not carried over: delete the file to prove the "
                 "kernels here"
             )
-        if content.checksum != _checksum(content.key, content.ceilings, content.entries):
+        if content.checksum != _checksum(content.key, content.entries):
             raise NumericsError(
                 f"{self.path} was changed after it was written; delete it to prove the kernels again"
             )
-        self.ceilings = dict(content.ceilings)
         self._entries = {record.place: record for record in content.entries}

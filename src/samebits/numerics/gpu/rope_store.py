@@ -18,6 +18,7 @@ from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu.arithmetic import is_finite
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
 from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.dependent import wait_ahead
 from samebits.numerics.gpu.norm import inverse_root_mean_square
 from samebits.numerics.operators import HeadLayout
 
@@ -164,8 +165,10 @@ def norm_rope_store_rows(
     PAGE: tl.constexpr,
     HEADS: tl.constexpr,
     NORMED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (rows, 1 + groups of HEADS query heads); the first program of a row does its keys and values."""
+    wait_ahead(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     source = qkv + row * ((QUERY_HEADS + 2 * KV_HEADS) * D)
     angles = rope + tl.load(positions + row) * (2 * HALF)

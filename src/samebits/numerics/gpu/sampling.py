@@ -13,11 +13,11 @@ import triton
 from torch import Tensor
 
 from samebits.numerics.batch import SampleResult, SamplingBatch, TokenLists
-from samebits.numerics.gpu import filters, sampling_rows
+from samebits.numerics.gpu import filters, sampling_rows, sampling_scores
 from samebits.numerics.gpu.checks import check_tensor, result
 from samebits.numerics.gpu.configuration import Launch, start
 
-CHUNK = 2048
+CHUNK = 4096
 LIST_BLOCK = 128
 LIST_PARTS = 8
 BINS = 2048
@@ -54,7 +54,7 @@ class SamplingWorkspace:
     orders: Tensor
     counts: Tensor
     chunk_keys: Tensor
-    score_keys: Tensor
+    chunk_scores: Tensor
     borders: Tensor
     ties: Tensor
     prefixes: Tensor
@@ -82,7 +82,7 @@ def sampling_workspace(rows: int, vocabulary: int, device: torch.device) -> Samp
         orders=integers(rows, vocabulary),
         counts=integers(rows, vocabulary),
         chunk_keys=integers(rows, chunks, kind=wide),
-        score_keys=integers(rows, chunks, kind=wide),
+        chunk_scores=integers(rows, chunks, kind=torch.float32),
         borders=integers(rows),
         ties=integers(rows, kind=wide),
         prefixes=integers(rows),
@@ -325,15 +325,13 @@ def sample(
     )
     if filtered:
         find_borders(bits, batch, work, padded)
-    start(
-        sampling_rows.scores_of_chunks,
-        (rows, chunks),
+    shared = (
         bits,
         work.orders,
         allowed.words,
         work.kinds,
-        work.chunk_keys,
-        work.score_keys,
+    )
+    settings = (
         batch.temperature,
         batch.min_p,
         work.borders,
@@ -342,27 +340,34 @@ def sample(
         batch.seed,
         batch.position,
         batch.sample_index,
-        vocabulary,
-        allowed.words.shape[1],
-        WITH_FILTERS=filtered,
-        HAS_ALLOWED=allowed.given,
-        CHUNK=CHUNK,
-        CHUNKS=padded,
+    )
+    sizes = (vocabulary, allowed.words.shape[1])
+    constants = {"WITH_FILTERS": filtered, "HAS_ALLOWED": allowed.given, "CHUNK": CHUNK, "CHUNKS": padded}
+    start(
+        sampling_scores.scores_of_chunks,
+        (rows, chunks),
+        *shared,
+        work.chunk_keys,
+        work.chunk_scores,
+        *settings,
+        *sizes,
         launch=options,
+        **constants,
     )
     start(
-        sampling_rows.choose_tokens,
+        sampling_scores.choose_tokens,
         (rows,),
-        work.kinds,
+        *shared,
         work.bad,
         work.chunk_keys,
-        work.score_keys,
-        batch.temperature,
+        work.chunk_scores,
+        *settings,
         tokens,
         faults,
+        *sizes,
         chunks,
-        CHUNKS=padded,
-        launch=Launch(warps=1, stages=1),
+        launch=ROW_LAUNCH,
+        **constants,
     )
     if processed is not None:
         processed_logprobs(batch, work, tokens, faults, processed, padded)

@@ -1,4 +1,4 @@
-"""Kernels of the sampling clause that every row passes: penalties, bias, masks, temperature, noise, the choice.
+"""Kernels of the sampling clause before the noise: penalties, bias, masks, the best id, distances, who survives.
 
 A row is cut into chunks of CHUNK ids, each with a program of its own; integers (orders, keys, flags) go from one kernel
 to the next, so no grouping can change a bit. A *key* is order * 2**32 + id: the smallest one is the first of the total
@@ -19,19 +19,18 @@ from samebits.numerics.gpu.arithmetic import (
     float_bits,
     order_of_bits,
 )
-from samebits.numerics.gpu.philox import noise_of_range
+from samebits.numerics.gpu.dependent import wait_ahead
 
 EXCLUDED = tl.constexpr(0x7FFFFFFF)
 LAST_ALLOWED = tl.constexpr(0x7FFFFFFE)
 PENALIZED = tl.constexpr(1)
 PATCHED = tl.constexpr(2)
 FILTERED = tl.constexpr(4)
+LARGEST_KEY = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 NON_FINITE = tl.constexpr(1)
 NOTHING_LEFT = tl.constexpr(2)
 IN_PROMPT = tl.constexpr(1)
 OUTPUT_STEP = tl.constexpr(2)
-NOISE_SPAN = tl.constexpr(25.9)
-"""Noise lies between -2.82 and 22.88, so an id this far below the best one cannot win."""
 
 
 @triton.jit
@@ -39,7 +38,7 @@ def length_of(start, row):
     return tl.load(start + row + 1) - tl.load(start + row)
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def classify_rows(
     kinds,
     bad,
@@ -54,8 +53,10 @@ def classify_rows(
     temperature,
     vocabulary,
     WANT_PROCESSED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (rows,): which paths a row asks for, as bits of `kinds` int32 [rows]; clears `bad` int32 [rows]."""
+    wait_ahead(DEPENDENT)
     row = tl.program_id(0)
     penalized = (
         (tl.load(presence + row) != 0.0)
@@ -71,7 +72,7 @@ def classify_rows(
     tl.store(bad + row, 0)
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def clear_counts(counts, kinds, vocabulary, CHUNK: tl.constexpr):
     """Grid (rows, chunks): zero the counts of penalized rows."""
     row, ids = tl.program_id(0).to(tl.int64), tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
@@ -91,7 +92,7 @@ def add_list(counts, start, ids, row, part, parts, COUNT: tl.constexpr, BLOCK: t
             tl.atomic_or(counts + token_id, 1, mask=entry < last, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def count_tokens(
     counts, kinds, prompt_start, prompt_ids, output_start, output_ids, vocabulary, BLOCK: tl.constexpr
 ):
@@ -115,7 +116,7 @@ def penalized_values(value, count, repetition, frequency, presence):
     return tl.where(count == 0, value, tl.where(times > 0, lowered, repeated))
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def patch_orders(
     logits,
     orders,
@@ -153,7 +154,7 @@ def patch_orders(
             tl.store(bad + row, 1)
 
 
-@triton.jit(do_not_specialize=("vocabulary",))
+@triton.jit
 def patch_lists(
     logits,
     orders,
@@ -221,23 +222,25 @@ def load_orders(logits, orders, allowed, row, ids, kind, vocabulary, words, HAS_
 @triton.jit
 def smallest_key(order, ids):
     """The first id of the total order, as order * 2**32 + id."""
-    return tl.min((order.to(tl.int64) << 32) | ids.to(tl.int64), 0)
+    best = tl.min(order, 0)
+    first = tl.min(tl.where(order == best, ids, 0x7FFFFFFF), 0)
+    return (best.to(tl.int64) << 32) | first.to(tl.int64)
 
 
 @triton.jit
 def best_key(chunk_keys, row, chunks, CHUNKS: tl.constexpr):
     """The smallest of a row's chunk keys."""
     chunk = tl.arange(0, CHUNKS)
-    keys = tl.load(chunk_keys + row * chunks + chunk, mask=chunk < chunks, other=0x7FFFFFFFFFFFFFFF)
+    keys = tl.load(chunk_keys + row * chunks + chunk, mask=chunk < chunks, other=LARGEST_KEY)
     return tl.min(keys, 0)
 
 
-@triton.jit(do_not_specialize=("vocabulary", "words"))
+@triton.jit
 def best_of_chunks(
     logits, orders, allowed, kinds, bad, chunk_keys, vocabulary, words, HAS_ALLOWED: tl.constexpr,
-    CHUNK: tl.constexpr,
-):  # fmt: skip
+    CHUNK: tl.constexpr, DEPENDENT: tl.constexpr):  # fmt: skip
     """Grid (rows, chunks): the best id of each chunk before temperature; unpatched rows are checked here."""
+    wait_ahead(DEPENDENT)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     order, worst = load_orders(
@@ -257,7 +260,7 @@ def distances_of(order, best_order, temperature):
     return tl.where(order == EXCLUDED, EXCLUDED, float_bits(distance))
 
 
-@triton.jit(do_not_specialize=("vocabulary", "words"))
+@triton.jit
 def store_distances(
     logits, orders, allowed, kinds, chunk_keys, temperature, vocabulary, words, HAS_ALLOWED: tl.constexpr,
     CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
@@ -285,84 +288,3 @@ def survivors(distance, border, ties, tie_counts, row, chunk, chunks, min_p, CHU
     if min_p > 0.0:
         kept = kept & (exp(-bits_float(distance)) >= min_p)
     return kept
-
-
-@triton.jit(do_not_specialize=("vocabulary", "words"))
-def scores_of_chunks(
-    logits,
-    orders,
-    allowed,
-    kinds,
-    chunk_keys,
-    score_keys,
-    temperature,
-    min_p,
-    borders,
-    ties,
-    tie_counts,
-    seed,
-    position,
-    sample_index,
-    vocabulary,
-    words,
-    WITH_FILTERS: tl.constexpr,
-    HAS_ALLOWED: tl.constexpr,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):
-    """Grid (rows, chunks): the id with the largest noise - distance of each chunk, as a key."""
-    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    heat = tl.load(temperature + row)
-    if heat != 0.0:
-        chunks = tl.num_programs(1)
-        kind = tl.load(kinds + row)
-        ids = chunk * CHUNK + tl.arange(0, CHUNK)
-        place = row * vocabulary + ids
-        if WITH_FILTERS and (kind & FILTERED) != 0:
-            distance = tl.load(orders + place, mask=ids < vocabulary, other=EXCLUDED)
-            kept = survivors(
-                distance,
-                tl.load(borders + row),
-                tl.load(ties + row),
-                tie_counts,
-                row,
-                chunk,
-                chunks,
-                tl.load(min_p + row),
-                CHUNKS,
-            )
-            distance = tl.where(kept, distance, EXCLUDED)
-        else:
-            order, _ = load_orders(logits, orders, allowed, row, ids, kind, vocabulary, words, HAS_ALLOWED)
-            best = (best_key(chunk_keys, row, chunks, CHUNKS) >> 32).to(tl.int32)
-            distance = distances_of(order, best, heat)
-        key = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
-        nearest = tl.min(distance, 0)
-        if nearest < float_bits(tl.full((), NOISE_SPAN, tl.float32)):
-            noise = noise_of_range(
-                chunk * CHUNK,
-                CHUNK,
-                tl.load(seed + row),
-                tl.load(position + row),
-                tl.load(sample_index + row),
-            )
-            score = order_of_bits(float_bits(noise - bits_float(distance)))
-            key = smallest_key(tl.where(distance == EXCLUDED, EXCLUDED, score), ids)
-        tl.store(score_keys + row * chunks + chunk, key)
-
-
-@triton.jit
-def choose_tokens(
-    kinds, bad, chunk_keys, score_keys, temperature, tokens, faults, chunks, CHUNKS: tl.constexpr
-):
-    """Grid (rows,): the token, or -1 and the fault."""
-    row = tl.program_id(0).to(tl.int64)
-    best = best_key(chunk_keys, row, chunks, CHUNKS)
-    key = best
-    if tl.load(temperature + row) != 0.0:
-        key = best_key(score_keys, row, chunks, CHUNKS)
-    is_bad = tl.load(bad + row) != 0
-    is_empty = (best >> 32) == EXCLUDED
-    fault = tl.where(is_bad, NON_FINITE, tl.where(is_empty, NOTHING_LEFT, 0))
-    tl.store(faults + row, fault.to(tl.uint8))
-    tl.store(tokens + row, tl.where(fault != 0, -1, key & 0xFFFFFFFF))

@@ -13,10 +13,11 @@ from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu import tree
 from samebits.numerics.gpu.gemm_candidates import Tile, unit_of
 from samebits.numerics.gpu.gemm_operator import timing_weights, timing_workload
-from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, case_of, proof_inputs
+from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, proof_inputs
+from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, target_name
 from samebits.numerics.gpu.operator import Recipe, Round
-from samebits.numerics.gpu.prover import Candidate, Tensors, Trial, results_of
+from samebits.numerics.gpu.prover import Candidate, Tensors
 
 REFERENCE_TILE = 32
 
@@ -126,10 +127,11 @@ def tiles_for(bucket: int) -> tuple[Tile, ...]:
         Tile(rows, 64, 128, 4, 5, swap=True),
         Tile(rows, 64, 64, 4, 8, swap=True),
     )
+    # Four accumulators a tile: larger ones do not fit the registers.
     prefill = (
-        Tile(128, 128, 64, 8, 4),
-        Tile(128, 64, 64, 4, 4),
-        Tile(64, 128, 64, 4, 4),
+        Tile(128, 64, 64, 8, 4),
+        Tile(64, 128, 64, 8, 4),
+        Tile(64, 128, 64, 8, 4, swap=True),
         Tile(64, 64, 64, 4, 5),
     )
     return (*(decode if bucket <= 64 else prefill), Tile(64, 64, 32, 4, 3), Tile(32, 32, ATOM, 4, 2))
@@ -156,17 +158,14 @@ class TreeOperator:
         return next((recipe for recipe in self.recipes(problem, bucket) if recipe.name == name), None)
 
     def rounds(self, problem: TreeProblem, buckets: Sequence[int]) -> Iterator[Round]:
-        product, largest = problem.product, max(buckets)
-        inputs = proof_inputs(product, largest, self.device)
-        reference = reference_candidate(problem)
-        expected = [
-            results_of(reference, case_of(name, given, product, largest)) for name, given in inputs.items()
-        ]
+        product = problem.product
+        inputs = proof_inputs(product, max(buckets), self.device)
+        trials = RowTrials.of(reference_candidate(problem), inputs, product.output)
         weights = timing_weights(product, self.device)
         for bucket in buckets:
-            cases = tuple(case_of(name, given, product, bucket) for name, given in inputs.items())
-            trial = Trial(cases, tuple(tuple(full[:bucket] for full in found) for found in expected))
-            yield Round(bucket, trial, functools.partial(timing_workload, product, bucket, weights))
+            yield Round(
+                bucket, trials.trial(bucket), functools.partial(timing_workload, product, bucket, weights)
+            )
 
     def _tiles(self, problem: TreeProblem, bucket: int) -> Iterator[Tile]:
         target = target_name()

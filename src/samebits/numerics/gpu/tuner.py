@@ -6,6 +6,7 @@ decode meets its weights.
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from samebits.numerics.gpu.prover import Candidate, Rejection, words_of
 
 REPLAYS = 5
 FINAL_REPLAYS = 15
+LEAST_REPLAYS = 3
+REPLAY_SECONDS = 4e-3
+"""A graph that takes longer is replayed less often."""
 CLOSE, MOST_CLOSE = 1.05, 4
 """Candidates within this factor of the fastest, at most so many, are timed again, interleaved."""
 
@@ -50,17 +54,21 @@ class Bound:
 
 
 class TimedGraph:
-    """Runs of one candidate over all sets of a workload, captured."""
+    """Work in turns with the workload's short kernel, captured."""
 
-    def __init__(self, candidate: Candidate, workload: Workload) -> None:
-        self.runs = len(workload.sets)
+    def __init__(self, runs: Sequence[Callable[[], None]], between: Callable[[], None] | None) -> None:
+        self.runs = len(runs)
         self.graph = torch.cuda.CUDAGraph()
-        for inputs, outputs in workload.sets:
-            candidate.run(inputs, outputs)
+        for run in runs:
+            run()
+        if between is not None:
+            between()
         torch.cuda.synchronize()
         with torch.cuda.graph(self.graph):
-            for inputs, outputs in workload.sets:
-                candidate.run(inputs, outputs)
+            for run in runs:
+                if between is not None:
+                    between()
+                run()
         self.graph.replay()
 
     def seconds(self) -> float:
@@ -74,10 +82,24 @@ class TimedGraph:
 
 
 def interleaved_seconds(candidates: Iterable[Candidate], workload: Workload, replays: int) -> list[float]:
-    """Median times of one run of several candidates, taken in turns."""
-    graphs = [TimedGraph(candidate, workload) for candidate in candidates]
-    times = [[graph.seconds() for graph in graphs] for _ in range(replays)]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
+    """Median times of one run of several candidates, taken in turns, fewer than `replays` turns where they are long.
+    The time that the short kernel takes by itself is not counted."""
+    graphs = [
+        TimedGraph(
+            [functools.partial(candidate.run, *given) for given in workload.sets],
+            workload.between,
+        )
+        for candidate in candidates
+    ]
+    if workload.between is not None:
+        graphs.append(TimedGraph([workload.between] * len(workload.sets), None))
+    times = [[graph.seconds() for graph in graphs]]
+    longest = max(seconds * graph.runs for seconds, graph in zip(times[0], graphs, strict=True))
+    turns = max(LEAST_REPLAYS, min(replays, int(replays * REPLAY_SECONDS / longest)))
+    times += [[graph.seconds() for graph in graphs] for _ in range(turns - 1)]
+    medians = [statistics.median(column) for column in zip(*times, strict=True)]
+    alone = medians.pop() if workload.between is not None else 0.0
+    return [seconds - alone for seconds in medians]
 
 
 Stopwatch = Callable[[Sequence[Candidate], Workload, int], list[float]]

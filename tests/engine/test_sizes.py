@@ -1,0 +1,41 @@
+"""Sizes that the settings leave open follow the device; KV pages take what memory leaves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from samebits.config import EngineConfig
+from samebits.engine.sizes import DeviceMemory, filled_in, kv_page_count
+from samebits.errors import ConfigError
+
+GIB = 1 << 30
+PAGE = 1 << 20
+CARD = DeviceMemory(free=60 * GIB, total=80 * GIB)
+
+
+def test_step_sizes_follow_the_device() -> None:
+    on_cpu, on_gpu = (filled_in(EngineConfig(), torch.device(kind)) for kind in ("cpu", "cuda"))
+    assert (on_cpu.step_tokens, on_cpu.max_running) == (512, 64)
+    assert (on_gpu.step_tokens, on_gpu.max_running) == (8192, 256)
+    given = EngineConfig(step_tokens=100, max_running=3)
+    assert filled_in(given, torch.device("cuda")) == given
+
+
+def test_pages_take_what_the_weights_leave() -> None:
+    """0.9 of 80 GiB less the 20 that are taken, and less one page for padding rows."""
+    assert kv_page_count(EngineConfig(), PAGE, CARD) == 52 * 1024 - 1
+    assert kv_page_count(EngineConfig(memory_fraction=0.5), PAGE, CARD) == 20 * 1024 - 1
+
+
+def test_a_given_amount_goes_before_the_share() -> None:
+    assert kv_page_count(EngineConfig(kv_pages=7), PAGE, CARD) == 7
+    assert kv_page_count(EngineConfig(kv_memory_mib=64), PAGE, CARD) == 64
+    assert kv_page_count(EngineConfig(), PAGE, None) == 1024
+
+
+def test_too_little_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ConfigError, match="--memory-fraction"):
+        kv_page_count(EngineConfig(memory_fraction=0.2), PAGE, CARD)
+    with pytest.raises(ConfigError, match="--kv-memory-mib"):
+        kv_page_count(EngineConfig(kv_memory_mib=1), 2 * PAGE, None)
