@@ -11,7 +11,7 @@
 #   make clean     remove .venv and every cache
 #
 # Variables: PYTHON=python3.12  TORCH='torch==2.13.0'  TORCH_INDEX=https://...  (one more index, for torch alone)
-#            VENV=.venv-other   ARGS=...
+#            VENV=.venv-other   ARGS=...   JOBS=2 (processes of the test suite; 0: this one)
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
@@ -19,6 +19,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -36,7 +37,7 @@ serve: $(RUNTIME)
 	$(BIN)/samebits serve $(ARGS)
 
 test: $(DEVELOPMENT)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 clients: $(CLIENTS)
 

@@ -1,0 +1,76 @@
+"""Units of rows: every row of a batch in exactly one, longest contexts first, each part at a multiple of 16 bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from samebits.errors import NumericsError
+from samebits.numerics.gpu.attention import AttentionShape, default_ranges, default_tile, softmax_factor
+from samebits.numerics.gpu.attention_plan import Units, plan_attention
+from samebits.numerics.operators import HeadLayout
+
+LENGTHS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 70)), min_size=1, max_size=9)
+
+
+def rows_of(units: Units | None) -> list[tuple[int, int]]:
+    """(row, request) of every row that some unit holds."""
+    if units is None:
+        return []
+    table = zip(units.first.tolist(), units.count.tolist(), units.request.tolist(), strict=True)
+    return [(row, request) for first, count, request in table for row in range(first, first + count)]
+
+
+@given(LENGTHS, st.integers(1, 32), st.integers(1, 4))
+def test_every_row_has_one_unit(lengths: list[tuple[int, int]], of_tile: int, of_unit: int) -> None:
+    query_start = np.concatenate([[0], np.cumsum([count for _, count in lengths])]).astype(np.int32)
+    positions = np.array([p for before, count in lengths for p in range(before, before + count)], np.int64)
+    work = plan_attention(query_start, positions, of_tile, of_unit, torch.device("cpu"))
+    found = sorted(rows_of(work.tiles) + rows_of(work.shared))
+    owners = np.repeat(np.arange(len(lengths)), query_start[1:] - query_start[:-1])
+    assert found == list(enumerate(owners.tolist()))
+    for units, most in ((work.tiles, of_tile), (work.shared, of_unit)):
+        if units is None:
+            continue
+        assert int(units.count.max()) <= most
+        for part in (units.first, units.count, units.request):
+            assert part.is_contiguous() and part.data_ptr() % 16 == 0
+        ends = [
+            positions[first + count - 1]
+            for first, count in zip(units.first.tolist(), units.count.tolist(), strict=True)
+            if count
+        ]
+        assert ends == sorted(ends, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("heads", "pages", "split", "words"),
+    [
+        (HeadLayout(7, 2, 64), 64, 256, "no multiple of 2 kv heads"),
+        (HeadLayout(8, 2, 40), 64, 256, "head_dim"),
+        (HeadLayout(8, 2, 512), 64, 256, "head_dim"),
+        (HeadLayout(8, 2, 64), 96, 256, "page_tokens must be a multiple"),
+        (HeadLayout(8, 2, 64), 64, 100, "split_tokens must be a multiple"),
+    ],
+)
+def test_a_shape_that_no_kernel_has_is_refused(heads: HeadLayout, pages: int, split: int, words: str) -> None:
+    with pytest.raises(NumericsError, match=words):
+        AttentionShape(heads, pages, split)
+
+
+def test_the_scale_is_positive() -> None:
+    with pytest.raises(NumericsError, match="must be positive"):
+        softmax_factor(-1.0)
+
+
+@pytest.mark.parametrize("group", range(1, 9))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_launches_hold_whole_tokens(group: int, dtype: torch.dtype) -> None:
+    shape = AttentionShape(HeadLayout(2 * group, 2, 128), 64)
+    assert default_tile(shape, dtype).tokens(group) >= 1
+    assert default_ranges(shape, dtype, 3, 8).rows >= 3 * group
