@@ -196,10 +196,15 @@ def plot(result: dict[str, Any], path: Path) -> None:
         raise ConfigError("the plot needs matplotlib: pip install matplotlib, or leave out --plot") from error
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for title in dict.fromkeys(entry["matrix"] for entry in result["products"]):
+    titles = dict.fromkeys(entry["matrix"] for entry in result["products"])
+    for number, title in enumerate(titles):
         points = [entry for entry in result["products"] if entry["matrix"] == title]
         axes.plot(
-            [point["rows"] for point in points], [point["ratio"] for point in points], marker=".", label=title
+            [point["rows"] for point in points],
+            [point["ratio"] for point in points],
+            linestyle="-" if number < 10 else "--",  # there are ten colours
+            marker=".",
+            label=title,
         )
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log", base=2)
