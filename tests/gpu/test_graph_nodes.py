@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from gpu_engine import gpu_engine
@@ -68,7 +70,9 @@ def handles_of(candidate: Candidate, inputs: tuple[torch.Tensor, ...], out: torc
 
 
 def test_every_node_is_known() -> None:
-    engine = gpu_engine("tiny", "dummy", max_running=16, step_tokens=64)
+    # Another shape by SAMEBITS_TEST_MODEL, such as the one that is served.
+    model = os.environ.get("SAMEBITS_TEST_MODEL", "tiny")
+    engine = gpu_engine(model, "dummy", max_running=16, step_tokens=64)
     proven = proven_handles(engine)
     assert strangers(engine, proven) == []
     # The inverse: without the proofs the products are strangers.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -49,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
             factors[name] = tuple(dict.fromkeys(getattr(options, flag)))
     settings = covering.CoveringSettings(options.max_new_tokens, options.seed)
     open_target, vocabulary = _opener(options, factors, settings)
-    say = (lambda line: None) if options.json else (lambda line: print(line, flush=True))
+    told = sys.stderr if options.json else sys.stdout
+    say = functools.partial(print, file=told, flush=True)
     report = covering.run(open_target, vocabulary, settings, factors, say)
     if options.json:
         json.dump(_facts() | covering.as_json(report), sys.stdout, indent=2)

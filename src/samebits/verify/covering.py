@@ -1,7 +1,7 @@
 """A covering table: circumstances that nobody can try in every combination, chosen so that every pair of them occurs.
 
 Each row of the table is one batch under one engine. Every request of it is compared, token ids and the bits of every
-logprob, with its own run alone in an eager engine. Where the KV pages do not hold a whole batch, its last requests
+logprob, with its own run alone. Where the KV pages do not hold a whole batch, its last requests
 wait or are preempted, which changes no bit either.
 """
 
@@ -142,10 +142,10 @@ def run(
     factors: Levels = FACTORS,
     say: Callable[[str], None] = print,
 ) -> CoveringReport:
-    """Go through the table. Rows that share an engine stand together; the engine of the solo runs is eager, with
-    chunks of the middle size."""
+    """Go through the table. Rows that share an engine stand together; the engine of the solo runs has chunks of the
+    middle size."""
     rows = covering_rows(factors)
-    solo_target = open_target(factors["chunk"][len(factors["chunk"]) // 2], False)
+    solo_target = open_target(factors["chunk"][len(factors["chunk"]) // 2], True)
     solo = SoloRuns(solo_target, vocabulary, settings)
     facts = solo_target.facts()
     report = CoveringReport(facts.name, dict(facts.details))
