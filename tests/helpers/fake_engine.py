@@ -31,7 +31,7 @@ from samebits.engine.messages import (
 from samebits.engine.service import Progress
 from samebits.engine.validate import QueueFullError, validate_request
 from samebits.errors import ConfigError
-from samebits.grammar.compiler import read_compiler
+from samebits.grammar.compiler import GrammarError, read_compiler
 from samebits.grammar.matchers import GrammarMasks
 from samebits.sampling_params import SamplingDefaults
 
@@ -155,6 +155,8 @@ class FakeEngine:
         if spec.sampling.max_new_tokens == 0:
             return RequestEvent(rid=spec.rid, prompt_logprobs=prompt_logprobs, finish=Finish(reason="length"))
         token_id = self._next(entry)
+        if token_id is None:
+            return RequestEvent(rid=spec.rid, prompt_logprobs=prompt_logprobs, finish=Finish(reason="length"))
         entry.tokens.append(token_id)
         self._generated += 1
         logprobs = [self._score(spec, entry.tokens, len(entry.tokens) - 1)] if spec.logprobs.output else []
@@ -166,13 +168,17 @@ class FakeEngine:
             finish=self._finish(entry, token_id),
         )
 
-    def _next(self, entry: _Running) -> int:
+    def _next(self, entry: _Running) -> int | None:
+        """The next token; None where the few words of the tiny tokenizer cannot say what a grammar asks for."""
         sampling = entry.spec.sampling
         produced = len(entry.tokens) - len(entry.spec.prompt_ids)
         noise = (sampling.seed, sampling.sample_index) if sampling.temperature > 0.0 else ()
         digest = _digest(tuple(entry.tokens), noise, sorted(sampling.logit_bias.items()))
         if entry.matcher is not None:
-            mask = entry.matcher.mask().result()
+            try:
+                mask = entry.matcher.mask().result()
+            except GrammarError:
+                return None
             allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
             token_id = int(allowed[int.from_bytes(digest[:8], "big") % len(allowed)])
             entry.matcher.accept(token_id)
