@@ -23,6 +23,7 @@ from samebits.numerics.gpu.attention import (
 )
 from samebits.numerics.gpu.attention_operator import prove_defaults
 from samebits.numerics.gpu.attention_plan import AttentionWork, Units, plan_attention
+from samebits.numerics.gpu.prefetch import Prefetch
 from samebits.numerics.operators import HeadLayout, KvLayer
 
 UNIT_TOKENS = 1
@@ -56,6 +57,7 @@ class AttentionScheduler:
         self._shape: AttentionShape | None = None
         self._dtype = torch.bfloat16
         self._room = 1
+        self.launch: RangeLaunch | None = None
 
     def prepare(self, heads: HeadLayout, page_tokens: int, dtype: torch.dtype) -> None:
         """Take note of the model's heads, and prove the kernels that will serve them. Called when KV storage is made.
@@ -86,7 +88,7 @@ class AttentionScheduler:
         buffers = None
         if work.shared is not None:
             buffers = self._buffers_for(shape, work.shared.units)
-            attention.plan_ranges(shape, batch.positions, work.shared, buffers, self._launch)
+            attention.plan_ranges(shape, batch.positions, work.shared, buffers, self.launch or self._launch)
         return StepWork(work, buffers)
 
     def _buffers_for(self, shape: AttentionShape, units: int) -> RangeBuffers:
@@ -100,9 +102,16 @@ class AttentionScheduler:
         return found
 
     def run(
-        self, queries: Tensor, heads: HeadLayout, scale: float, batch: RaggedBatch, kv: KvLayer
+        self,
+        queries: Tensor,
+        heads: HeadLayout,
+        scale: float,
+        batch: RaggedBatch,
+        kv: KvLayer,
+        prefetch: Prefetch | None = None,
     ) -> Tensor:
-        """queries act [rows, query_heads, head_dim] -> act [rows, query width]. Rows of nobody are left as they are."""
+        """queries act [rows, query_heads, head_dim] -> act [rows, query width]. Rows of nobody are left as they are.
+        `prefetch`: weights that are read next."""
         shape = AttentionShape(heads, kv.page_tokens, self._split_tokens)
         work = batch.work
         if not isinstance(work, StepWork):
@@ -115,10 +124,13 @@ class AttentionScheduler:
             attention.tiles(shape, queries, context, work.units.tiles, scale, output, tile)
         if work.units.shared is not None:
             assert work.buffers is not None
-            launch = attention.default_ranges(shape, queries.dtype, UNIT_TOKENS, self._launch.programs)
-            attention.shared(
-                shape, queries, context, work.units.shared, scale, output, work.buffers, launch, self._pinned
+            launch = self.launch or attention.default_ranges(
+                shape, queries.dtype, UNIT_TOKENS, self._launch.programs
             )
+            attention.shared(
+                shape, queries, context, work.units.shared, scale, output, work.buffers, launch, self._pinned,
+                prefetch,
+            )  # fmt: skip
         return output.flatten(1)
 
 

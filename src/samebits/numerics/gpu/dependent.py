@@ -11,6 +11,13 @@ import triton.language as tl
 
 
 @triton.jit
+def allow_next(DEPENDENT: tl.constexpr):
+    """Let the next kernel be set up."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def wait_ahead(DEPENDENT: tl.constexpr):
     """The first thing that a kernel does. Nothing may be read or written before it."""
     if DEPENDENT:
