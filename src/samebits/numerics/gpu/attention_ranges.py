@@ -14,7 +14,6 @@ import triton.language as tl
 
 from samebits.numerics.gpu.attention_core import (
     attend,
-    block_row,
     empty_partial,
     empty_split,
     finish,
@@ -262,8 +261,12 @@ def attention_ranges(
         top, total, acc = empty_partial(ROWS, WIDTH)
         split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
         stop = tl.minimum((begin + taken) * SPLIT, last + 1)
+        pages = page_table + request.to(tl.int64) * table_width
+        page = tl.load(pages + begin * SPLIT // PAGE)
         for key in tl.range(begin * SPLIT, stop, KEYS, num_stages=STAGES):
-            where = block_row(page_table, request, table_width, kv_head, key, KV_HEADS, PAGE)
+            where = (page.to(tl.int64) * KV_HEADS + kv_head) * PAGE + key % PAGE
+            # A block ahead, so that keys and values do not wait for it.
+            page = tl.load(pages + (key + KEYS) // PAGE, mask=key + KEYS < stop, other=0)
             k = load_block(keys, where, key, last, D, WIDTH, KEYS, True)
             v = load_block(values, where, key, last, D, WIDTH, KEYS, True)
             visible = (key + tl.arange(0, KEYS))[None, :] <= position[:, None]
