@@ -92,7 +92,7 @@ def launch_attention(dtype: torch.dtype, described: bool = False, prefetch: Pref
     attention.tiles(shape, queries, context, work.tiles, 0.1, output, tile)
     units, ranges = decode_units(ROWS, ROWS, CPU), RangeLaunch(8)
     buffers = attention.range_buffers(shape, ROWS, 1, 8, 64, CPU)
-    attention.plan_ranges(shape, positions, units, buffers, ranges)
+    attention.plan_ranges(shape, positions, context.page_table, units, buffers, ranges)
     for pinned in (True, False):
         attention.shared(shape, queries, context, units, 0.1, output, buffers, ranges, pinned, prefetch)
 

@@ -108,7 +108,7 @@ def measure_decode(setting: Setting, bytes_per_second: float, device: torch.devi
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     launch = range_launches(shape, 1, processors)[0]
     buffers = attention.range_buffers(shape, setting.batch, 1, launch.programs, CAPACITY, device)
-    attention.plan_ranges(shape, positions, units, buffers, launch)
+    attention.plan_ranges(shape, positions, table, units, buffers, launch)
     scale = HEADS.head_dim**-0.5
 
     def work(pinned: bool) -> Work:

@@ -57,7 +57,7 @@ class Chain:
 
     def run(self) -> None:
         context = Context(self.keys, self.values, self.positions, self.table)
-        attention.plan_ranges(self.shape, self.positions, self.units, self.buffers, self.ranges)
+        attention.plan_ranges(self.shape, self.positions, self.table, self.units, self.buffers, self.ranges)
         source = self.x
         for layer in range(LAYERS):
             norm.add_rms_norm(

@@ -285,9 +285,15 @@ def range_buffers(
 
 
 def plan_ranges(
-    shape: AttentionShape, positions: Tensor, units: Units, buffers: RangeBuffers, launch: RangeLaunch
+    shape: AttentionShape,
+    positions: Tensor,
+    page_table: Tensor,
+    units: Units,
+    buffers: RangeBuffers,
+    launch: RangeLaunch,
 ) -> None:
-    """Share out the splits of a step, on the device; once a step, before the first layer."""
+    """Share out the splits of a step, on the device; once a step, before the first layer. positions int64 [rows];
+    page_table int32 [requests, pages of a request]."""
     start(
         ranges.plan_ranges,
         (launch.programs,),
@@ -297,9 +303,12 @@ def plan_ranges(
         units.request,
         buffers.split_start,
         buffers.plans,
+        page_table,
         units.units,
         buffers.capacity,
+        page_table.stride(0),
         KV_HEADS=shape.heads.kv_heads,
+        PAGE=shape.page_tokens,
         SPLIT=shape.split_tokens,
         launch=Launch(warps=4, stages=1),
     )

@@ -230,7 +230,7 @@ def range_candidate(
 
     def run(inputs: Tensors, outputs: Tensors) -> None:
         found = units_of(inputs, 0)
-        attention.plan_ranges(shape, inputs[3], found, buffers, launch)
+        attention.plan_ranges(shape, inputs[3], inputs[4], found, buffers, launch)
         attention.shared(
             shape, inputs[0], context_of(inputs), found, problem.scale, outputs[0], buffers, launch
         )

@@ -30,7 +30,7 @@ from samebits.numerics.gpu.prefetch import prefetch_share
 UNITS_AT_ONCE = tl.constexpr(256)
 PLAN_WORDS = tl.constexpr(16)
 """int32 of a program's plan: first place in the line, end, unit, place among the unit's heads and splits, whether
-pairs are cut; of the unit: splits, first row, rows, request, last position."""
+pairs are cut; of the unit: splits, first row, rows, request, last position; the first page."""
 
 
 @triton.jit
@@ -57,6 +57,12 @@ def whole_pairs_pay(length, longest, pairs, programs, capacity):
 
 
 @triton.jit
+def page_of(page_table, request, table_width, key, PAGE: tl.constexpr):
+    """The page that holds absolute key `key` of a request. int32."""
+    return tl.load(page_table + request.to(tl.int64) * table_width + key // PAGE)
+
+
+@triton.jit
 def plan_ranges(
     positions,
     unit_first,
@@ -64,9 +70,12 @@ def plan_ranges(
     unit_request,
     split_start,
     plans,
+    page_table,
     units,
     capacity,
+    table_width,
     KV_HEADS: tl.constexpr,
+    PAGE: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -124,8 +133,10 @@ def plan_ranges(
         tl.store(plan + 5, splits)
         tl.store(plan + 6, first)
         tl.store(plan + 7, count)
-        tl.store(plan + 8, tl.load(unit_request + found))
+        request = tl.load(unit_request + found)
+        tl.store(plan + 8, request)
         tl.store(plan + 9, tl.load(positions + first + count - 1).to(tl.int32))
+        tl.store(plan + 10, page_of(page_table, request, table_width, offset % splits * SPLIT, PAGE))
     tl.store(plan, start.to(tl.int32))
     tl.store(plan + 1, end.to(tl.int32))
 
@@ -247,7 +258,7 @@ def attention_ranges(
     place, end = tl.load(plan), tl.load(plan + 1)
     unit, offset, may_cut = tl.load(plan + 2), tl.load(plan + 3), tl.load(plan + 4)
     splits, first, count = tl.load(plan + 5), tl.load(plan + 6), tl.load(plan + 7)
-    request, last = tl.load(plan + 8), tl.load(plan + 9)
+    request, last, page = tl.load(plan + 8), tl.load(plan + 9), tl.load(plan + 10)
     columns = tl.arange(0, WIDTH)
     while place < end:
         kv_head, begin = offset // splits, offset % splits
@@ -262,7 +273,6 @@ def attention_ranges(
         split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
         stop = tl.minimum((begin + taken) * SPLIT, last + 1)
         pages = page_table + request.to(tl.int64) * table_width
-        page = tl.load(pages + begin * SPLIT // PAGE)
         for key in tl.range(begin * SPLIT, stop, KEYS, num_stages=STAGES):
             where = (page.to(tl.int64) * KV_HEADS + kv_head) * PAGE + key % PAGE
             # A block ahead, so that keys and values do not wait for it.
@@ -310,3 +320,5 @@ def attention_ranges(
             first, count = tl.load(unit_first + unit), tl.load(unit_count + unit)
             request = tl.load(unit_request + unit)
             last = tl.load(positions + first + count - 1).to(tl.int32)
+        if place < end:
+            page = page_of(page_table, request, table_width, offset % splits * SPLIT, PAGE)

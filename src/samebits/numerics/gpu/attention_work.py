@@ -88,7 +88,9 @@ class AttentionScheduler:
         buffers = None
         if work.shared is not None:
             buffers = self._buffers_for(shape, work.shared.units)
-            attention.plan_ranges(shape, batch.positions, work.shared, buffers, self.launch or self._launch)
+            attention.plan_ranges(
+                shape, batch.positions, batch.page_table, work.shared, buffers, self.launch or self._launch
+            )
         return StepWork(work, buffers)
 
     def _buffers_for(self, shape: AttentionShape, units: int) -> RangeBuffers:
