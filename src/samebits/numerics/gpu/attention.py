@@ -234,11 +234,21 @@ class RangeLaunch:
     unroll: int = 8
 
 
-def default_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int, programs: int) -> RangeLaunch:
-    """A launch that suits a model's heads, for units of at most `tokens` rows."""
-    block_bytes = shape.key_block_tokens * shape.width * dtype.itemsize
-    stages = 3 if block_bytes <= 16 << 10 else 2 if block_bytes <= 32 << 10 else 1
-    return RangeLaunch(programs, shape.rows_for(tokens), 2 if block_bytes <= 16 << 10 else 4, stages)
+FEW_UNITS = 8
+"""Up to these a GPU is not filled, and what counts is how soon the last key has been read."""
+
+
+def default_ranges(
+    shape: AttentionShape, dtype: torch.dtype, tokens: int, units: int, processors: int
+) -> RangeLaunch:
+    """A launch that suits a model's heads, for `units` units of at most `tokens` rows on a GPU of so many
+    multiprocessors."""
+    rows = shape.rows_for(tokens)
+    kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
+    if units <= FEW_UNITS and kibibytes <= 16:
+        return RangeLaunch(processors, rows, warps=4, stages=5, unroll=16)
+    stages = 2 if kibibytes <= 32 else 1
+    return RangeLaunch(4 * processors, rows, 2 if kibibytes <= 16 else 4, stages)
 
 
 @dataclass(frozen=True)

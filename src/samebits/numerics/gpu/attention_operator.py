@@ -19,6 +19,7 @@ from torch import Tensor
 from samebits.errors import NumericsError
 from samebits.numerics.gpu import attention
 from samebits.numerics.gpu.attention import (
+    FEW_UNITS,
     AttentionShape,
     Context,
     RangeLaunch,
@@ -305,20 +306,21 @@ def proof_cases(problem: AttentionProblem, bucket: int, device: torch.device) ->
 
 
 def prove_defaults(
-    shape: AttentionShape, act: torch.dtype, programs: int, device: torch.device
+    shape: AttentionShape, act: torch.dtype, processors: int, device: torch.device
 ) -> list[Proof]:
     """Hold the launches that the engine uses against the clause's reference on this device. Raises `NumericsError`
     that names the shape and the first differing element. Takes about a second once the kernels are compiled."""
     problem = AttentionProblem(shape, act)
+    reference = reference_candidate(problem)
+    prefill = Trial.of(reference, proof_cases(problem, TILES, device))
+    wanted = [(prefill, tile_candidate(problem, default_tile(shape, act)))]
+    decode = Trial.of(reference, proof_cases(problem, 1, device))
+    units = decode.cases[0].inputs[UNIT_INPUTS].shape[0]
+    for count in (FEW_UNITS, FEW_UNITS + 1):
+        ranges = default_ranges(shape, act, 1, count, processors)
+        wanted.append((decode, range_candidate(problem, 1, ranges, units, device)))
     proofs = []
-    for bucket in (TILES, 1):
-        trial = Trial.of(reference_candidate(problem), proof_cases(problem, bucket, device))
-        if bucket == TILES:
-            candidate = tile_candidate(problem, default_tile(shape, act))
-        else:
-            ranges = default_ranges(shape, act, bucket, programs)
-            units = trial.cases[0].inputs[UNIT_INPUTS].shape[0]
-            candidate = range_candidate(problem, bucket, ranges, units, device)
+    for trial, candidate in wanted:
         verdict = trial.prove(candidate)
         if not isinstance(verdict, Proof):
             raise NumericsError(f"attention, {problem.key}: {candidate.name} is not proven: {verdict.reason}")

@@ -156,20 +156,61 @@ def store_partial(
 
 
 @triton.jit
-def fold_slot(
-    tops, totals, accumulators, slot, top, total, acc, factor, D: tl.constexpr, STRIDE: tl.constexpr
+def load_partial(
+    tops,
+    totals,
+    accumulators,
+    slot,
+    exists,
+    PADDED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    D: tl.constexpr,
+    STRIDE: tl.constexpr,
 ):
-    """Fold the partial of a slot, which another program may just have written, past the first cache."""
-    rows = tl.arange(0, top.shape[0])
-    columns = tl.arange(0, acc.shape[1])
-    known = rows < STRIDE
+    """The partial of a slot, which another program may just have written: past the first cache."""
+    rows = tl.arange(0, PADDED)
+    columns = tl.arange(0, WIDTH)
+    known = (rows < STRIDE) & exists
     place = slot.to(tl.int64) * STRIDE + rows
-    split_top = tl.load(tops + place, mask=known, other=0.0, cache_modifier=".cg")
-    split_total = tl.load(totals + place, mask=known, other=1.0, cache_modifier=".cg")
+    top = tl.load(tops + place, mask=known, other=0.0, cache_modifier=".cg")
+    total = tl.load(totals + place, mask=known, other=1.0, cache_modifier=".cg")
     places = accumulators + (place * D)[:, None] + columns[None, :]
-    wanted = known[:, None] & (columns < D)[None, :]
-    split_acc = tl.load(places, mask=wanted, other=0.0, cache_modifier=".cg")
-    return fold(top, total, acc, split_top, split_total, split_acc, factor)
+    acc = tl.load(places, mask=known[:, None] & (columns < D)[None, :], other=0.0, cache_modifier=".cg")
+    return top, total, acc
+
+
+@triton.jit
+def fold_existing(top, total, acc, split_top, split_total, split_acc, factor, exists):
+    """Fold a partial, if it exists."""
+    new_top, new_total, new_acc = fold(top, total, acc, split_top, split_total, split_acc, factor)
+    return tl.where(exists, new_top, top), tl.where(exists, new_total, total), tl.where(exists, new_acc, acc)
+
+
+@triton.jit
+def fold_some(
+    tops, totals, accumulators, first, end, top, total, acc, factor, COUNT: tl.constexpr, D: tl.constexpr,
+    STRIDE: tl.constexpr,
+):  # fmt: skip
+    """Fold the partials of COUNT slots from `first`, of those before `end`. All are asked for before one is folded."""
+    loaded = ()
+    for place in tl.static_range(COUNT):
+        loaded = loaded + (
+            load_partial(
+                tops,
+                totals,
+                accumulators,
+                first + place,
+                first + place < end,
+                acc.shape[0],
+                acc.shape[1],
+                D,
+                STRIDE,
+            ),
+        )
+    for place in tl.static_range(COUNT):
+        one = loaded[place]
+        top, total, acc = fold_existing(top, total, acc, one[0], one[1], one[2], factor, first + place < end)
+    return top, total, acc
 
 
 @triton.jit
@@ -181,14 +222,28 @@ def fold_pair(
     """Fold a cut pair, whose partials begin at the slot `begin`, and write its rows."""
     top, total, acc = empty_partial(PADDED, WIDTH)
     if PINNED:
-        for split in tl.range(0, splits, loop_unroll_factor=UNROLL):
-            slot = begin + split
-            top, total, acc = fold_slot(tops, totals, accumulators, slot, top, total, acc, factor, D, STRIDE)
+        for done in range(0, splits, UNROLL):
+            top, total, acc = fold_some(
+                tops,
+                totals,
+                accumulators,
+                begin + done,
+                begin + splits,
+                top,
+                total,
+                acc,
+                factor,
+                UNROLL,
+                D,
+                STRIDE,
+            )
     else:
         program = ((begin.to(tl.int64) + 1) * programs - 1) // length
         slot = begin
         while slot < begin + splits:
-            top, total, acc = fold_slot(tops, totals, accumulators, slot, top, total, acc, factor, D, STRIDE)
+            top, total, acc = fold_some(
+                tops, totals, accumulators, slot, slot + 1, top, total, acc, factor, 1, D, STRIDE
+            )
             while range_start(program, programs, length) <= slot:
                 program += 1
             slot = range_start(program, programs, length).to(tl.int32)

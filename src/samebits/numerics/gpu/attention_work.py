@@ -19,6 +19,7 @@ from samebits.numerics.gpu.attention import (
     Context,
     RangeBuffers,
     RangeLaunch,
+    default_ranges,
     range_buffers,
 )
 from samebits.numerics.gpu.attention_operator import prove_defaults
@@ -28,7 +29,6 @@ from samebits.numerics.operators import HeadLayout, KvLayer
 
 UNIT_TOKENS = 1
 """Query tokens of a shared unit: decode."""
-PROGRAMS_A_PROCESSOR = 4
 SPLITS_A_REQUEST = 16
 """Room for partials, in splits a unit on average; with more than that the work is shared less evenly."""
 LEAST_SPLITS = 1024
@@ -39,6 +39,7 @@ class StepWork:
     """How the attention of one step is shared out."""
 
     units: AttentionWork
+    ranges: RangeLaunch | None
     buffers: RangeBuffers | None
 
 
@@ -50,14 +51,12 @@ class AttentionScheduler:
         self._split_tokens = split_tokens
         self._pinned = pinned
         self._buffers: dict[AttentionShape, RangeBuffers] = {}
-        processors = 8
+        self._processors = 2
         if device.type == "cuda":
-            processors = torch.cuda.get_device_properties(device).multi_processor_count
-        self._launch = RangeLaunch(PROGRAMS_A_PROCESSOR * processors)
+            self._processors = torch.cuda.get_device_properties(device).multi_processor_count
         self._shape: AttentionShape | None = None
         self._dtype = torch.bfloat16
         self._room = 1
-        self.launch: RangeLaunch | None = None
 
     def prepare(self, heads: HeadLayout, page_tokens: int, dtype: torch.dtype) -> None:
         """Take note of the model's heads, and prove the kernels that will serve them. Called when KV storage is made.
@@ -65,7 +64,7 @@ class AttentionScheduler:
         self._shape = AttentionShape(heads, page_tokens, self._split_tokens)
         self._dtype = dtype
         if self._pinned and self._device.type == "cuda":
-            _prove_once(self._shape, dtype, self._launch.programs, self._device)
+            _prove_once(self._shape, dtype, self._processors, self._device)
 
     def reserve(self, units: int) -> None:
         """Room for so many decoding requests, at an address that stays: captured steps keep using it."""
@@ -85,21 +84,24 @@ class AttentionScheduler:
             work = plan_attention(
                 host.query_start.numpy(), host.positions.numpy(), tile_tokens, UNIT_TOKENS, self._device
             )
-        buffers = None
-        if work.shared is not None:
-            buffers = self._buffers_for(shape, work.shared.units)
-            attention.plan_ranges(
-                shape, batch.positions, batch.page_table, work.shared, buffers, self.launch or self._launch
-            )
-        return StepWork(work, buffers)
+        if work.shared is None:
+            return StepWork(work, None, None)
+        ranges = self._ranges(shape, work.shared.units)
+        buffers = self._buffers_for(shape, work.shared.units, ranges.programs)
+        attention.plan_ranges(shape, batch.positions, batch.page_table, work.shared, buffers, ranges)
+        return StepWork(work, ranges, buffers)
 
-    def _buffers_for(self, shape: AttentionShape, units: int) -> RangeBuffers:
+    def _ranges(self, shape: AttentionShape, units: int) -> RangeLaunch:
+        return default_ranges(shape, self._dtype, UNIT_TOKENS, units, self._processors)
+
+    def _buffers_for(self, shape: AttentionShape, units: int, programs: int) -> RangeBuffers:
         found = self._buffers.get(shape)
-        if found is None or found.split_start.shape[0] <= units:
+        if found is None or found.split_start.shape[0] <= units or found.plans.shape[0] < programs:
             room = max(units, self._room)
             splits = max(SPLITS_A_REQUEST * room, LEAST_SPLITS)
-            capacity = splits * shape.heads.kv_heads + self._launch.programs
-            found = range_buffers(shape, room, UNIT_TOKENS, self._launch.programs, capacity, self._device)
+            programs = max(programs, self._ranges(shape, room).programs)
+            capacity = splits * shape.heads.kv_heads + programs
+            found = range_buffers(shape, room, UNIT_TOKENS, programs, capacity, self._device)
             self._buffers[shape] = found
         return found
 
@@ -125,21 +127,18 @@ class AttentionScheduler:
             tile = attention.default_tile(shape, queries.dtype)
             attention.tiles(shape, queries, context, work.units.tiles, scale, output, tile)
         if work.units.shared is not None:
-            assert work.buffers is not None
-            launch = self.launch or attention.default_ranges(
-                shape, queries.dtype, UNIT_TOKENS, self._launch.programs
-            )
+            assert work.ranges is not None and work.buffers is not None
             attention.shared(
-                shape, queries, context, work.units.shared, scale, output, work.buffers, launch, self._pinned,
+                shape, queries, context, work.units.shared, scale, output, work.buffers, work.ranges, self._pinned,
                 prefetch,
             )  # fmt: skip
         return output.flatten(1)
 
 
 @functools.cache
-def _prove_once(shape: AttentionShape, dtype: torch.dtype, programs: int, device: torch.device) -> None:
+def _prove_once(shape: AttentionShape, dtype: torch.dtype, processors: int, device: torch.device) -> None:
     """Once a process: the same binaries serve every storage of the same heads."""
-    prove_defaults(shape, dtype, programs, device)
+    prove_defaults(shape, dtype, processors, device)
 
 
 def on_host(batch: RaggedBatch) -> RaggedBatch:

@@ -87,22 +87,28 @@ def norm_row(
     ADDED: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """This program's row."""
+    """This program's row. Its weights are on their way before the wait."""
+    allow_next(DEPENDENT)
+    columns = tl.arange(0, LANES)
+    factors = ()
+    for begin in tl.static_range(0, WIDTH, LANES):
+        factors = factors + (tl.load(weight + begin + columns, mask=begin + columns < WIDTH, other=0.0),)
     wait_ahead(DEPENDENT)
     row = tl.program_id(0).to(tl.int64) * WIDTH
-    squares = tl.zeros((LANES,), tl.float32)
+    values = ()
     for begin in tl.static_range(0, WIDTH, LANES):
-        value = load_part(x + row, residual + row, begin + tl.arange(0, LANES), WIDTH, ADDED).to(tl.float32)
+        values = values + (load_part(x + row, residual + row, begin + columns, WIDTH, ADDED),)
+    squares = tl.zeros((LANES,), tl.float32)
+    for part in tl.static_range(len(values)):
+        value = values[part].to(tl.float32)
         squares = tl.fma(value, value, squares)
     scale = inverse_root_mean_square(tl.reshape(squares, (1, LANES)), LANES, WIDTH, eps)
-    for begin in tl.static_range(0, WIDTH, LANES):
-        columns = begin + tl.arange(0, LANES)
-        value = load_part(x + row, residual + row, columns, WIDTH, ADDED)
-        factor = tl.load(weight + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    for part in tl.static_range(len(values)):
+        place = part * LANES + columns
         if ADDED:
-            tl.store(total + row + columns, value, mask=columns < WIDTH)
-        normed = factor * (value.to(tl.float32) * scale)
-        tl.store(y + row + columns, normed.to(y.dtype.element_ty), mask=columns < WIDTH)
+            tl.store(total + row + place, values[part], mask=place < WIDTH)
+        normed = factors[part].to(tl.float32) * (values[part].to(tl.float32) * scale)
+        tl.store(y + row + place, normed.to(y.dtype.element_ty), mask=place < WIDTH)
 
 
 def launch_norm(
