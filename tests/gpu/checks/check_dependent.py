@@ -9,7 +9,6 @@ from conftest import INTERPRETED
 from samebits.numerics.gpu import activation, attention, configuration, norm, rope_store
 from samebits.numerics.gpu.attention import AttentionShape, Context
 from samebits.numerics.gpu.attention_plan import decode_units
-from samebits.numerics.gpu.prefetch import Prefetch, prefetch_of
 from samebits.numerics.operators import HeadLayout
 
 HEADS = HeadLayout(16, 4, 64)
@@ -39,8 +38,6 @@ class Chain:
         self.queries = torch.empty(ROWS, HEADS.query_heads, HEADS.head_dim, dtype=act, device=device)
         self.attended = torch.empty_like(self.queries)
         self.gated = torch.empty(ROWS, HEADS.query_width // 2, dtype=act, device=device)
-        self.next_weight = torch.zeros(1000, 512, dtype=act, device=device)
-        self.prefetch: Prefetch | None = None
         self.results = torch.empty(LAYERS, *self.gated.shape, dtype=act, device=device)
 
     def fill(self, number: int) -> None:
@@ -60,25 +57,21 @@ class Chain:
         attention.plan_ranges(self.shape, self.positions, self.table, self.units, self.buffers, self.ranges)
         source = self.x
         for layer in range(LAYERS):
-            norm.add_rms_norm(
-                source, self.x, self.weight, 1e-6, out=(self.normed, self.total), prefetch=self.prefetch
-            )
+            norm.add_rms_norm(source, self.x, self.weight, 1e-6, out=(self.normed, self.total))
             rope_store.norm_rope_store(
                 self.normed, HEADS, self.weight[:64], self.weight[:64], 1e-6, self.rope, self.positions, self.slots,
                 self.faults, self.keys, self.values, out=self.queries,
             )  # fmt: skip
             attention.shared(
-                self.shape, self.queries, context, self.units, 0.125, self.attended, self.buffers, self.ranges,
-                prefetch=self.prefetch,
-            )  # fmt: skip
+                self.shape, self.queries, context, self.units, 0.125, self.attended, self.buffers, self.ranges
+            )
             activation.silu_mul(self.attended.view(ROWS, -1), out=self.gated)
             norm.rms_norm(self.gated, self.weight[: self.gated.shape[1]], 1e-6, out=self.results[layer])
             source = self.total
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter runs one kernel after another")
-@pytest.mark.parametrize("asked", [0, 100_000, 1 << 30])
-def check_replays_with_new_inputs(asked: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_replays_with_new_inputs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = Chain(device)
     monkeypatch.setattr(configuration, "dependent_launches", lambda: False)
     expected = []
@@ -88,7 +81,6 @@ def check_replays_with_new_inputs(asked: int, device: torch.device, monkeypatch:
         expected.append(chain.results.clone())
     monkeypatch.undo()
     assert configuration.dependent_launches()
-    chain.prefetch = prefetch_of(chain.next_weight, asked)
     chain.fill(0)
     chain.run()
     torch.cuda.synchronize()

@@ -18,7 +18,6 @@ from samebits.numerics.gpu.attention_reference import attention_reference
 from samebits.numerics.gpu.attention_tiles import attention_tiles
 from samebits.numerics.gpu.configuration import Launch, dependent_launches, named_source, start
 from samebits.numerics.gpu.launch import KernelSource, descriptor, load, pointer
-from samebits.numerics.gpu.prefetch import Prefetch
 from samebits.numerics.operators import HeadLayout
 
 LOG2_E = 1.4426950408889634
@@ -247,8 +246,9 @@ def default_ranges(
     kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
     if units <= FEW_UNITS and kibibytes <= 16:
         return RangeLaunch(processors, rows, warps=4, stages=5, unroll=16)
-    stages = 2 if kibibytes <= 32 else 1
-    return RangeLaunch(4 * processors, rows, 2 if kibibytes <= 16 else 4, stages)
+    if kibibytes <= 16:
+        return RangeLaunch(2 * processors, rows, warps=2, stages=3)
+    return RangeLaunch(2 * processors, rows, warps=4, stages=2 if kibibytes <= 32 else 1)
 
 
 @dataclass(frozen=True)
@@ -334,18 +334,15 @@ def shared(
     buffers: RangeBuffers,
     launch: RangeLaunch,
     pinned: bool = True,
-    prefetch: Prefetch | None = None,
 ) -> Tensor:
     """Attention of the rows named by `units` after `plan_ranges`; other rows of `output` are not touched.
-    `prefetch`: weights that are read next.
 
     `pinned=False` folds whatever a range holds into one partial: the split count follows the batch, and so do
     the bits (profile `unpinned`).
     """
     if units.units == 0:
         return output
-    wanted = prefetch is not None and prefetch.rows > 0
-    load(range_source(shape, queries.dtype, buffers.stride, launch, pinned, wanted)).launch(
+    load(range_source(shape, queries.dtype, buffers.stride, launch, pinned)).launch(
         (launch.programs, 1, 1),
         queries,
         context.keys,
@@ -365,7 +362,6 @@ def shared(
         units.units,
         context.page_table.stride(0),
         softmax_factor(scale),
-        *((queries, 0, 0, 0) if prefetch is None else prefetch.arguments),
     )
     return output
 
@@ -376,7 +372,6 @@ def range_source(
     stride: int,
     launch: RangeLaunch,
     pinned: bool = True,
-    prefetch: bool = False,
 ) -> KernelSource:
     """The binary that `shared` launches for units of at most `stride` rows (tokens times group)."""
     act, wide, narrow, partial = (pointer(kind) for kind in (dtype, torch.int64, torch.int32, torch.float32))
@@ -388,10 +383,7 @@ def range_source(
         "PINNED": pinned,
         "STAGES": launch.stages,
         "UNROLL": launch.unroll,
-        "PREFETCH": prefetch,
-        "THREADS": 32 * launch.warps,
         **shape.constants(),
     }
-    partials = (partial, partial, partial, narrow, "i32", "i32", "fp32")
-    arguments = (act, act, act, act, *places, *partials, act, "i32", "i32", "i32")
+    arguments = (act, act, act, act, *places, partial, partial, partial, narrow, "i32", "i32", "fp32")
     return named_source(ranges.attention_ranges, arguments, constants, Launch(launch.warps, launch.stages))

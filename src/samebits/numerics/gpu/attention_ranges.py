@@ -24,8 +24,7 @@ from samebits.numerics.gpu.attention_core import (
     score,
     tile_rows,
 )
-from samebits.numerics.gpu.dependent import allow_next, wait_ahead
-from samebits.numerics.gpu.prefetch import prefetch_share
+from samebits.numerics.gpu.dependent import wait_ahead
 
 UNITS_AT_ONCE = tl.constexpr(256)
 PLAN_WORDS = tl.constexpr(16)
@@ -276,10 +275,6 @@ def attention_ranges(
     units,
     table_width,
     factor,
-    ahead,
-    ahead_stride,
-    ahead_width,
-    ahead_rows,
     QUERY_HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
@@ -293,19 +288,12 @@ def attention_ranges(
     PINNED: tl.constexpr,
     STAGES: tl.constexpr,
     UNROLL: tl.constexpr,
-    PREFETCH: tl.constexpr,
-    THREADS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Grid (programs,). Partials lie in tops and totals float32 [capacity, STRIDE] and accumulators float32
     [capacity, STRIDE, D]; `arrivals` int32 [units * KV_HEADS] counts the splits of cut pairs that have been written,
     and is zero before and after. Without PINNED a range's splits make one partial, so that results follow the batch:
-    for the profile that promises nothing. With PREFETCH all programs first ask for weights that are read next."""
-    if PREFETCH:
-        allow_next(DEPENDENT)
-        prefetch_share(
-            ahead, ahead_stride, ahead_width, ahead_rows, tl.program_id(0), tl.num_programs(0), THREADS
-        )
+    for the profile that promises nothing."""
     wait_ahead(DEPENDENT)
     group: tl.constexpr = QUERY_HEADS // KV_HEADS
     programs = tl.num_programs(0)

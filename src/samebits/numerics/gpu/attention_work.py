@@ -24,7 +24,6 @@ from samebits.numerics.gpu.attention import (
 )
 from samebits.numerics.gpu.attention_operator import prove_defaults
 from samebits.numerics.gpu.attention_plan import AttentionWork, Units, plan_attention
-from samebits.numerics.gpu.prefetch import Prefetch
 from samebits.numerics.operators import HeadLayout, KvLayer
 
 UNIT_TOKENS = 1
@@ -112,10 +111,8 @@ class AttentionScheduler:
         scale: float,
         batch: RaggedBatch,
         kv: KvLayer,
-        prefetch: Prefetch | None = None,
     ) -> Tensor:
-        """queries act [rows, query_heads, head_dim] -> act [rows, query width]. Rows of nobody are left as they are.
-        `prefetch`: weights that are read next."""
+        """queries act [rows, query_heads, head_dim] -> act [rows, query width]. Rows of nobody are left as they are."""
         shape = AttentionShape(heads, kv.page_tokens, self._split_tokens)
         work = batch.work
         if not isinstance(work, StepWork):
@@ -130,7 +127,6 @@ class AttentionScheduler:
             assert work.ranges is not None and work.buffers is not None
             attention.shared(
                 shape, queries, context, work.units.shared, scale, output, work.buffers, work.ranges, self._pinned,
-                prefetch,
             )  # fmt: skip
         return output.flatten(1)
 

@@ -14,12 +14,9 @@ from samebits.numerics.gpu.arithmetic import fold_halves
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
 from samebits.numerics.gpu.configuration import Launch, start
 from samebits.numerics.gpu.dependent import allow_next, wait_ahead
-from samebits.numerics.gpu.prefetch import Prefetch, prefetch_share
 
 LANES = CONTRACT.device_reduction_lanes
 NORM_LAUNCH = Launch(warps=8, stages=1)
-PREFETCHERS = 64
-"""Programs that ask for weights beside the rows' own."""
 
 
 @triton.jit
@@ -48,52 +45,24 @@ def rms_norm_rows(
     y,
     total,
     eps,
-    ahead,
-    ahead_stride,
-    ahead_width,
-    ahead_rows,
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     ADDED: tl.constexpr,
-    PREFETCHERS: tl.constexpr,
-    THREADS: tl.constexpr,
+    AHEAD: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Grid (rows + PREFETCHERS,). y = norm(x), or of the sum with the residual, which is written to `total`. The
-    programs behind the rows' only ask for weights."""
-    if PREFETCHERS > 0:
-        rows = tl.num_programs(0) - PREFETCHERS
-        if tl.program_id(0) >= rows:
-            allow_next(DEPENDENT)
-            prefetch_share(
-                ahead, ahead_stride, ahead_width, ahead_rows, tl.program_id(0) - rows, PREFETCHERS, THREADS
-            )
-        else:
-            norm_row(x, residual, weight, y, total, eps, WIDTH, LANES, ADDED, DEPENDENT)
+    """Grid (rows,). y = norm(x), or of the sum with the residual, which is written to `total`. With AHEAD the weights
+    are on their way before the wait."""
+    if AHEAD:
+        allow_next(DEPENDENT)
     else:
-        norm_row(x, residual, weight, y, total, eps, WIDTH, LANES, ADDED, DEPENDENT)
-
-
-@triton.jit
-def norm_row(
-    x,
-    residual,
-    weight,
-    y,
-    total,
-    eps,
-    WIDTH: tl.constexpr,
-    LANES: tl.constexpr,
-    ADDED: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):
-    """This program's row. Its weights are on their way before the wait."""
-    allow_next(DEPENDENT)
+        wait_ahead(DEPENDENT)
     columns = tl.arange(0, LANES)
     factors = ()
     for begin in tl.static_range(0, WIDTH, LANES):
         factors = factors + (tl.load(weight + begin + columns, mask=begin + columns < WIDTH, other=0.0),)
-    wait_ahead(DEPENDENT)
+    if AHEAD:
+        wait_ahead(DEPENDENT)
     row = tl.program_id(0).to(tl.int64) * WIDTH
     values = ()
     for begin in tl.static_range(0, WIDTH, LANES):
@@ -111,54 +80,35 @@ def norm_row(
         tl.store(y + row + place, normed.to(y.dtype.element_ty), mask=place < WIDTH)
 
 
-def launch_norm(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    y: Tensor,
-    total: Tensor,
-    eps: float,
-    added: bool,
-    prefetch: Prefetch | None,
-    launch: Launch,
-) -> None:
-    rows, width = x.shape
-    if not rows:
-        return
-    wanted = prefetch is not None and prefetch.rows > 0
-    programs = PREFETCHERS if wanted else 0
-    start(
-        rms_norm_rows,
-        (rows + programs,),
-        x,
-        residual,
-        weight,
-        y,
-        total,
-        eps,
-        *((x, 0, 0, 0) if prefetch is None else prefetch.arguments),
-        WIDTH=width,
-        LANES=LANES,
-        ADDED=added,
-        PREFETCHERS=programs,
-        THREADS=32 * launch.warps,
-        launch=launch,
-    )
-
-
 def rms_norm(
     x: Tensor,
     weight: Tensor,
     eps: float,
     out: Tensor | None = None,
-    prefetch: Prefetch | None = None,
+    constant: bool = True,
     launch: Launch = NORM_LAUNCH,
 ) -> Tensor:
-    """Norm clause. x act [rows, width], weight [width] -> act [rows, width]. `prefetch`: what is read next."""
+    """Norm clause. x act [rows, width], weight [width] -> act [rows, width]. `constant`: no kernel that may still run
+    writes `weight`."""
     rows, width = check_tensor("norm input", x, ACTIVATIONS, (None, None)).shape
     check_tensor("norm weight", weight, ACTIVATIONS, (width,))
     y = result("norm output", out, x, x.dtype, (rows, width))
-    launch_norm(x, x, weight, y, y, eps, False, prefetch, launch)
+    if rows:
+        start(
+            rms_norm_rows,
+            (rows,),
+            x,
+            x,
+            weight,
+            y,
+            y,
+            eps,
+            WIDTH=width,
+            LANES=LANES,
+            ADDED=False,
+            AHEAD=constant,
+            launch=launch,
+        )
     return y
 
 
@@ -168,14 +118,29 @@ def add_rms_norm(
     weight: Tensor,
     eps: float,
     out: tuple[Tensor, Tensor] | None = None,
-    prefetch: Prefetch | None = None,
     launch: Launch = NORM_LAUNCH,
 ) -> tuple[Tensor, Tensor]:
-    """(norm(x + residual), x + residual), the sum rounded to act first. `out` may not overlap the inputs."""
+    """(norm(x + residual), x + residual), the sum rounded to act first. `out` may not overlap the inputs; no kernel
+    that may still run writes `weight`."""
     rows, width = check_tensor("norm input", x, ACTIVATIONS, (None, None)).shape
     check_tensor("residual", residual, (x.dtype,), (rows, width))
     check_tensor("norm weight", weight, ACTIVATIONS, (width,))
     y = result("norm output", None if out is None else out[0], x, x.dtype, (rows, width))
     total = result("residual output", None if out is None else out[1], x, x.dtype, (rows, width))
-    launch_norm(x, residual, weight, y, total, eps, True, prefetch, launch)
+    if rows:
+        start(
+            rms_norm_rows,
+            (rows,),
+            x,
+            residual,
+            weight,
+            y,
+            total,
+            eps,
+            WIDTH=width,
+            LANES=LANES,
+            ADDED=True,
+            AHEAD=True,
+            launch=launch,
+        )
     return y, total

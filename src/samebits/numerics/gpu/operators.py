@@ -24,15 +24,12 @@ from samebits.numerics.gpu import (
 )
 from samebits.numerics.gpu.attention_work import AttentionScheduler
 from samebits.numerics.gpu.buckets import buckets_up_to
-from samebits.numerics.gpu.configuration import dependent_launches
 from samebits.numerics.gpu.gemm_problem import GemmProblem
-from samebits.numerics.gpu.prefetch import PrefetchLimits, ReadingOrder
 from samebits.numerics.gpu.products import FreeProducts, GpuLinear, Products, ProvenProducts, pack_linear
 from samebits.numerics.gpu.sampling import SamplingWorkspace, Wants, sampling_workspace
 from samebits.numerics.operators import HeadLayout, KvLayer, PackedLinear
 from samebits.numerics.probes import probe_digests
 
-LIMITS = PrefetchLimits()
 ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -57,7 +54,6 @@ class GpuOperators:
         self._problems: list[GemmProblem] = []
         self._workspaces: dict[bool, SamplingWorkspace] = {}
         self._attention = AttentionScheduler(device, split_tokens, pinned=promises)
-        self.order = ReadingOrder(LIMITS if dependent_launches() else PrefetchLimits())
 
     @property
     def profile(self) -> str:
@@ -153,7 +149,6 @@ class GpuOperators:
 
     def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
-        self.order.read(weight.weight)
         return self.products.run(x, weight)
 
     def row_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
@@ -161,15 +156,13 @@ class GpuOperators:
 
     def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
         assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
-        self.order.read(weight.weight)
         return self.products.run(x, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return norm.rms_norm(x, weight, eps, prefetch=self.order.during_norm(x.shape[0]))
+        return norm.rms_norm(x, weight, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        prefetch = self.order.during_norm(x.shape[0])
-        return norm.add_rms_norm(x, residual, weight, eps, prefetch=prefetch)
+        return norm.add_rms_norm(x, residual, weight, eps)
 
     def norm_rope_store(
         self,
@@ -199,15 +192,13 @@ class GpuOperators:
     def attention(
         self, queries: Tensor, heads: HeadLayout, scale: float, batch: RaggedBatch, kv: KvLayer
     ) -> Tensor:
-        prefetch = self.order.during_attention(queries.shape[0])
-        return self._attention.run(queries, heads, scale, batch, kv, prefetch)
+        return self._attention.run(queries, heads, scale, batch, kv)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         return activation.silu_mul(gate_up)
 
     def gated_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
-        self.order.read(weight.weight)
         fused = self.products.run_gated(x, weight)
         return activation.silu_mul(self.products.run(x, weight)) if fused is None else fused
 
