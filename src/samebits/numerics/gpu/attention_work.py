@@ -23,6 +23,7 @@ from samebits.numerics.gpu.attention import (
 )
 from samebits.numerics.gpu.attention_operator import prove_defaults
 from samebits.numerics.gpu.attention_plan import AttentionWork, Units, plan_attention
+from samebits.numerics.gpu.attention_prefill import default_tile, tiles
 from samebits.numerics.operators import HeadLayout, KvLayer
 
 UNIT_TOKENS = 1
@@ -74,7 +75,7 @@ class AttentionScheduler:
         """Plan a step; queues what the device must know, waits for nothing."""
         shape = self._shape
         assert shape is not None, "no KV storage was made yet"
-        tile_tokens = attention.default_tile(shape, self._dtype).tokens(shape.group)
+        tile_tokens = default_tile(shape, self._dtype).tokens(shape.group)
         if host is None:
             counts = batch.query_start[1:] - batch.query_start[:-1]
             places = torch.arange(batch.requests, dtype=torch.int32, device=self._device)
@@ -111,8 +112,8 @@ class AttentionScheduler:
         output = torch.empty_like(queries)
         context = Context(kv.keys, kv.values, batch.positions, batch.page_table)
         if work.units.tiles is not None:
-            tile = attention.default_tile(shape, queries.dtype)
-            attention.tiles(shape, queries, context, work.units.tiles, scale, output, tile)
+            tile = default_tile(shape, queries.dtype)
+            tiles(shape, queries, context, work.units.tiles, scale, output, tile)
         if work.units.shared is not None:
             assert work.buffers is not None
             launch = attention.default_ranges(shape, queries.dtype, UNIT_TOKENS, self._launch.programs)
