@@ -59,6 +59,17 @@ def block_sums(weights, KEYS: gl.constexpr):
 
 
 @gluon.jit
+def block_top(scores, KEYS: gl.constexpr):
+    """The largest score of each row [rows, KEYS], by halving as far as one thread's columns go."""
+    if KEYS == SUM_LANES:
+        return gl.max(scores, 1)
+    else:
+        parts = gl.permute(gl.reshape(scores, (scores.shape[0], 2, KEYS // 2)), (0, 2, 1))
+        low, high = gl.split(parts)
+        return block_top(gl.maximum(low, high), KEYS // 2)
+
+
+@gluon.jit
 def fold_lanes(lanes, LANES: gl.constexpr = SUM_LANES):
     """The row sum of a split: its lanes folded by halving, across threads."""
     folded = gl.sum(gl.reshape(lanes, (lanes.shape[0], 2, LANES // 2)), axis=1)
@@ -73,7 +84,7 @@ def soften(scores, top, lanes, visible, factor, MASKED: gl.constexpr, KEYS: gl.c
     """Weights of a key block, and a split's maximum and lanes after it: (weights, top, lanes, shrink)."""
     if MASKED:
         scores = gl.where(visible, scores, HIDDEN)
-    new_top = gl.maximum(top, gl.max(scores, 1))
+    new_top = gl.maximum(top, gl.convert_layout(block_top(scores, KEYS), top.type.layout))
     shift = -(new_top * factor)
     weights = gl.exp2(gl.fma(scores, factor, gl.expand_dims(shift, 1)))
     if MASKED:
@@ -243,16 +254,15 @@ def walk(
         column = block * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, s_layout))
         visible = gl.expand_dims(column, 0) <= gl.expand_dims(position, 1)
         sharp, split_top, lanes, shrink = soften(scores, split_top, lanes, visible, factor, MASKED, KEYS)
-        rounded = gl.convert_layout(sharp.to(weights.dtype), weights.type.layout)
         mbarrier.wait(v_ready.index(next_slot), next_phase)
-        split_acc, rounded = warpgroup_mma_wait(0, deps=[product, rounded])
+        split_acc, sharp, shrink = warpgroup_mma_wait(0, deps=[product, sharp, shrink])
         mbarrier.arrive(v_free.index(slot), count=1)
         if first:
             top, total, acc = fold(top, total, acc, old_top, old_lanes, split_acc, factor)
         else:
             wide = gl.convert_layout(shrink, gl.SliceLayout(1, split_acc.type.layout))
             split_acc = split_acc * gl.expand_dims(wide, 1)
-        weights = rounded
+        weights = gl.convert_layout(sharp.to(weights.dtype), weights.type.layout)
         slot = next_slot
         phase = next_phase
     return slot, phase, turn, top, total, acc, split_top, lanes, split_acc, weights
