@@ -26,9 +26,9 @@ from samebits.numerics.gpu.attention import (
 )
 from samebits.numerics.gpu.attention_plan import Units, split_units
 from samebits.numerics.gpu.attention_prefill import (
-    TILE_LAUNCHES,
     AnyTile,
     default_tile,
+    tile_launches,
     tile_source,
     tiles,
 )
@@ -188,12 +188,6 @@ def reference_candidate(problem: AttentionProblem) -> Candidate:
     return Candidate("reference", identity(attention.reference_source(problem.shape, problem.act)), run)
 
 
-def tile_launches(problem: AttentionProblem) -> list[AnyTile]:
-    """The launches of tiles that may serve on this device, the likely fastest first."""
-    target = target_name()
-    return [launch for launch in TILE_LAUNCHES if launch.serves(problem.shape, problem.act, target)]
-
-
 def tile_candidate(problem: AttentionProblem, launch: AnyTile) -> Candidate:
     """Tiles of one of TILE_ROWS."""
     number = 1 + TILE_ROWS.index(launch.rows)
@@ -258,7 +252,7 @@ class AttentionOperator:
         yield attention.reference_source(problem.shape, problem.act)
         for bucket in buckets:
             if bucket == TILES:
-                for tile in tile_launches(problem):
+                for tile in tile_launches(problem.shape, problem.act, target_name()):
                     yield tile_source(problem.shape, problem.act, tile)
             else:
                 stride = bucket * problem.shape.group
@@ -267,7 +261,7 @@ class AttentionOperator:
 
     def recipes(self, problem: AttentionProblem, bucket: int) -> Iterable[Recipe]:
         if bucket == TILES:
-            for tile in tile_launches(problem):
+            for tile in tile_launches(problem.shape, problem.act, target_name()):
                 yield Recipe(tile.name, functools.partial(tile_candidate, problem, tile))
             return
         for launch in range_launches(problem.shape, bucket, self._processors()):

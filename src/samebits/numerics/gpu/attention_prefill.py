@@ -14,7 +14,14 @@ from samebits.numerics.gpu.attention import AttentionShape, Context, softmax_fac
 from samebits.numerics.gpu.attention_plan import Units
 from samebits.numerics.gpu.attention_tiles import attention_tiles
 from samebits.numerics.gpu.configuration import Launch, dependent_launches, named_source
-from samebits.numerics.gpu.launch import KernelSource, descriptor, load, pointer, swizzled_descriptor
+from samebits.numerics.gpu.launch import (
+    TENSOR_MAPS,
+    KernelSource,
+    descriptor,
+    load,
+    pointer,
+    swizzled_descriptor,
+)
 
 HOPPER_ROWS = 128
 """Rows of a tile of the kernel for Hopper: two groups of 64."""
@@ -41,8 +48,9 @@ class TileLaunch:
 
     def serves(self, shape: AttentionShape, dtype: torch.dtype, target: str) -> bool:
         """Whether the kernel can be compiled for these heads on this architecture (`sm_90`)."""
-        described = whole_lines(shape, dtype) and target in ("sm_90", "sm_100")
-        return self.rows >= shape.group and (described or not self.described)
+        if self.described and not (whole_lines(shape, dtype) and target in TENSOR_MAPS):
+            return False
+        return self.rows >= shape.group and (self.rows <= 16 or dtype != torch.float32)
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,12 @@ def default_tile(shape: AttentionShape, dtype: torch.dtype) -> TileLaunch:
     rows = max(rows, int(triton.next_power_of_2(shape.group)))
     described = dependent_launches() and whole_lines(shape, dtype)
     return TileLaunch(rows, 8 if wide else 4, 2, described)
+
+
+def tile_launches(shape: AttentionShape, dtype: torch.dtype, target: str) -> list[AnyTile]:
+    """The launches that may serve a model's heads on an architecture, the likely fastest first."""
+    some = [launch for launch in TILE_LAUNCHES if launch.serves(shape, dtype, target)]
+    return list(dict.fromkeys([*some, default_tile(shape, dtype)]))
 
 
 def tiles(
