@@ -153,10 +153,12 @@ def test_attention_by_tensor_descriptors(target: str, recorder: Recorder) -> Non
     check_texts(recorder, target, RECIPROCAL)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_attention_for_hopper(dtype: torch.dtype, head_dim: int) -> None:
-    shape = AttentionShape(HeadLayout(8, 2, head_dim), 64)
+@pytest.mark.parametrize(
+    ("dtype", "group", "head_dim"),
+    [(torch.bfloat16, 4, 128), (torch.float16, 4, 128), (torch.bfloat16, 5, 64), (torch.float16, 1, 64)],
+)
+def test_attention_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> None:
+    shape = AttentionShape(HeadLayout(2 * group, 2, head_dim), 64)
     launch = HopperLaunch()
     compiled = attention_prefill.tile_source(shape, dtype, launch).compile(TARGETS["sm_90"])
     ptx = compiled.asm["ptx"]

@@ -21,10 +21,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from samebits.numerics.contract import CONTRACT
+from samebits.numerics.gpu.attention_gluon import HIDDEN, SUM_LANES, finish, fold, soften
 
-HIDDEN = gl.constexpr(-1.0e30)
-SUM_LANES = gl.constexpr(CONTRACT.device_sum_lanes)
 GROUP_ROWS = gl.constexpr(64)
 """Rows of a consumer group: what one warpgroup product computes."""
 
@@ -39,89 +37,6 @@ def wait_ahead(DEPENDENT: gl.constexpr):
         gl.inline_asm_elementwise(
             "griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
         )
-
-
-@gluon.jit
-def halves(x, COLUMNS: gl.constexpr):
-    """The sum of column j and column j + COLUMNS / 2."""
-    parts = gl.permute(gl.reshape(x, (x.shape[0], 2, COLUMNS // 2)), (0, 2, 1))
-    low, high = gl.split(parts)
-    return low + high
-
-
-@gluon.jit
-def block_sums(weights, KEYS: gl.constexpr):
-    """Sum a key block's weights [rows, KEYS] by halving, down to SUM_LANES columns."""
-    if KEYS == SUM_LANES:
-        return weights
-    else:
-        return block_sums(halves(weights, KEYS), KEYS // 2)
-
-
-@gluon.jit
-def block_top(scores, KEYS: gl.constexpr):
-    """The largest score of each row [rows, KEYS], by halving as far as one thread's columns go."""
-    if KEYS == SUM_LANES:
-        return gl.max(scores, 1)
-    else:
-        parts = gl.permute(gl.reshape(scores, (scores.shape[0], 2, KEYS // 2)), (0, 2, 1))
-        low, high = gl.split(parts)
-        return block_top(gl.maximum(low, high), KEYS // 2)
-
-
-@gluon.jit
-def fold_lanes(lanes, LANES: gl.constexpr = SUM_LANES):
-    """The row sum of a split: its lanes folded by halving, across threads."""
-    folded = gl.sum(gl.reshape(lanes, (lanes.shape[0], 2, LANES // 2)), axis=1)
-    if LANES == 2:
-        return gl.sum(folded, axis=1)
-    else:
-        return fold_lanes(folded, LANES // 2)
-
-
-@gluon.jit
-def soften(scores, top, lanes, visible, factor, MASKED: gl.constexpr, KEYS: gl.constexpr):
-    """Weights of a key block, and a split's maximum and lanes after it: (weights, top, lanes, shrink)."""
-    if MASKED:
-        scores = gl.where(visible, scores, HIDDEN)
-    new_top = gl.maximum(top, gl.convert_layout(block_top(scores, KEYS), top.type.layout))
-    shift = -(new_top * factor)
-    weights = gl.exp2(gl.fma(scores, factor, gl.expand_dims(shift, 1)))
-    if MASKED:
-        weights = gl.where(visible, weights, 0.0)
-    shrink = gl.exp2((top - new_top) * factor)
-    sums = gl.convert_layout(block_sums(weights, KEYS), lanes.type.layout)
-    wide = gl.convert_layout(shrink, gl.SliceLayout(1, lanes.type.layout))
-    lanes = gl.fma(lanes, gl.expand_dims(wide, 1), sums)
-    return weights, new_top, lanes, shrink
-
-
-@gluon.jit
-def fold(top, total, acc, split_top, split_lanes, split_acc, factor):
-    """Fold one split's partial into those of the splits before it."""
-    new_top = gl.maximum(top, split_top)
-    keep = gl.exp2((top - new_top) * factor)
-    take = gl.exp2((split_top - new_top) * factor)
-    split_total = gl.convert_layout(fold_lanes(split_lanes), top.type.layout)
-    total = gl.fma(total, keep, split_total * take)
-    rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
-    wide_keep = gl.expand_dims(gl.convert_layout(keep, rows), 1)
-    wide_take = gl.expand_dims(gl.convert_layout(take, rows), 1)
-    acc = gl.fma(acc, wide_keep, split_acc * wide_take)
-    return new_top, total, acc
-
-
-@gluon.jit
-def finish(total, acc):
-    """The output of finished rows: A / L by an estimate and two corrections, and -0 made +0."""
-    estimate = gl.fdiv(gl.full_like(total, 1.0), total)
-    inverse = gl.fma(estimate, gl.fma(-total, estimate, 1.0), estimate)
-    rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
-    inverse = gl.expand_dims(gl.convert_layout(inverse, rows), 1)
-    total = gl.expand_dims(gl.convert_layout(total, rows), 1)
-    quotient = acc * inverse
-    rest = gl.fma(-total, quotient, acc)
-    return gl.fma(rest, inverse, quotient) + 0.0
 
 
 @gluon.jit
@@ -146,6 +61,7 @@ def work_of(begin, tiles, KV_HEADS: gl.constexpr, BY_HEAD: gl.constexpr):
 
 @gluon.jit
 def produce(
+    queries,
     keys,
     values,
     positions,
@@ -155,27 +71,47 @@ def produce(
     page_table,
     table_width,
     tiles,
+    q_ring,
     k_ring,
     v_ring,
+    q_ready,
+    q_free,
     k_ready,
     k_free,
     v_ready,
     v_free,
+    COPIED: gl.constexpr,
+    QUERY_HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr,
     PAGE: gl.constexpr,
     KEYS: gl.constexpr,
     STAGES: gl.constexpr,
     BY_HEAD: gl.constexpr,
 ):
-    """Copy the key blocks of every tile of this program into the ring."""
+    """Copy the queries, with COPIED, and the key blocks of every tile of this program into the rings."""
+    group: gl.constexpr = QUERY_HEADS // KV_HEADS
     slot = 0
     phase = 1
+    q_slot = 0
+    q_phase = 1
     for begin in range(0, tiles * KV_HEADS, gl.num_programs(0)):
         tile, kv_head = work_of(begin, tiles, KV_HEADS, BY_HEAD)
         count = gl.load(tile_count + tile, mask=tile < tiles, other=0)
         if count > 0:
             request = gl.load(tile_request + tile)
-            last = gl.load(positions + gl.load(tile_first + tile) + count - 1).to(gl.int32)
+            first = gl.load(tile_first + tile)
+            last = gl.load(positions + first + count - 1).to(gl.int32)
+            if COPIED:
+                mbarrier.wait(q_free.index(q_slot), q_phase)
+                mbarrier.expect(q_ready.index(q_slot), 2 * queries.block_type.nbytes)
+                for which in gl.static_range(2):
+                    row = first + which * (GROUP_ROWS // group)
+                    place = q_ring.index(2 * q_slot + which)
+                    tma.async_copy_global_to_shared(
+                        queries, [row, kv_head * group, 0], q_ready.index(q_slot), place
+                    )
+                q_phase = q_phase ^ q_slot
+                q_slot = q_slot ^ 1
             pages = page_table + request.to(gl.int64) * table_width
             for key in range(0, last + 1, KEYS):
                 page = gl.load(pages + key // PAGE)
@@ -277,9 +213,11 @@ def consume(
     tile_count,
     tiles,
     factor,
-    q_shared,
+    q_ring,
     k_ring,
     v_ring,
+    q_ready,
+    q_free,
     k_ready,
     k_free,
     v_ready,
@@ -287,6 +225,7 @@ def consume(
     turns,
     WHICH: gl.constexpr,
     ALTERNATE: gl.constexpr,
+    COPIED: gl.constexpr,
     QUERY_HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr,
     D: gl.constexpr,
@@ -306,6 +245,8 @@ def consume(
     slot = 0
     phase = 0
     turn = 1 - WHICH
+    q_slot = 0
+    q_phase = 0
     for begin in range(0, tiles * KV_HEADS, gl.num_programs(0)):
         tile, kv_head = work_of(begin, tiles, KV_HEADS, BY_HEAD)
         count = gl.load(tile_count + tile, mask=tile < tiles, other=0)
@@ -319,9 +260,13 @@ def consume(
             columns = gl.arange(0, D, gl.SliceLayout(0, flat))
             offsets = gl.expand_dims(places, 1) + gl.expand_dims(columns, 0)
             wanted = gl.expand_dims(rows // group < count, 1) & gl.expand_dims(columns >= 0, 0)
-            q_shared.store(gl.load(queries + offsets, mask=wanted, other=0.0))
-            fence_async_shared()
-            gl.thread_barrier()
+            if COPIED:
+                q_shared = q_ring.index(2 * q_slot + WHICH).reshape([GROUP_ROWS, D])
+            else:
+                q_shared = q_ring.index(WHICH)
+                q_shared.store(gl.load(queries + offsets, mask=wanted, other=0.0))
+                fence_async_shared()
+                gl.thread_barrier()
             tokens = (WHICH * GROUP_ROWS + gl.arange(0, GROUP_ROWS, s_rows)) // group
             position = gl.load(positions + first + tokens, mask=tokens < count, other=-1).to(gl.int32)
 
@@ -332,6 +277,8 @@ def consume(
             lanes = gl.zeros([GROUP_ROWS, SUM_LANES], gl.float32, l_layout)
             split_acc = gl.zeros([GROUP_ROWS, D], gl.float32, a_layout)
 
+            if COPIED:
+                mbarrier.wait(q_ready.index(q_slot), q_phase)
             mbarrier.wait(k_ready.index(slot), phase)
             empty = gl.zeros([GROUP_ROWS, KEYS], gl.float32, s_layout)
             scores = warpgroup_mma(
@@ -358,6 +305,10 @@ def consume(
                 WHICH, ALTERNATE, True, KEYS, SPLIT, STAGES,
             )  # fmt: skip
 
+            if COPIED:
+                mbarrier.arrive(q_free.index(q_slot), count=1)
+                q_phase = q_phase ^ q_slot
+                q_slot = q_slot ^ 1
             if (last + 1) % KEYS != 0:
                 v = v_ring.index(slot).load(flat)
                 key = (blocks - 1) * KEYS + gl.arange(0, KEYS, gl.SliceLayout(1, flat))
@@ -400,6 +351,7 @@ def attention_hopper(
     STAGES: gl.constexpr,
     ALTERNATE: gl.constexpr,
     BY_HEAD: gl.constexpr,
+    COPIED: gl.constexpr,
     DEPENDENT: gl.constexpr,
 ):
     """Grid (programs,), any number. Tile t is the batch rows tile_first[t] .. + tile_count[t] - 1, at most
@@ -408,8 +360,14 @@ def attention_hopper(
     act: gl.constexpr = keys.dtype
     k_ring = gl.allocate_shared_memory(act, [STAGES, KEYS, D], keys.layout)
     v_ring = gl.allocate_shared_memory(act, [STAGES, KEYS, D], values.layout)
-    q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([GROUP_ROWS, D], act)
-    q_shared = gl.allocate_shared_memory(act, [2, GROUP_ROWS, D], q_layout)
+    group: gl.constexpr = QUERY_HEADS // KV_HEADS
+    if COPIED:
+        q_ring = gl.allocate_shared_memory(act, [4, GROUP_ROWS // group, group, D], queries.layout)
+    else:
+        q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([GROUP_ROWS, D], act)
+        q_ring = gl.allocate_shared_memory(act, [2, GROUP_ROWS, D], q_layout)
+    q_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    q_free = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -422,22 +380,25 @@ def attention_hopper(
         mbarrier.init(v_free.index(stage), count=2)
     for which in gl.static_range(2):
         mbarrier.init(turns.index(which), count=1)
+        mbarrier.init(q_ready.index(which), count=1)
+        mbarrier.init(q_free.index(which), count=2)
     fence_async_shared()
     gl.warp_specialize(
         [
             (consume, (
-                queries, output, positions, tile_first, tile_count, tiles, factor, q_shared.index(0), k_ring, v_ring,
-                k_ready, k_free, v_ready, v_free, turns, 0, ALTERNATE, QUERY_HEADS, KV_HEADS, D, KEYS, SPLIT, STAGES,
-                BY_HEAD,
+                queries, output, positions, tile_first, tile_count, tiles, factor, q_ring, k_ring, v_ring, q_ready,
+                q_free, k_ready, k_free, v_ready, v_free, turns, 0, ALTERNATE, COPIED, QUERY_HEADS, KV_HEADS, D,
+                KEYS, SPLIT, STAGES, BY_HEAD,
             )),
             (consume, (
-                queries, output, positions, tile_first, tile_count, tiles, factor, q_shared.index(1), k_ring, v_ring,
-                k_ready, k_free, v_ready, v_free, turns, 1, ALTERNATE, QUERY_HEADS, KV_HEADS, D, KEYS, SPLIT, STAGES,
-                BY_HEAD,
+                queries, output, positions, tile_first, tile_count, tiles, factor, q_ring, k_ring, v_ring, q_ready,
+                q_free, k_ready, k_free, v_ready, v_free, turns, 1, ALTERNATE, COPIED, QUERY_HEADS, KV_HEADS, D,
+                KEYS, SPLIT, STAGES, BY_HEAD,
             )),
             (produce, (
-                keys, values, positions, tile_first, tile_count, tile_request, page_table, table_width, tiles, k_ring,
-                v_ring, k_ready, k_free, v_ready, v_free, KV_HEADS, PAGE, KEYS, STAGES, BY_HEAD,
+                queries, keys, values, positions, tile_first, tile_count, tile_request, page_table, table_width, tiles,
+                q_ring, k_ring, v_ring, q_ready, q_free, k_ready, k_free, v_ready, v_free, COPIED, QUERY_HEADS,
+                KV_HEADS, PAGE, KEYS, STAGES, BY_HEAD,
             )),
         ],
         [4, 1],

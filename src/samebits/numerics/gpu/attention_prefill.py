@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from samebits.errors import NumericsError
 from samebits.numerics.gpu.attention import AttentionShape, Context, softmax_factor
@@ -137,13 +138,16 @@ def tiles(
     are not touched."""
     if units.units == 0:
         return output
+    asked: Any = queries
     keys: Any = context.keys
     values: Any = context.values
     if isinstance(launch, HopperLaunch) or launch.described:
         keys, values = describe(shape, context.keys), describe(shape, context.values)
+    if isinstance(launch, HopperLaunch) and copies_queries(shape):
+        asked = TensorDescriptor.from_tensor(queries, query_block(shape))
     places = (units.first, units.count, units.request, context.page_table, context.page_table.stride(0))
     kernel = load(tile_source(shape, queries.dtype, launch))
-    arguments = (queries, keys, values, output, context.positions, *places)
+    arguments = (asked, keys, values, output, context.positions, *places)
     works = units.units * shape.heads.kv_heads
     if isinstance(launch, HopperLaunch):
         programs = min(works, processors(queries.device))
@@ -183,20 +187,30 @@ def _hopper_source(shape: AttentionShape, dtype: torch.dtype, launch: HopperLaun
 
     act, wide, narrow = pointer(dtype), pointer(torch.int64), pointer(torch.int32)
     storage = swizzled_descriptor(dtype, (shape.key_block_tokens, shape.width))
-    arguments = (act, storage, storage, act, wide, narrow, narrow, narrow, narrow, "i32", "i32", "fp32")
+    asked = swizzled_descriptor(dtype, query_block(shape)) if copies_queries(shape) else act
+    arguments = (asked, storage, storage, act, wide, narrow, narrow, narrow, narrow, "i32", "i32", "fp32")
     constants = {
         "STAGES": launch.stages,
         "ALTERNATE": launch.alternate,
         "BY_HEAD": launch.by_head,
+        "COPIED": copies_queries(shape),
         **shape.constants(),
     }
     return named_source(attention_hopper, arguments, constants, Launch(4, 1))
 
 
+def copies_queries(shape: AttentionShape) -> bool:
+    """Whether a group's queries are one box of [tokens, heads, head_dim], which the copy engine can fetch."""
+    return HOPPER_ROWS // 2 % shape.group == 0
+
+
+def query_block(shape: AttentionShape) -> list[int]:
+    """That box, of half a tile."""
+    return [HOPPER_ROWS // 2 // shape.group, shape.group, shape.heads.head_dim]
+
+
 def describe(shape: AttentionShape, storage: Tensor) -> Any:
     """A tensor descriptor of KV storage seen as [rows, head_dim], read one key block at a time."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
     if shape.width != shape.heads.head_dim:
         raise NumericsError(
             f"tensor descriptors want a head_dim that is a power of two, not {shape.heads.head_dim}"
