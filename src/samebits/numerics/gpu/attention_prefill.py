@@ -91,10 +91,9 @@ class HopperLaunch:
 AnyTile: TypeAlias = TileLaunch | HopperLaunch
 
 TILE_LAUNCHES: tuple[AnyTile, ...] = (
-    HopperLaunch(4),
-    HopperLaunch(2),
-    HopperLaunch(4, by_head=True),
     HopperLaunch(4, alternate=False),
+    HopperLaunch(2, alternate=False),
+    HopperLaunch(4),
     TileLaunch(64, 4, 2, True),
     TileLaunch(128, 8, 2, True),
     TileLaunch(128, 4, 2, True),
