@@ -62,6 +62,7 @@ class HopperLaunch:
     stages: int = 4
     alternate: bool = True
     by_head: bool = False
+    ahead: bool = False
 
     @property
     def rows(self) -> int:
@@ -71,6 +72,8 @@ class HopperLaunch:
     def name(self) -> str:
         turns = "in turns" if self.alternate else "freely"
         order = "by head" if self.by_head else "by tile"
+        if self.ahead:
+            return f"scores ahead, {self.stages} stages"
         return f"two groups {turns}, {self.stages} stages, {order}"
 
     def tokens(self, group: int) -> int:
@@ -91,6 +94,8 @@ class HopperLaunch:
 AnyTile: TypeAlias = TileLaunch | HopperLaunch
 
 TILE_LAUNCHES: tuple[AnyTile, ...] = (
+    HopperLaunch(3, ahead=True),
+    HopperLaunch(2, ahead=True),
     HopperLaunch(4, alternate=False),
     HopperLaunch(2, alternate=False),
     HopperLaunch(4),
@@ -195,6 +200,10 @@ def _hopper_source(shape: AttentionShape, dtype: torch.dtype, launch: HopperLaun
         "COPIED": copies_queries(shape),
         **shape.constants(),
     }
+    if launch.ahead:
+        from samebits.numerics.gpu.attention_ahead import attention_ahead
+
+        return named_source(attention_ahead, arguments, constants, Launch(4, 1))
     return named_source(attention_hopper, arguments, constants, Launch(4, 1))
 
 
