@@ -62,7 +62,7 @@ class HopperLaunch:
     stages: int = 4
     alternate: bool = True
     by_head: bool = False
-    ahead: bool = False
+    ahead: int = 0
 
     @property
     def rows(self) -> int:
@@ -73,7 +73,7 @@ class HopperLaunch:
         turns = "in turns" if self.alternate else "freely"
         order = "by head" if self.by_head else "by tile"
         if self.ahead:
-            return f"scores ahead, {self.stages} stages"
+            return f"scores ahead {self.ahead}, {self.stages} stages"
         return f"two groups {turns}, {self.stages} stages, {order}"
 
     def tokens(self, group: int) -> int:
@@ -94,8 +94,8 @@ class HopperLaunch:
 AnyTile: TypeAlias = TileLaunch | HopperLaunch
 
 TILE_LAUNCHES: tuple[AnyTile, ...] = (
-    HopperLaunch(3, ahead=True),
-    HopperLaunch(2, ahead=True),
+    HopperLaunch(3, ahead=2),
+    HopperLaunch(3, ahead=1),
     HopperLaunch(4, alternate=False),
     HopperLaunch(2, alternate=False),
     HopperLaunch(4),
@@ -202,8 +202,10 @@ def _hopper_source(shape: AttentionShape, dtype: torch.dtype, launch: HopperLaun
     }
     if launch.ahead:
         from samebits.numerics.gpu.attention_ahead import attention_ahead
+        from samebits.numerics.gpu.attention_third import attention_third
 
-        return named_source(attention_ahead, arguments, constants, Launch(4, 1))
+        kernel = attention_ahead if launch.ahead == 1 else attention_third
+        return named_source(kernel, arguments, constants, Launch(4, 1))
     return named_source(attention_hopper, arguments, constants, Launch(4, 1))
 
 
