@@ -63,6 +63,7 @@ class HopperLaunch:
     alternate: bool = True
     by_head: bool = False
     ahead: int = 0
+    copied: bool = True
 
     @property
     def rows(self) -> int:
@@ -74,7 +75,7 @@ class HopperLaunch:
         order = "by head" if self.by_head else "by tile"
         if self.ahead:
             return f"scores ahead {self.ahead}, {self.stages} stages"
-        return f"two groups {turns}, {self.stages} stages, {order}"
+        return f"{self.ahead}{self.copied} two groups {turns}, {self.stages} stages, {order}"
 
     def tokens(self, group: int) -> int:
         """Query tokens of a tile."""
@@ -147,7 +148,7 @@ def tiles(
     values: Any = context.values
     if isinstance(launch, HopperLaunch) or launch.described:
         keys, values = describe(shape, context.keys), describe(shape, context.values)
-    if isinstance(launch, HopperLaunch) and copies_queries(shape):
+    if isinstance(launch, HopperLaunch) and launch.copied and copies_queries(shape):
         asked = TensorDescriptor.from_tensor(queries, query_block(shape))
     places = (units.first, units.count, units.request, context.page_table, context.page_table.stride(0))
     kernel = load(tile_source(shape, queries.dtype, launch))
@@ -191,20 +192,22 @@ def _hopper_source(shape: AttentionShape, dtype: torch.dtype, launch: HopperLaun
 
     act, wide, narrow = pointer(dtype), pointer(torch.int64), pointer(torch.int32)
     storage = swizzled_descriptor(dtype, (shape.key_block_tokens, shape.width))
-    asked = swizzled_descriptor(dtype, query_block(shape)) if copies_queries(shape) else act
+    asked = swizzled_descriptor(dtype, query_block(shape)) if launch.copied and copies_queries(shape) else act
     arguments = (asked, storage, storage, act, wide, narrow, narrow, narrow, narrow, "i32", "i32", "fp32")
     constants = {
         "STAGES": launch.stages,
         "ALTERNATE": launch.alternate,
         "BY_HEAD": launch.by_head,
-        "COPIED": copies_queries(shape),
+        "COPIED": launch.copied and copies_queries(shape),
         **shape.constants(),
     }
     if launch.ahead:
         from samebits.numerics.gpu.attention_ahead import attention_ahead
         from samebits.numerics.gpu.attention_third import attention_third
 
-        kernel = attention_ahead if launch.ahead == 1 else attention_third
+        from samebits.numerics.gpu.attention_fourth import attention_fourth
+
+        kernel = {1: attention_ahead, 2: attention_third, 3: attention_fourth}[launch.ahead]
         return named_source(kernel, arguments, constants, Launch(4, 1))
     return named_source(attention_hopper, arguments, constants, Launch(4, 1))
 
