@@ -72,35 +72,6 @@ def soften(scores, top, lanes, visible, factor, MASKED: gl.constexpr, KEYS: gl.c
 
 
 @gluon.jit
-def settled(lanes):
-    """Lanes, and with them every weight they are summed of, are computed here and not later: the assembler would
-    rather do exponentials after the wait for the products in flight. It may not move a store, though this one is
-    never done, for no lane is negative."""
-    return gl.inline_asm_elementwise(
-        """{
-        .reg .pred negative;
-        .reg .f32 least;
-        .reg .b32 nowhere;
-        min.f32 least, $4, $5;
-        min.f32 least, least, $6;
-        min.f32 least, least, $7;
-        setp.lt.f32 negative, least, 0f00000000;
-        mov.b32 nowhere, 0;
-        @negative st.shared.f32 [nowhere], least;
-        mov.b32 $0, $4;
-        mov.b32 $1, $5;
-        mov.b32 $2, $6;
-        mov.b32 $3, $7;
-        }""",
-        "=r,=r,=r,=r,r,r,r,r",
-        [lanes],
-        dtype=gl.float32,
-        is_pure=False,
-        pack=4,
-    )
-
-
-@gluon.jit
 def fold(top, total, acc, split_top, split_lanes, split_acc, factor):
     """Fold one split's partial into those of the splits before it."""
     new_top = gl.maximum(top, split_top)

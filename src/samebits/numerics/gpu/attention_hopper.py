@@ -40,23 +40,28 @@ def wait_ahead(DEPENDENT: gl.constexpr):
 
 
 @gluon.jit
-def work_of(begin, tiles, KV_HEADS: gl.constexpr, BY_HEAD: gl.constexpr):
+def work_of(begin, tiles, KV_HEADS: gl.constexpr):
     """(tile, key-value head) of this program in the round of programs that begins with work `begin`; the tile is
-    `tiles` where there is none. Rounds run to and fro, so that who got the longest tile gets the shortest next.
-    BY_HEAD: one head's tiles after another's, so that few keys are in use at once."""
+    `tiles` where there is none. Rounds run to and fro, so that who got the longest tile gets the shortest next."""
     programs = gl.num_programs(0)
     place = gl.program_id(0)
     if begin // programs % 2 == 1:
         place = programs - 1 - place
     work = begin + place
     tile = work // KV_HEADS
-    kv_head = work % KV_HEADS
-    if BY_HEAD:
-        tile = work % tiles
-        kv_head = work // tiles
     if work >= tiles * KV_HEADS:
         tile = tiles
-    return tile, kv_head
+    return tile, work % KV_HEADS
+
+
+@gluon.jit
+def following(slot, phase, STAGES: gl.constexpr):
+    """The place in a ring after this one, and its barriers' phase."""
+    slot += 1
+    if slot == STAGES:
+        slot = 0
+        phase = phase ^ 1
+    return slot, phase
 
 
 @gluon.jit
@@ -86,7 +91,6 @@ def produce(
     PAGE: gl.constexpr,
     KEYS: gl.constexpr,
     STAGES: gl.constexpr,
-    BY_HEAD: gl.constexpr,
 ):
     """Copy the queries, with COPIED, and the key blocks of every tile of this program into the rings."""
     group: gl.constexpr = QUERY_HEADS // KV_HEADS
@@ -95,7 +99,7 @@ def produce(
     q_slot = 0
     q_phase = 1
     for begin in range(0, tiles * KV_HEADS, gl.num_programs(0)):
-        tile, kv_head = work_of(begin, tiles, KV_HEADS, BY_HEAD)
+        tile, kv_head = work_of(begin, tiles, KV_HEADS)
         count = gl.load(tile_count + tile, mask=tile < tiles, other=0)
         if count > 0:
             request = gl.load(tile_request + tile)
@@ -122,10 +126,7 @@ def produce(
                 mbarrier.wait(v_free.index(slot), phase)
                 mbarrier.expect(v_ready.index(slot), values.block_type.nbytes)
                 tma.async_copy_global_to_shared(values, [row, 0], v_ready.index(slot), v_ring.index(slot))
-                slot += 1
-                if slot == STAGES:
-                    slot = 0
-                    phase = phase ^ 1
+                slot, phase = following(slot, phase, STAGES)
 
 
 @gluon.jit
@@ -134,7 +135,6 @@ def walk(
     end,
     slot,
     phase,
-    turn,
     top,
     total,
     acc,
@@ -151,9 +151,6 @@ def walk(
     k_free,
     v_ready,
     v_free,
-    turns,
-    WHICH: gl.constexpr,
-    ALTERNATE: gl.constexpr,
     MASKED: gl.constexpr,
     KEYS: gl.constexpr,
     SPLIT: gl.constexpr,
@@ -163,24 +160,15 @@ def walk(
     are not multiplied by its values yet."""
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     for block in range(begin, end):
-        next_slot = slot + 1
-        next_phase = phase
-        if next_slot == STAGES:
-            next_slot = 0
-            next_phase = phase ^ 1
+        next_slot, next_phase = following(slot, phase, STAGES)
         first = (block * KEYS) % SPLIT == 0
         mbarrier.wait(k_ready.index(next_slot), next_phase)
-        if ALTERNATE:
-            mbarrier.wait(turns.index(WHICH), turn)
-            turn = turn ^ 1
         empty = gl.zeros([GROUP_ROWS, KEYS], gl.float32, s_layout)
         scores = warpgroup_mma(
             q, k_ring.index(next_slot).permute((1, 0)), empty, use_acc=False, is_async=True
         )
         begun = ((block - 1) * KEYS) % SPLIT != 0
         product = warpgroup_mma(weights, v_ring.index(slot), split_acc, use_acc=begun, is_async=True)
-        if ALTERNATE:
-            mbarrier.arrive(turns.index(1 - WHICH), count=1)
         scores = warpgroup_mma_wait(1, deps=[scores])
         mbarrier.arrive(k_free.index(next_slot), count=1)
         old_top = split_top
@@ -201,7 +189,7 @@ def walk(
         weights = gl.convert_layout(sharp.to(weights.dtype), weights.type.layout)
         slot = next_slot
         phase = next_phase
-    return slot, phase, turn, top, total, acc, split_top, lanes, split_acc, weights
+    return slot, phase, top, total, acc, split_top, lanes, split_acc, weights
 
 
 @gluon.jit
@@ -222,9 +210,7 @@ def consume(
     k_free,
     v_ready,
     v_free,
-    turns,
     WHICH: gl.constexpr,
-    ALTERNATE: gl.constexpr,
     COPIED: gl.constexpr,
     QUERY_HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr,
@@ -232,7 +218,6 @@ def consume(
     KEYS: gl.constexpr,
     SPLIT: gl.constexpr,
     STAGES: gl.constexpr,
-    BY_HEAD: gl.constexpr,
 ):
     """The rows WHICH * GROUP_ROWS .. of every tile of this program."""
     group: gl.constexpr = QUERY_HEADS // KV_HEADS
@@ -244,11 +229,10 @@ def consume(
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     slot = 0
     phase = 0
-    turn = 1 - WHICH
     q_slot = 0
     q_phase = 0
     for begin in range(0, tiles * KV_HEADS, gl.num_programs(0)):
-        tile, kv_head = work_of(begin, tiles, KV_HEADS, BY_HEAD)
+        tile, kv_head = work_of(begin, tiles, KV_HEADS)
         count = gl.load(tile_count + tile, mask=tile < tiles, other=0)
         if count > 0:
             first = gl.load(tile_first + tile)
@@ -294,15 +278,15 @@ def consume(
 
             blocks = last // KEYS + 1
             unmasked = gl.minimum(gl.maximum((lowest + 1) // KEYS, 1), blocks)
-            slot, phase, turn, top, total, acc, split_top, lanes, split_acc, weights = walk(
-                1, unmasked, slot, phase, turn, top, total, acc, split_top, lanes, split_acc, weights, position,
-                factor, q_shared, k_ring, v_ring, k_ready, k_free, v_ready, v_free, turns,
-                WHICH, ALTERNATE, False, KEYS, SPLIT, STAGES,
+            slot, phase, top, total, acc, split_top, lanes, split_acc, weights = walk(
+                1, unmasked, slot, phase, top, total, acc, split_top, lanes, split_acc, weights, position,
+                factor, q_shared, k_ring, v_ring, k_ready, k_free, v_ready, v_free,
+                False, KEYS, SPLIT, STAGES,
             )  # fmt: skip
-            slot, phase, turn, top, total, acc, split_top, lanes, split_acc, weights = walk(
-                unmasked, blocks, slot, phase, turn, top, total, acc, split_top, lanes, split_acc, weights, position,
-                factor, q_shared, k_ring, v_ring, k_ready, k_free, v_ready, v_free, turns,
-                WHICH, ALTERNATE, True, KEYS, SPLIT, STAGES,
+            slot, phase, top, total, acc, split_top, lanes, split_acc, weights = walk(
+                unmasked, blocks, slot, phase, top, total, acc, split_top, lanes, split_acc, weights, position,
+                factor, q_shared, k_ring, v_ring, k_ready, k_free, v_ready, v_free,
+                True, KEYS, SPLIT, STAGES,
             )  # fmt: skip
 
             if COPIED:
@@ -319,10 +303,7 @@ def consume(
             product = warpgroup_mma(weights, v_ring.index(slot), split_acc, use_acc=begun, is_async=True)
             split_acc = warpgroup_mma_wait(0, deps=[product])
             mbarrier.arrive(v_free.index(slot), count=1)
-            slot += 1
-            if slot == STAGES:
-                slot = 0
-                phase = phase ^ 1
+            slot, phase = following(slot, phase, STAGES)
             top, total, acc = fold(top, total, acc, split_top, lanes, split_acc, factor)
             result = gl.convert_layout(finish(total, acc).to(output.dtype.element_ty), flat)
             gl.store(output + offsets, result, mask=wanted)
@@ -349,8 +330,6 @@ def attention_hopper(
     KEYS: gl.constexpr,
     SPLIT: gl.constexpr,
     STAGES: gl.constexpr,
-    ALTERNATE: gl.constexpr,
-    BY_HEAD: gl.constexpr,
     COPIED: gl.constexpr,
     DEPENDENT: gl.constexpr,
 ):
@@ -372,14 +351,12 @@ def attention_hopper(
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(k_ready.index(stage), count=1)
         mbarrier.init(v_ready.index(stage), count=1)
         mbarrier.init(k_free.index(stage), count=2)
         mbarrier.init(v_free.index(stage), count=2)
     for which in gl.static_range(2):
-        mbarrier.init(turns.index(which), count=1)
         mbarrier.init(q_ready.index(which), count=1)
         mbarrier.init(q_free.index(which), count=2)
     fence_async_shared()
@@ -387,18 +364,18 @@ def attention_hopper(
         [
             (consume, (
                 queries, output, positions, tile_first, tile_count, tiles, factor, q_ring, k_ring, v_ring, q_ready,
-                q_free, k_ready, k_free, v_ready, v_free, turns, 0, ALTERNATE, COPIED, QUERY_HEADS, KV_HEADS, D,
-                KEYS, SPLIT, STAGES, BY_HEAD,
+                q_free, k_ready, k_free, v_ready, v_free, 0, COPIED, QUERY_HEADS, KV_HEADS, D,
+                KEYS, SPLIT, STAGES,
             )),
             (consume, (
                 queries, output, positions, tile_first, tile_count, tiles, factor, q_ring, k_ring, v_ring, q_ready,
-                q_free, k_ready, k_free, v_ready, v_free, turns, 1, ALTERNATE, COPIED, QUERY_HEADS, KV_HEADS, D,
-                KEYS, SPLIT, STAGES, BY_HEAD,
+                q_free, k_ready, k_free, v_ready, v_free, 1, COPIED, QUERY_HEADS, KV_HEADS, D,
+                KEYS, SPLIT, STAGES,
             )),
             (produce, (
                 queries, keys, values, positions, tile_first, tile_count, tile_request, page_table, table_width, tiles,
                 q_ring, k_ring, v_ring, q_ready, q_free, k_ready, k_free, v_ready, v_free, COPIED, QUERY_HEADS,
-                KV_HEADS, PAGE, KEYS, STAGES, BY_HEAD,
+                KV_HEADS, PAGE, KEYS, STAGES,
             )),
         ],
         [4, 1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -11,10 +12,11 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from samebits.errors import NumericsError
+from samebits.numerics.gpu import configuration
 from samebits.numerics.gpu.attention import AttentionShape, Context, softmax_factor
 from samebits.numerics.gpu.attention_plan import Units
 from samebits.numerics.gpu.attention_tiles import attention_tiles
-from samebits.numerics.gpu.configuration import Launch, dependent_launches, named_source
+from samebits.numerics.gpu.configuration import Launch, named_source
 from samebits.numerics.gpu.launch import (
     TENSOR_MAPS,
     KernelSource,
@@ -56,14 +58,9 @@ class TileLaunch:
 
 @dataclass(frozen=True)
 class HopperLaunch:
-    """The warp-specialised kernel: key blocks in flight, whether the two groups take turns at the tensor cores, and
-    whether one head's tiles come after another's."""
+    """The warp-specialised kernel, and how many key blocks are in flight."""
 
     stages: int = 4
-    alternate: bool = True
-    by_head: bool = False
-    ahead: int = 0
-    copied: bool = True
 
     @property
     def rows(self) -> int:
@@ -71,11 +68,7 @@ class HopperLaunch:
 
     @property
     def name(self) -> str:
-        turns = "in turns" if self.alternate else "freely"
-        order = "by head" if self.by_head else "by tile"
-        if self.ahead:
-            return f"scores ahead {self.ahead}, {self.stages} stages"
-        return f"{self.ahead}{self.copied} two groups {turns}, {self.stages} stages, {order}"
+        return f"two groups of {HOPPER_ROWS // 2}, {self.stages} stages"
 
     def tokens(self, group: int) -> int:
         """Query tokens of a tile."""
@@ -95,11 +88,8 @@ class HopperLaunch:
 AnyTile: TypeAlias = TileLaunch | HopperLaunch
 
 TILE_LAUNCHES: tuple[AnyTile, ...] = (
-    HopperLaunch(3, ahead=2),
-    HopperLaunch(3, ahead=1),
-    HopperLaunch(4, alternate=False),
-    HopperLaunch(2, alternate=False),
     HopperLaunch(4),
+    HopperLaunch(3),
     TileLaunch(64, 4, 2, True),
     TileLaunch(128, 8, 2, True),
     TileLaunch(128, 4, 2, True),
@@ -120,7 +110,7 @@ def default_tile(shape: AttentionShape, dtype: torch.dtype) -> TileLaunch:
     wide = shape.width > 128
     rows = 16 if dtype == torch.float32 else 64
     rows = max(rows, int(triton.next_power_of_2(shape.group)))
-    described = dependent_launches() and whole_lines(shape, dtype)
+    described = configuration.dependent_launches() and whole_lines(shape, dtype)
     return TileLaunch(rows, 8 if wide else 4, 2, described)
 
 
@@ -148,7 +138,7 @@ def tiles(
     values: Any = context.values
     if isinstance(launch, HopperLaunch) or launch.described:
         keys, values = describe(shape, context.keys), describe(shape, context.values)
-    if isinstance(launch, HopperLaunch) and launch.copied and copies_queries(shape):
+    if isinstance(launch, HopperLaunch) and copies_queries(shape):
         asked = TensorDescriptor.from_tensor(queries, query_block(shape))
     places = (units.first, units.count, units.request, context.page_table, context.page_table.stride(0))
     kernel = load(tile_source(shape, queries.dtype, launch))
@@ -171,6 +161,12 @@ def processors(device: torch.device) -> int:
 
 def tile_source(shape: AttentionShape, dtype: torch.dtype, launch: AnyTile) -> KernelSource:
     """The binary that `tiles` launches."""
+    return _tile_source(shape, dtype, launch, configuration.dependent_launches())
+
+
+@functools.cache
+def _tile_source(shape: AttentionShape, dtype: torch.dtype, launch: AnyTile, dependent: bool) -> KernelSource:
+    """Kept, for a layer must not wait for its description. `dependent` is what `named_source` finds, too."""
     if isinstance(launch, HopperLaunch):
         return _hopper_source(shape, dtype, launch)
     storage = act = pointer(dtype)
@@ -192,23 +188,13 @@ def _hopper_source(shape: AttentionShape, dtype: torch.dtype, launch: HopperLaun
 
     act, wide, narrow = pointer(dtype), pointer(torch.int64), pointer(torch.int32)
     storage = swizzled_descriptor(dtype, (shape.key_block_tokens, shape.width))
-    asked = swizzled_descriptor(dtype, query_block(shape)) if launch.copied and copies_queries(shape) else act
+    asked = swizzled_descriptor(dtype, query_block(shape)) if copies_queries(shape) else act
     arguments = (asked, storage, storage, act, wide, narrow, narrow, narrow, narrow, "i32", "i32", "fp32")
     constants = {
         "STAGES": launch.stages,
-        "ALTERNATE": launch.alternate,
-        "BY_HEAD": launch.by_head,
-        "COPIED": launch.copied and copies_queries(shape),
+        "COPIED": copies_queries(shape),
         **shape.constants(),
     }
-    if launch.ahead:
-        from samebits.numerics.gpu.attention_ahead import attention_ahead
-        from samebits.numerics.gpu.attention_third import attention_third
-
-        from samebits.numerics.gpu.attention_fourth import attention_fourth
-
-        kernel = {1: attention_ahead, 2: attention_third, 3: attention_fourth}[launch.ahead]
-        return named_source(kernel, arguments, constants, Launch(4, 1))
     return named_source(attention_hopper, arguments, constants, Launch(4, 1))
 
 
