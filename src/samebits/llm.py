@@ -25,7 +25,7 @@ from samebits.engine.build import build_engine
 from samebits.engine.messages import EngineFacts, EngineStatus, LogprobOptions, TokenLogprobs
 from samebits.engine.service import BuildEngine
 from samebits.engine.transport import ThreadTransport
-from samebits.errors import ConfigError, EngineError, RequestError
+from samebits.errors import ConfigError, RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import (
     Collector,
@@ -190,7 +190,7 @@ class LLM:
         with closing(self._stream(request)) as updates:
             for update in updates:
                 if update.finish is not None and update.finish.type == "error":
-                    raise EngineError(update.finish.message)
+                    raise update.finish.error
                 yield update.text
 
     def stream(

@@ -318,7 +318,8 @@ def _judge(event: RequestEvent, text: OutputText) -> SampleUpdate:
 def _finish_reason(event: RequestEvent) -> FinishReason | None:
     if event.finish is None:
         return None
-    return FinishReason(event.finish.reason, event.finish.matched_token, event.finish.message)
+    ended = event.finish
+    return FinishReason(ended.reason, ended.matched_token, ended.message, ended.impossible)
 
 
 def _warn_of_duplicates(samples: list[Sample]) -> list[Sample]:

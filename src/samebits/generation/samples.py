@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from samebits.engine.messages import EngineRequest, LogprobOptions, TokenLogprobs
+from samebits.errors import EngineError, RequestError
 from samebits.grammar.language import Grammar
 from samebits.sampling_params import STRUCTURED_FIELDS, SamplingParams
 from samebits.text.output import TextOptions
+
+IMPOSSIBLE = "impossible_output"
+"""Error code of a request whose output cannot be what it asks for."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,13 @@ class FinishReason:
     """for `stop`: the token id or the string"""
     message: str = ""
     """for `abort`, `deadline` and `error`"""
+    impossible: bool = False
+    """for `error`: what the request asks of its output cannot be met"""
+
+    @property
+    def error(self) -> EngineError | RequestError:
+        """What to raise where a sample that failed may not look like an answer."""
+        return RequestError(self.message, None, IMPOSSIBLE) if self.impossible else EngineError(self.message)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from samebits.errors import EngineError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import Collector, Sample, SampleResult
 from samebits.server.front import Front
@@ -96,9 +95,9 @@ class Choice(Protocol):
 
 
 def check_finish(result: SampleResult) -> None:
-    """Raise `EngineError` for a sample that failed: half a response would look like a whole one."""
+    """Raise the error of a sample that failed: half a response would look like a whole one."""
     if result.finish is not None and result.finish.type == "error":
-        raise EngineError(result.finish.message)
+        raise result.finish.error
 
 
 @dataclass(frozen=True)
