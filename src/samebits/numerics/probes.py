@@ -76,11 +76,11 @@ def _act(operators: Operators, x: Tensor) -> Tensor:
     return x.to(device=operators.device, dtype=operators.activation_dtype)
 
 
-def product_inputs(seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def product_inputs(seed: int, dtype: torch.dtype, depth: int = 1152) -> tuple[Tensor, Tensor, Tensor]:
     """(x float32, weight dtype, bias float32) of a product: rows that cancel, and one whose terms and sums are
     subnormal. Every other column has no bias that would hide them."""
-    x, weight = cancelling_product(seed, 9, 80, 1152, dtype)
-    tiny = torch.from_numpy(hashed_floats(seed + 4, (1, 1152), (-126, -124)).copy())
+    x, weight = cancelling_product(seed, 9, 80, depth, dtype)
+    tiny = torch.from_numpy(hashed_floats(seed + 4, (1, depth), (-126, -124)).copy())
     bias = wide_rows(seed + 3, 1, 80)[0]
     bias[::2] = 0.0
     return torch.cat([x, tiny]), weight, bias
