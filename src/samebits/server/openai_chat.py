@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from samebits.engine.messages import EngineFacts
-from samebits.generation.samples import Sample, SampleResult
+from samebits.generation.samples import Sample, SampleOutput
 from samebits.server.answer import call_id
 from samebits.server.front import Front
 from samebits.server.openai_chat_run import prepare_chat
@@ -69,7 +69,7 @@ class ChatChoice:
         self._facts = facts
         self._first = True
 
-    def whole(self, result: SampleResult) -> dict[str, Any]:
+    def whole(self, result: SampleOutput) -> dict[str, Any]:
         answer = self._parser.push(result.text, last=True)
         calls = [self._call(call) for call in self._joined(answer)]
         message: dict[str, Any] = {
@@ -86,7 +86,7 @@ class ChatChoice:
             choice["prompt_logprobs"] = self._prompt_logprobs(result)
         return choice | self._rest(result)
 
-    def pieces(self, part: SampleResult) -> list[dict[str, Any]]:
+    def pieces(self, part: SampleOutput) -> list[dict[str, Any]]:
         made = []
         if self._first:
             self._first = False
@@ -107,7 +107,7 @@ class ChatChoice:
             made.append({"index": self._index, "delta": delta} | self._rest(part))
         return made
 
-    def _rest(self, part: SampleResult) -> dict[str, Any]:
+    def _rest(self, part: SampleOutput) -> dict[str, Any]:
         """What stands beside the message or the delta."""
         view = self._view
         rest: dict[str, Any] = {"logprobs": None, "finish_reason": None}
@@ -156,7 +156,7 @@ class ChatChoice:
             "function": function,
         }
 
-    def _prompt_logprobs(self, part: SampleResult) -> list[dict[str, Any] | None]:
+    def _prompt_logprobs(self, part: SampleOutput) -> list[dict[str, Any] | None]:
         top = self._view.prompt_logprobs or 0
         return prompt_logprobs(self._names, part.prompt_logprobs or (), top)
 

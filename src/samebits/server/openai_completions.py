@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from samebits.engine.messages import EngineFacts, LogprobOptions
 from samebits.errors import RequestError
 from samebits.generation.generator import Generator
-from samebits.generation.samples import Sample, SampleResult
+from samebits.generation.samples import Sample, SampleOutput
 from samebits.grammar.language import grammar_of
 from samebits.server.front import Front
 from samebits.server.openai_common import (
@@ -87,16 +87,16 @@ class CompletionChoice:
         )
         self._first = True
 
-    def whole(self, result: SampleResult) -> dict[str, Any]:
+    def whole(self, result: SampleOutput) -> dict[str, Any]:
         return self._object(result)
 
-    def pieces(self, part: SampleResult) -> list[dict[str, Any]]:
+    def pieces(self, part: SampleOutput) -> list[dict[str, Any]]:
         shows_tokens = bool(part.token_ids) and (self._view.token_ids or self._view.logprobs is not None)
         if part.text or part.finish is not None or shows_tokens or self._first:
             return [self._object(part)]
         return []
 
-    def _object(self, part: SampleResult) -> dict[str, Any]:
+    def _object(self, part: SampleOutput) -> dict[str, Any]:
         view, first, self._first = self._view, self._first, False
         echoed = first and view.echo
         logprobs = None

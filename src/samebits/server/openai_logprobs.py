@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from samebits.engine.messages import EngineFacts, TokenLogprobs
-from samebits.generation.samples import FinishReason, Sample, SampleResult
+from samebits.generation.samples import FinishReason, Sample, SampleOutput
 from samebits.server.native_format import resolved_parameters, safe_integer
 from samebits.text.tokenizer import Tokenizer
 
@@ -130,7 +130,7 @@ def finish_fields(finish: FinishReason, facts: EngineFacts) -> dict[str, Any]:
     }
 
 
-def replay_facts(sample: Sample, part: SampleResult) -> dict[str, Any]:
+def replay_facts(sample: Sample, part: SampleOutput) -> dict[str, Any]:
     """`samebits` in a finished choice: sent to /generate as `sampling_params`, with the prompt's ids, its
     `sampling_params` replay the choice. `message` says why it was aborted, if it was."""
     sampling = sample.request.sampling
