@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from samebits.engine.messages import EngineFacts, TokenLogprobs
 from samebits.generation.samples import FinishReason, Sample, SampleOutput
 from samebits.server.native_format import resolved_parameters, safe_integer
 from samebits.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class View:
+    """Which parts of a sample a choice shows beside its text."""
+
+    logprobs: int | None
+    """this many likely tokens beside each token; None: no logprobs"""
+    prompt_logprobs: int | None
+    token_ids: bool
+
+    def shows_tokens(self, part: SampleOutput) -> bool:
+        """Whether `part` has something to show, though it may have no text."""
+        return bool(part.token_ids) and (self.token_ids or self.logprobs is not None)
 
 
 class TokenNames:
@@ -128,6 +143,13 @@ def finish_fields(finish: FinishReason, facts: EngineFacts) -> dict[str, Any]:
         "stop_reason": None if own_end else matched,
         "matched_stop": matched,
     }
+
+
+def end_fields(sample: Sample, part: SampleOutput, facts: EngineFacts) -> dict[str, Any]:
+    """What a choice says besides once it has finished: why, and how to replay it."""
+    if part.finish is None:
+        return {"finish_reason": None}
+    return finish_fields(part.finish, facts) | {"samebits": replay_facts(sample, part)}
 
 
 def replay_facts(sample: Sample, part: SampleOutput) -> dict[str, Any]:
