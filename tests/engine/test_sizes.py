@@ -42,9 +42,9 @@ def test_too_little_is_refused_with_the_remedy() -> None:
 
 
 def test_too_little_says_who_holds_the_card() -> None:
-    crowded = DeviceMemory(free=10 * GIB, total=80 * GIB, ours=16 * GIB)
+    crowded = DeviceMemory(free=5 * GIB, total=80 * GIB, ours=16 * GIB)
     with pytest.raises(
-        ConfigError, match="10240 MiB are free, this process holds 16384 MiB and others 55296 MiB"
+        ConfigError, match="5120 MiB are free, this process holds 16384 MiB and others 60416 MiB"
     ):
         kv_page_count(EngineConfig(), PAGE, crowded)
     assert kv_page_count(EngineConfig(kv_memory_mib=64), PAGE, crowded) == 64
