@@ -71,9 +71,13 @@ def serve(opened: BenchEngine, load: Load, first: int) -> dict[str, Any]:
     engine = opened.engine
     opened.runner.busy_and_idle()
     preemptions = engine.scheduler.preemptions
+    vocabulary = engine.facts.vocabulary
+    requests = [
+        asked(number, lengths, vocabulary) for number, lengths in enumerate(load.requests, start=first)
+    ]
     started = time.perf_counter()
-    for number, lengths in enumerate(load.requests, start=first):
-        engine.submit(asked(number, lengths, engine.facts.vocabulary))
+    for request in requests:
+        engine.submit(request)
     begun: dict[str, float] = {}
     last: dict[str, float] = {}
     gaps: list[float] = []
