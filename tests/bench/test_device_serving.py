@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from samebits.bench.device_serving import line_of, percentiles, serve, table_rows
 from samebits.bench.loads import MOST_TOKENS, NAMES, Asking, Load, conversations, loads
 from samebits.config import EngineConfig, ModelConfig
@@ -35,7 +37,8 @@ def test_every_token_is_counted() -> None:
     found = serve(opened, load, first=7)
     engine.close()
     assert load.tokens == 94
-    assert found["output tokens per second"] / found["total tokens per second"] == 10 / 94
+    assert found["output tokens per second"] == pytest.approx(10 / found["seconds"])
+    assert found["total tokens per second"] == pytest.approx(94 / found["seconds"])
     assert found["idle share"] == 0.01
     assert found["time to first token"]["1"] <= found["time to first token"]["100"] <= found["seconds"]
     row = {"profile": "exact", **load.facts(), **found}
