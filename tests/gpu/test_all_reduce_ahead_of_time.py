@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 from ahead_of_time import TARGETS, compile_for, estimates, fusable_operations
 
-from samebits.numerics.gpu import all_reduce
+from samebits.numerics.gpu import all_reduce, gathers
 
 TABLES = {"inputs": "*i64", "pads": "*i64", "epochs": "*i64"}
 FLAT: dict[str, Any] = {"BLOCK": 2048, "MEET": True}
@@ -34,6 +34,16 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
         {**FLAT, "TREE": False},
     ),
     "all_gather": (all_reduce.all_gather, {**TABLES, "y": "*bf16", "pieces": "i32", "rank": "i32"}, FLAT),
+    "gather_columns": (
+        gathers.gather_columns,
+        {**TABLES, "y": "*fp32", "rows": "i32", "held_pieces": "i32", "pieces": "i32", "rank": "i32"},
+        FLAT,
+    ),
+    "gather_rows": (
+        gathers.gather_rows,
+        {**TABLES, "ids": "*i64", "y": "*bf16", "rows": "i32", "held": "i32", "rank": "i32"},
+        {**FLAT, "WIDTH": 5120},
+    ),
     "one_shot_add_norm": (
         all_reduce.one_shot_add_norm,
         {
@@ -59,3 +69,9 @@ def test_collectives_compile_everywhere_and_leave_nothing_to_fuse(name: str, tar
             assert "multimem" not in texts["ptx"]
             # Peers are read in as wide accesses as there are elements for a thread.
             assert "ld.global.v2.b32" in texts["ptx"] or "ld.global.v4.b32" in texts["ptx"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_meeting_alone_compiles_everywhere(target: str) -> None:
+    arguments = {"pads": "*i64", "epochs": "*i64", "rank": "i32"}
+    compile_for(target, gathers.meet_alone, arguments, {"WORLD": 2}, num_warps=8)
