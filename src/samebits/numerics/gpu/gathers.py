@@ -35,12 +35,12 @@ def gather_columns(
         part = work // blocks
         # Each rank begins with another peer, so that the links share the load.
         peer = (rank + part) % WORLD
-        row = (part // WORLD).to(tl.int64)
+        row = part // WORLD
         inside = (work % blocks) * BLOCK + lanes
         column = peer * held + inside
         mask = (inside < held) & (column < columns)
-        value = tl.load(peer_pointer(inputs, peer, y) + row * held + inside, mask=mask)
-        tl.store(y + row * columns + column, value, mask=mask)
+        value = tl.load(peer_pointer(inputs, peer, y) + row * tl.cast(held, tl.int64) + inside, mask=mask)
+        tl.store(y + row * tl.cast(columns, tl.int64) + column, value, mask=mask)
 
 
 @triton.jit
@@ -55,10 +55,11 @@ def gather_rows(
     lanes = tl.arange(0, BLOCK)
     blocks: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     for work in range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
-        row = (work // blocks).to(tl.int64)
+        row = work // blocks
+        start = row * tl.full((), WIDTH, tl.int64)
         owner = tl.load(ids + row) // held
         owner = tl.minimum(tl.maximum(owner, 0), WORLD - 1)
         columns = (work % blocks) * BLOCK + lanes
         mask = columns < WIDTH
-        value = tl.load(peer_pointer(inputs, owner, y) + row * WIDTH + columns, mask=mask)
-        tl.store(y + row * WIDTH + columns, value, mask=mask)
+        value = tl.load(peer_pointer(inputs, owner, y) + start + columns, mask=mask)
+        tl.store(y + start + columns, value, mask=mask)
