@@ -112,7 +112,7 @@ def open_engine(model: ModelConfig, engine: EngineConfig, say: Any) -> BenchEngi
     seconds = time.perf_counter() - started
     assert isinstance(built.loop, DeviceLoop) and isinstance(built.loop.runner, DeviceRunner)
     timed = TimedRunner(built.loop.runner)
-    built.loop = DeviceLoop(timed)
+    built.loop.runner = timed
     return BenchEngine(built, timed, seconds)
 
 

@@ -63,7 +63,7 @@ def capture_graphs(
         for number, bucket in enumerate(sorted(buckets, reverse=True), start=1):
             captured = capture(lambda bucket=bucket: forward(bucket))  # type: ignore[misc]
             logits = captured.outputs[1]
-            samplings = ()
+            samplings: tuple[Captured[Tensor], ...] = ()
             if sampling is not None:
                 samplings = tuple(
                     capture(lambda b=bucket, x=logits, wanted=wanted: sampling(b, x, wanted))  # type: ignore[misc]
