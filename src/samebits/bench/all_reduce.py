@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,11 +55,24 @@ class Rank:
 
 def run(ranks: int) -> dict[str, Any]:
     """The whole benchmark on the first `ranks` GPUs of this machine."""
+    found = _on_ranks(ranks, _everything)
+    return {"machine": machine(), "gpus": ranks, "gpu": torch.cuda.get_device_name(0), **found}
+
+
+def microseconds_alone(ranks: int, rows: Sequence[int], width: int) -> dict[int, dict[str, float]]:
+    """By rows: what one sum of [rows, width] takes in a graph of nothing else, ours in both orders and NCCL's."""
+    found: dict[int, dict[str, float]] = _on_ranks(ranks, partial(_alone, list(rows), width))
+    return found
+
+
+def _on_ranks(ranks: int, work: Callable[[Rank], Any]) -> Any:
+    """What `work` returns on rank 0, done by a process for each GPU."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.pt"
         context = multiprocessing.get_context("spawn")
         processes = [
-            context.Process(target=_rank, args=(index, ranks, folder, str(result))) for index in range(ranks)
+            context.Process(target=_rank, args=(index, ranks, folder, str(result), work))
+            for index in range(ranks)
         ]
         for process in processes:
             process.start()
@@ -67,32 +80,50 @@ def run(ranks: int) -> dict[str, Any]:
             process.join()
         if any(process.exitcode for process in processes):
             raise RuntimeError(f"ranks ended with {[process.exitcode for process in processes]}")
-        found: dict[str, Any] = torch.load(result, weights_only=True)
-    return {"machine": machine(), "gpus": ranks, "gpu": torch.cuda.get_device_name(0), **found}
+        return torch.load(result, weights_only=True)
 
 
-def _rank(index: int, size: int, folder: str, result: str) -> None:
+def _rank(index: int, size: int, folder: str, result: str, work: Callable[[Rank], Any]) -> None:
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
     os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     store = dist.FileStore(f"{folder}/store", size)
     dist.init_process_group("nccl", store=store, rank=index, world_size=size, device_id=device)
-    rank = Rank(index, size, device)
-    found = {
-        "determinism": [row for name in DTYPES for row in determinism(rank, name)],
-        "clauses": clauses(rank),
-        "microseconds": latency(rank),
-    }
+    found = work(Rank(index, size, device))
     if index == 0:
         torch.save(found, result)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _part(rank: Rank, rows: int, dtype: torch.dtype) -> Tensor:
+def _everything(rank: Rank) -> dict[str, Any]:
+    return {
+        "determinism": [row for name in DTYPES for row in determinism(rank, name)],
+        "clauses": clauses(rank),
+        "microseconds": latency(rank),
+    }
+
+
+def _alone(rows: Sequence[int], width: int, rank: Rank) -> dict[int, dict[str, float]]:
+    act = torch.bfloat16
+    found = {}
+    exact = RankCollectives(max(rows) * width * act.itemsize, rank.device)
+    tree = RankCollectives(max(rows) * width * 4, rank.device, tree=True)
+    for count in rows:
+        x = _part(rank, count, act, width)
+        work: dict[str, Callable[[], object]] = {
+            "exact": partial(_sum, exact, x),
+            "tp-invariant": lambda x=x: tree.all_reduce(tree.input(x.shape, torch.float32), act),  # type: ignore[misc]
+            "nccl": partial(dist.all_reduce, x),
+        }
+        found[count] = {name: round(_median_microseconds(rank, call), 2) for name, call in work.items()}
+    return found
+
+
+def _part(rank: Rank, rows: int, dtype: torch.dtype, width: int = WIDTH) -> Tensor:
     """What this rank adds: values of many magnitudes."""
-    return wide_rows(900 + rank.index, rows, WIDTH, 4).to(rank.device, dtype)
+    return wide_rows(900 + rank.index, rows, width, 4).to(rank.device, dtype)
 
 
 def _folded(rank: Rank, part: Tensor, act: torch.dtype, tree: bool = False) -> Tensor:
