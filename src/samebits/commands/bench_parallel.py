@@ -14,8 +14,7 @@ SHAPE = "qwen3-32b-shaped"
 EXAMPLES = """\
   samebits bench parallel --tp 2                         decode and prefill, Qwen3-32B shape, dummy weights
   samebits bench parallel --tp 2 --model llama-3.1-70b-shaped --load-format dummy --in-turn
-  samebits bench parallel --tp 2 --model qwen3-8b-shaped --load-format dummy --contenders exact tp-invariant \\
-      exact@1 tp-invariant@1
+  samebits bench parallel --tp 2 --contenders exact exact@1 unpinned unpinned+one-shot
 """
 
 
