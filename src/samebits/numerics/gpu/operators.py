@@ -27,6 +27,7 @@ from samebits.numerics.gpu.buckets import buckets_up_to
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.products import FreeProducts, GpuLinear, Products, ProvenProducts, pack_linear
 from samebits.numerics.gpu.rank_group import RankGroup
+from samebits.numerics.gpu.rank_proof import prove_sums
 from samebits.numerics.gpu.row_products import TreeLinear, TreeProducts, leaves_of_rank, pack_tree
 from samebits.numerics.gpu.sampling import SamplingWorkspace, Wants, sampling_workspace
 from samebits.numerics.operators import HeadLayout, KvLayer, PackedLinear
@@ -162,6 +163,9 @@ class GpuOperators:
             width = max((one.out_features for one in self._row_parallel), default=0)
             rows = width * self._part_type.itemsize * most_rows[-1]
             self._group.reserve(max(rows, 4 * sampled_rows * max(held, default=0)))
+            if self._promises and width:
+                tree = self._trees is not None
+                prove_sums(self._group, width, self._part_type, self._act, tree, self._device)
 
     @property
     def _part_type(self) -> torch.dtype:
