@@ -13,7 +13,7 @@ from samebits.engine.messages import EngineFacts
 from samebits.engine.parallel_runner import ParallelRunner
 from samebits.engine.ranks import RankProcesses
 from samebits.engine.runner import Runner
-from samebits.engine.shard import Ranks, Shard, load_shard, make_numerics
+from samebits.engine.shard import Ranks, Shard, check_parallel, load_shard, make_numerics
 from samebits.engine.sizes import check_sizes, log_idle_settings
 from samebits.errors import ConfigError, RanksLostError
 from samebits.grammar.compiler import GrammarCompiler, GrammarError, read_compiler
@@ -38,6 +38,8 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
     files = read_model_files(model)  # a model that cannot be served is refused before the compiler's minute
     ModelShard(0, model.tensor_parallel).check(files.spec)
     size = model.tensor_parallel
+    if size > 1:
+        check_parallel(model, engine)
     ranks = RankProcesses(model, engine, default_seed, size) if size > 1 else None
     try:
         return _build(model, engine, default_seed, ranks, progress)

@@ -49,6 +49,23 @@ class Shard:
     """KV pages of requests"""
 
 
+def check_parallel(model: ModelConfig, engine: EngineConfig) -> None:
+    """Raises `ConfigError` where the ranks could not be held here, before any of them is started."""
+    if choose_device(model.device).type != "cuda":
+        return
+    if engine.data_parallel > 1:
+        raise ConfigError(
+            f"--data-parallel {engine.data_parallel} with --tensor-parallel {model.tensor_parallel}: every replica "
+            "would take the same GPUs; start servers with CUDA_VISIBLE_DEVICES of their own"
+        )
+    from samebits.numerics.gpu.rank_group import check_ranks
+
+    try:
+        check_ranks(model.tensor_parallel, model.numerics, engine.all_reduce)
+    except NumericsError as error:
+        raise ConfigError(str(error)) from error
+
+
 def make_numerics(model: ModelConfig, engine: EngineConfig, ranks: Ranks) -> tuple[Operators, Group]:
     """The operators of this rank and the group over which they exchange tensors. Raises `ConfigError` for what does
     not exist."""

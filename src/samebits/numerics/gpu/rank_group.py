@@ -210,12 +210,9 @@ def check_method(method: str, profile: str) -> None:
         )
 
 
-def open_rank_group(meeting_file: Path, host: Group, profile: str, method: str) -> RankGroup:
-    """Join the ranks of `host`, this one on the GPU of its number; all do so together. `meeting_file` is a path that
-    all know and no earlier group used. Raises `NumericsError` where there are too few GPUs, or none can reach another.
-    """
+def check_ranks(size: int, profile: str, method: str) -> None:
+    """Raises `NumericsError` for a collective that the profile forbids, and where this process cannot hold a rank."""
     check_method(method, profile)
-    rank, size = host.rank, host.size
     there = torch.cuda.device_count()
     if there < size:
         raise NumericsError(
@@ -226,6 +223,14 @@ def open_rank_group(meeting_file: Path, host: Group, profile: str, method: str) 
             "this process has held ranks of a model before, or torch.distributed is in use; a model over several GPUs "
             "needs a process of its own"
         )
+
+
+def open_rank_group(meeting_file: Path, host: Group, profile: str, method: str) -> RankGroup:
+    """Join the ranks of `host`, this one on the GPU of its number; all do so together. `meeting_file` is a path that
+    all know and no earlier group used. Raises `NumericsError` where there are too few GPUs, or none can reach another.
+    """
+    rank, size = host.rank, host.size
+    check_ranks(size, profile, method)
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     # A program that uses multicast can put the GPUs of a shared host out of service; nothing here needs it.
