@@ -9,12 +9,14 @@ import triton
 import triton.language as tl
 
 from samebits.numerics.gpu.all_reduce import PIECE
+from samebits.numerics.gpu.dependent import wait_ahead
 from samebits.numerics.gpu.symmetric import meet, peer_pointer
 
 
 @triton.jit
-def meet_alone(pads, epochs, rank, WORLD: tl.constexpr):
+def meet_alone(pads, epochs, rank, WORLD: tl.constexpr, DEPENDENT: tl.constexpr):
     """Grid (1,). Ranks meet, and nothing else."""
+    wait_ahead(DEPENDENT)
     meet(pads, epochs, rank, WORLD)
 
 
@@ -22,9 +24,11 @@ def meet_alone(pads, epochs, rank, WORLD: tl.constexpr):
 def gather_columns(
     inputs, pads, epochs, y, rows, held_pieces, pieces, rank,
     WORLD: tl.constexpr, BLOCK: tl.constexpr, MEET: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs,). y [rows, columns] = the inputs [rows, held] of all ranks side by side, as far as the columns
     reach; the last rank's part may end behind them."""
+    wait_ahead(DEPENDENT)
     if MEET:
         meet(pads, epochs, rank, WORLD)
     lanes = tl.arange(0, BLOCK)
@@ -47,9 +51,11 @@ def gather_columns(
 def gather_rows(
     inputs, pads, epochs, ids, y, rows, held, rank,
     WIDTH: tl.constexpr, WORLD: tl.constexpr, BLOCK: tl.constexpr, MEET: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs,). y [rows, WIDTH]: each row from the input [rows, WIDTH] of the rank that holds its id, where
     every rank holds `held` ids in rank order."""
+    wait_ahead(DEPENDENT)
     if MEET:
         meet(pads, epochs, rank, WORLD)
     lanes = tl.arange(0, BLOCK)
