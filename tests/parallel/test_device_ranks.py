@@ -15,7 +15,7 @@ from rank_threads import ThreadGroup, on_ranks
 from samebits.cache.pages import PagePool
 from samebits.config import ModelConfig
 from samebits.engine.decoder_runner import DecoderRunner
-from samebits.engine.device.forward import StepOrder, StepRanks
+from samebits.engine.device.forward import StepRanks
 from samebits.engine.device.inputs import InputSizes
 from samebits.engine.device.loop import DeviceLoop
 from samebits.engine.device.place import Place, rerun
@@ -24,7 +24,7 @@ from samebits.engine.device.runner import DeviceRunner
 from samebits.engine.engine import Engine
 from samebits.engine.loops import SimpleLoop
 from samebits.engine.messages import EngineFacts
-from samebits.engine.rank_worker import DeviceStep, device_order, host_batch
+from samebits.engine.rank_worker import DeviceStep, device_order, step_order
 from samebits.models.load import load_model
 from samebits.models.shards import ModelShard
 from samebits.numerics.collectives.group import SOLO, Group
@@ -105,7 +105,7 @@ def over_ranks(profile: str, size: int, captured: bool, wishes: bool, ahead: boo
         while (told := orders[group.rank].get(timeout=60)) is not None:
             order = pickle.loads(told)
             if isinstance(order, DeviceStep):
-                order = StepOrder(order.shape, order.captured, host_batch(order.forward))
+                order = step_order(order)
             steps.follow(order)
         return {}
 

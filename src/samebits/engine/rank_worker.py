@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -53,6 +54,7 @@ class DeviceStep:
     shape: StepShape
     captured: bool
     forward: Forward
+    wanted: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def device_order(order: StepOrder | LogitsOrder) -> Order:
     """What the other ranks are told of it."""
     if isinstance(order, LogitsOrder):
         return order
-    return DeviceStep(order.shape, order.captured, forward_order(order.batch))
+    return DeviceStep(order.shape, order.captured, forward_order(order.batch), order.wanted)
 
 
 def rank_process(
@@ -154,12 +156,17 @@ def _serve(
                     steps.capture(buckets, CudaCapture())
             case DeviceStep() as step:
                 assert steps is not None
-                steps.follow(StepOrder(step.shape, step.captured, host_batch(step.forward)))
+                steps.follow(step_order(step))
             case LogitsOrder() as logits:
                 assert steps is not None
                 steps.follow(logits)
             case Stop():
                 return
+
+
+def step_order(told: DeviceStep) -> StepOrder:
+    """What rank 0 did, as far as another rank does it, too."""
+    return StepOrder(told.shape, told.captured, host_batch(told.forward), wanted=told.wanted)
 
 
 def host_batch(order: Forward) -> RaggedBatch:

@@ -7,7 +7,7 @@ the rows' tokens travel from there as the forward begins. What the ranks do is t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class StepOrder:
     """rank 0 alone"""
     last_rows: Sequence[int] = ()
     places: Sequence[int] = ()
+    wanted: Sequence[int] | None = None
+    """rows whose hidden states are asked for, as many as a bucket holds; None: all"""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class StepForward:
         self, order: StepOrder, graph: Captured[tuple[Tensor, Tensor]] | None
     ) -> tuple[StepValues, Tensor]:
         """Queue the inputs of a step and its forward. Returns where the inputs lie, and hidden states act [rows,
-        hidden]."""
+        hidden] of the wanted rows."""
         self.inputs.fill(
             order.shape, order.batch, order.unread, order.sampling, order.last_rows, order.places
         )
@@ -94,7 +96,10 @@ class StepForward:
             self.ranks.group.settle()
             graph.replay()
             return values, graph.outputs[0]
-        return values, self._hidden(values, order.batch)
+        wanted = None
+        if order.wanted is not None:
+            wanted = self.place.send(torch.tensor(order.wanted, dtype=torch.int64))
+        return values, self._hidden(values, order.batch, wanted)
 
     def captured_work(self, shape: StepShape) -> tuple[Tensor, Tensor]:
         """The forward of a decode step of this shape and the logits of all its rows, over what lies in the buffers."""
@@ -109,9 +114,9 @@ class StepForward:
         that shape, whose values do not matter."""
         return self.model.logits(self.ranks.from_first(hidden))
 
-    def _hidden(self, values: StepValues, host: RaggedBatch | None) -> Tensor:
+    def _hidden(self, values: StepValues, host: RaggedBatch | None, wanted: Tensor | None = None) -> Tensor:
         token_ids = self.ranks.from_first(self.inputs.token_ids(values))
-        batch = ragged(values, token_ids, self.sizes.page_tokens)
+        batch = replace(ragged(values, token_ids, self.sizes.page_tokens), wanted=wanted)
         hidden = self.model.forward(self.model.operators.share_out(batch, host))
         self.ranks.join_faults(values.row_faults)
         return hidden

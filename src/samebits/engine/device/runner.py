@@ -42,11 +42,16 @@ class Computed:
 
     values: StepValues
     hidden: Tensor
-    """act [padded rows, hidden]"""
+    """act [padded rows, hidden] of the wanted rows"""
     logits: Tensor | None
     """float32 [padded rows, vocabulary] of every row, where a graph gave them"""
     graph: DecodeGraph | None
     """None: computed eagerly"""
+    places: Mapping[int, int] | None = None
+    """where the hidden states of a row stand; None: those of all rows are there, in order"""
+
+    def place(self, row: int) -> int:
+        return row if self.places is None else self.places[row]
 
 
 class DeviceRunner:
@@ -120,12 +125,14 @@ class DeviceRunner:
         decodes = batch.rows == batch.requests <= self.graphs.largest
         graph = self.graphs.get(bucket) if decodes else None
         plain = rows.ready if rows.plain else []
+        wanted = None if graph is not None else self._wanted(step, rows, bucket)
         last_rows = [rows.last_rows[at] for at in plain]
         if graph is not None:
             shape, places = decode_shape(bucket), last_rows
         else:
             shape = StepShape(bucket, batch.requests, self._bucket_of(len(plain)) if plain else 0)
             places = list(range(len(plain)))
+            last_rows = last_rows if wanted is None else [wanted[row] for row in last_rows]
         sampling = None
         if plain:
             assert step.sampling is not None
@@ -133,10 +140,20 @@ class DeviceRunner:
                 step.sampling if len(plain) == len(step.sampled_rows) else _select(step.sampling, plain)
             )
         unread = [(row, before[rid]) for row, rid in step.unread_rows if rid in before]
-        order = StepOrder(shape, graph is not None, batch, unread, sampling, last_rows, places)
+        kept = None if wanted is None else self._padded(list(wanted))
+        order = StepOrder(shape, graph is not None, batch, unread, sampling, last_rows, places, kept)
         self._ranks.tell(order)
         values, hidden = self._step_forward.run(order, None if graph is None else graph.forward)
-        return Computed(values, hidden, None if graph is None else graph.forward.outputs[1], graph)
+        return Computed(values, hidden, None if graph is None else graph.forward.outputs[1], graph, wanted)
+
+    def _wanted(self, step: PreparedStep, rows: StepRows, bucket: int) -> Mapping[int, int] | None:
+        """The rows whose hidden states somebody reads, with the place of each; None where it is most of them."""
+        read = {rows.last_rows[at] for at in (*rows.ready, *rows.held)}
+        read.update(row.row for some in step.scored_rows for row in some)
+        wanted = sorted(read) or [0]
+        if 2 * self._bucket_of(len(wanted)) > bucket:
+            return None
+        return {row: place for place, row in enumerate(wanted)}
 
     def _logits_of(self, hidden: Tensor) -> Tensor:
         """Logits outside of a graph."""
@@ -147,8 +164,12 @@ class DeviceRunner:
         """Logits of rows of the step, perhaps with padding behind them."""
         if computed.logits is not None:
             return torch.index_select(computed.logits, 0, self._send(rows))
-        padded = [*rows, *([0] * (self._bucket_of(len(rows)) - len(rows)))]
-        return self._logits_of(torch.index_select(computed.hidden, 0, self._send(padded)))
+        places = self._padded([computed.place(row) for row in rows])
+        return self._logits_of(torch.index_select(computed.hidden, 0, self._send(places)))
+
+    def _padded(self, rows: Sequence[int]) -> Sequence[int]:
+        """As many as their bucket holds, the first row again and again behind them."""
+        return [*rows, *([0] * (self._bucket_of(len(rows)) - len(rows)))]
 
     def _send(self, numbers: Sequence[int]) -> Tensor:
         return self._place.send(torch.tensor(numbers, dtype=torch.int64))
@@ -201,7 +222,7 @@ class DeviceRunner:
         if row.unread:
             place = before[row.rid]
             unread = self._inputs.kept_tokens[place : place + 1].clone()
-        hidden = computed.hidden[last : last + 1].clone()
+        hidden = computed.hidden[computed.place(last)][None].clone()
         return HeldRow(step.chunks[rows.chunk_of[at]], row, hidden, batch, unread)
 
     def _sample_late(self, held: HeldRow, place: int) -> GeneralSamples:
