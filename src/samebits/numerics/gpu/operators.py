@@ -210,6 +210,14 @@ class GpuOperators:
         part = self._group.part((x.shape[0], weight.out_features), self._part_type)
         return self._group.all_reduce(self._row_product(x, weight, part), self._act)
 
+    def row_linear_add_norm(
+        self, x: Tensor, weight: PackedLinear, residual: Tensor, norm_weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        if self._group is None:
+            return self.add_rms_norm(self._row_product(x, weight, None), residual, norm_weight, eps)
+        part = self._group.part((x.shape[0], weight.out_features), self._part_type)
+        return self._group.all_reduce_add_norm(self._row_product(x, weight, part), residual, norm_weight, eps)
+
     def _row_product(self, x: Tensor, weight: PackedLinear, out: Tensor | None) -> Tensor:
         if isinstance(weight, TreeLinear):
             assert self._trees is not None

@@ -21,6 +21,7 @@ from samebits.errors import NumericsError
 from samebits.numerics.collectives.group import Group
 from samebits.numerics.gpu import all_reduce
 from samebits.numerics.gpu.configuration import start
+from samebits.numerics.gpu.norm import add_rms_norm
 from samebits.numerics.gpu.ranks import BLOCK, BYTE_CARRIER, LAUNCH, METHODS, PIECE, RankCollectives
 
 CARRIED = PIECE * BYTE_CARRIER.itemsize
@@ -55,6 +56,11 @@ class RankGroup(Protocol):
 
     def all_reduce(self, part: Tensor, act: torch.dtype) -> Tensor:
         """The parts of all ranks, added; it may be overwritten by the next call but one."""
+
+    def all_reduce_add_norm(
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """`add_rms_norm` of `all_reduce` in the residual's type, bit for bit."""
 
     def gather_columns(self, part: Tensor, columns: int) -> Tensor:
         """The parts [rows, held] side by side, cut to [rows, columns]."""
@@ -109,6 +115,14 @@ class PeerGroup:
 
     def all_reduce(self, part: Tensor, act: torch.dtype) -> Tensor:
         return self._collectives.all_reduce(part, act)
+
+    def all_reduce_add_norm(
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        if self._collectives.method_of(part) != "one-shot":
+            return add_rms_norm(self.all_reduce(part, residual.dtype), residual, weight, eps)
+        out = torch.empty_like(residual), torch.empty_like(residual)
+        return self._collectives.add_rms_norm(part, residual, weight, eps, out)
 
     def gather_columns(self, part: Tensor, columns: int) -> Tensor:
         if columns % PIECE == 0:
@@ -173,6 +187,11 @@ class GatheringGroup:
             launch=LAUNCH, WORLD=self.size, TREE=self._tree, BLOCK=BLOCK, MEET=False,
         )  # fmt: skip
         return y
+
+    def all_reduce_add_norm(
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return add_rms_norm(self.all_reduce(part, residual.dtype), residual, weight, eps)
 
     def gather_columns(self, part: Tensor, columns: int) -> Tensor:
         return side_by_side(self.all_gather(part), columns)

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from samebits.errors import NumericsError
 from samebits.numerics.gpu.gemm_problem import hashed_words
+from samebits.numerics.gpu.norm import add_rms_norm
 from samebits.numerics.gpu.rank_group import RankGroup
 
 ROWS = (1, 33, 300)
 """Messages of one program and of many, on either side of the size at which another kernel serves."""
 SEED = 77
+EPS = 1e-6
 
 
 def adversarial_part(
@@ -50,11 +52,16 @@ def prove_sums(
             adversarial_part(rank, group.size, rows, width, part_type, device) for rank in range(group.size)
         ]
         expected = folded(parts, tree, act)
+        # Any finite values will do for what stands beside the sum.
+        residual, weight = parts[0].to(act), parts[0][0].to(act)
+        normed = add_rms_norm(expected, residual, weight, EPS)
         for _ in range(2):  # buffers take turns
-            own = group.part((rows, width), part_type)
-            own.copy_(parts[group.rank])
+            own = group.part((rows, width), part_type).copy_(parts[group.rank])
             found = group.all_reduce(own, act)
-            if not torch.equal(found.view(torch.uint8), expected.view(torch.uint8)):
+            own = group.part((rows, width), part_type).copy_(parts[group.rank])
+            fused = group.all_reduce_add_norm(own, residual, weight, EPS)
+            pairs = ((found, expected), (fused[0], normed[0]), (fused[1], normed[1]))
+            if not all(torch.equal(one.view(torch.uint8), other.view(torch.uint8)) for one, other in pairs):
                 raise NumericsError(
                     f"a sum over {group.size} ranks of [{rows}, {width}] {part_type} left its clause on rank "
                     f"{group.rank}: these GPUs do not reach each other's memory soundly, or a kernel is wrong"
