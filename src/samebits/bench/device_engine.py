@@ -103,7 +103,7 @@ class BenchEngine:
 
     def kernel_milliseconds(self, steps: int) -> dict[str, float]:
         """Milliseconds a step inside each kernel of this process's device, by the kernel's name."""
-        with profile(activities=[ProfilerActivity.CUDA]) as traced:
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as traced:
             for _ in range(steps):
                 self.engine.step()
             torch.cuda.synchronize()

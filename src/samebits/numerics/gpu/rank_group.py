@@ -119,7 +119,7 @@ class PeerGroup:
     def all_reduce_add_norm(
         self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        if self._collectives.method_of(part) != "one-shot":
+        if not self._collectives.fuses(part):
             return add_rms_norm(self.all_reduce(part, residual.dtype), residual, weight, eps)
         out = torch.empty_like(residual), torch.empty_like(residual)
         return self._collectives.add_rms_norm(part, residual, weight, eps, out)

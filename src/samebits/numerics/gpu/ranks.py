@@ -29,8 +29,10 @@ LAUNCH = Launch(warps=8, stages=1)
 NORM_LAUNCH = Launch(warps=8, stages=1)
 MOST_PROGRAMS = 128
 """Programs that meet must all run at once: no more than the smallest GPU served has multiprocessors."""
-ONE_SHOT_BYTES = {2: 1 << 62, 4: 512 << 10, 8: 256 << 10}
+ONE_SHOT_BYTES = {2: 1 << 62, 4: 256 << 10, 8: 256 << 10}
 """Messages up to this size are summed in one shot, by number of ranks; with two ranks both ways move as much."""
+FUSED_BYTES = {2: 1 << 62, 4: 512 << 10, 8: 256 << 10}
+"""Up to this size one shot with the norm behind it in one kernel is faster than the fastest sum and then the norm."""
 METHODS = ("auto", "one-shot", "two-shot")
 KINDS = (torch.bfloat16, torch.float16, torch.float32)
 BYTE_CARRIER = torch.int32
@@ -141,6 +143,12 @@ class RankCollectives:
             return chosen
         limit = ONE_SHOT_BYTES.get(self.size, ONE_SHOT_BYTES[8])
         return "one-shot" if part.numel() * part.element_size() <= limit else "two-shot"
+
+    def fuses(self, part: Tensor) -> bool:
+        """Whether a sum that a norm follows is one kernel with it."""
+        if self._method != "auto":
+            return self._method == "one-shot"
+        return part.numel() * part.element_size() <= FUSED_BYTES.get(self.size, FUSED_BYTES[8])
 
     def reduce_scatter(self, part: Tensor, act: torch.dtype) -> Tensor:
         """This rank's share of the sum, act [share]; the last share may end early."""
