@@ -157,6 +157,9 @@ def _measure(
                     "context": process.context(),
                     "rounds": rounds[name],
                     "exchanging": round(exchanging(kernels), 4),
+                    "kernels": {
+                        kernel: round(time, 4) for kernel, time in kernels.items() if exchanges(kernel)
+                    },
                     "computing": round(sum(kernels.values()) - exchanging(kernels), 4),
                 }
                 say(f"batch {batch}, {name}: {median_of(rounds[name], 'wall'):.3f} ms")
@@ -166,9 +169,14 @@ def _measure(
     return found
 
 
+def exchanges(kernel: str) -> bool:
+    """Whether ranks exchange values, or wait for each other, in a kernel of this name."""
+    return any(part in kernel.lower() for part in EXCHANGING)
+
+
 def exchanging(kernels: dict[str, float]) -> float:
     """Milliseconds in kernels in which ranks exchange values or wait for each other."""
-    return sum(time for name, time in kernels.items() if any(part in name.lower() for part in EXCHANGING))
+    return sum(time for name, time in kernels.items() if exchanges(name))
 
 
 def _row(
@@ -183,7 +191,12 @@ def _row(
     row: dict[str, Any] = {"batch": batch}
     wall = {one.name: median_of(found[one.name][str(batch)]["rounds"], "wall") for one in contenders}
     row["milliseconds"] = {name: round(time, 4) for name, time in wall.items()}
-    row["floor milliseconds"], row["exchange share"], row["rounds"] = {}, {}, {}
+    row["floor milliseconds"], row["exchange share"], row["exchanging kernels"], row["rounds"] = (
+        {},
+        {},
+        {},
+        {},
+    )
     for one in contenders:
         figures = found[one.name][str(batch)]
         read = floor_milliseconds(spec, shapes, batch, figures["context"], one.degree)
@@ -193,6 +206,7 @@ def _row(
         row["floor milliseconds"][one.name] = {"bytes": round(read, 3), "sums": round(sums, 3)}
         traced = figures["exchanging"] + figures["computing"]
         row["exchange share"][one.name] = round(figures["exchanging"] / traced, 4) if traced else None
+        row["exchanging kernels"][one.name] = figures["kernels"]
         row["rounds"][one.name] = figures["rounds"]
     first = contenders[0].name
     row[f"time against {first}"] = {name: round(time / wall[first], 4) for name, time in wall.items()}
