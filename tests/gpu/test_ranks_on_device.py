@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -69,10 +70,15 @@ def test_tp_invariant_has_the_bits_of_one_gpu(kept: Path, method: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_exact_has_others(kept: Path) -> None:
-    """The inverse."""
-    done = verify("--tp", "2", "--golden", str(kept))
-    assert done.returncode == 1, done.stdout + done.stderr
+def test_exact_has_others(tmp_path: Path) -> None:
+    """The inverse: there the degree decides."""
+    found = []
+    for degree in ("1", "2"):
+        path = tmp_path / f"{degree}.json"
+        done = verify("--tp", degree, "--write-golden", str(path))
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(path.read_text())["digests"])
+    assert any(found[1][name] != digest for name, digest in found[0].items())
 
 
 def test_exact_keeps_its_promise() -> None:
