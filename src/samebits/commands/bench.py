@@ -16,6 +16,7 @@ from samebits.commands import (
     bench_gemm,
     bench_http,
     bench_logprobs,
+    bench_parallel,
     bench_serve,
 )
 from samebits.commands.flags import add_settings, command, positive, settings_of
@@ -54,7 +55,8 @@ def add(commands: Any) -> None:
         + bench_device.EXAMPLES
         + bench_gemm.EXAMPLES
         + bench_attention.EXAMPLES
-        + bench_allreduce.EXAMPLES,
+        + bench_allreduce.EXAMPLES
+        + bench_parallel.EXAMPLES,
         run,
         "bench WHAT",
     )
@@ -79,6 +81,7 @@ def add(commands: Any) -> None:
     bench_gemm.add(kinds)
     bench_attention.add(kinds)
     bench_allreduce.add_allreduce(kinds)
+    bench_parallel.add(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:
