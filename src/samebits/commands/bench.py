@@ -15,6 +15,7 @@ from samebits.commands import (
     bench_device,
     bench_gemm,
     bench_http,
+    bench_logprobs,
     bench_serve,
 )
 from samebits.commands.flags import add_settings, command, positive, settings_of
@@ -49,6 +50,7 @@ def add(commands: Any) -> None:
         + bench_http.EXAMPLES
         + bench_serve.EXAMPLES
         + bench_accuracy.EXAMPLES
+        + bench_logprobs.EXAMPLES
         + bench_device.EXAMPLES
         + bench_gemm.EXAMPLES
         + bench_attention.EXAMPLES
@@ -72,6 +74,7 @@ def add(commands: Any) -> None:
     bench_http.add_http(kinds)
     bench_serve.add_serve(kinds)
     bench_accuracy.add_accuracy(kinds)
+    bench_logprobs.add_logprobs(kinds)
     bench_device.add(kinds)
     bench_gemm.add(kinds)
     bench_attention.add(kinds)
