@@ -15,6 +15,7 @@ from samebits.commands import (
     bench_device,
     bench_gemm,
     bench_http,
+    bench_row_parallel,
     bench_serve,
 )
 from samebits.commands.flags import add_settings, command, positive, settings_of
@@ -51,6 +52,7 @@ def add(commands: Any) -> None:
         + bench_accuracy.EXAMPLES
         + bench_device.EXAMPLES
         + bench_gemm.EXAMPLES
+        + bench_row_parallel.EXAMPLES
         + bench_attention.EXAMPLES
         + bench_allreduce.EXAMPLES,
         run,
@@ -74,6 +76,7 @@ def add(commands: Any) -> None:
     bench_accuracy.add_accuracy(kinds)
     bench_device.add(kinds)
     bench_gemm.add(kinds)
+    bench_row_parallel.add(kinds)
     bench_attention.add(kinds)
     bench_allreduce.add_allreduce(kinds)
 

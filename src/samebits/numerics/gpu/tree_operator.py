@@ -112,12 +112,12 @@ class TreeTile:
             tile.swap, problem.leaves,
         )  # fmt: skip
         if self.parked:
-            arguments = (*maps, out, "*fp32", "i32", "i32", "i32", "i32")
-            return KernelSource(tree.parked_tree_gemm, arguments, shape, tile.warps, tile.stages)
-        arguments = (*maps, pointer(problem.act), out, "*fp32", "*i32", "i32", "i32", "i32")
+            parked = (*maps, out, "*fp32", "i32", "i32", "i32", "i32")
+            return KernelSource(tree.parked_tree_gemm, parked, shape, tile.warps, tile.stages)
+        shared = (*maps, pointer(problem.act), out, "*fp32", "*i32", "i32", "i32", "i32")
         dependent = (self.parts, tile.wait, tile.prefetch, 32 * tile.warps)
         return KernelSource(
-            tree.shared_tree_gemm, arguments, (*shape, *dependent), tile.warps, tile.stages, tile.wait > 0
+            tree.shared_tree_gemm, shared, (*shape, *dependent), tile.warps, tile.stages, tile.wait > 0
         )
 
 
