@@ -14,6 +14,7 @@ from samebits.numerics.gpu.gemm_candidates import (
     DECODE,
     DESCRIPTORS,
     FLOAT32_TILES,
+    HOPPER,
     MIDDLE,
     PERSISTENT,
     PLAIN,
@@ -78,6 +79,22 @@ def test_a_tree_adds_its_leaves() -> None:
     alone = tree_operator.TreeProblem(128, 64, 1, BF16, FP32)
     ptx = texts_of(tree_operator.tiles_for(alone, 16)[-1].source(alone, 16), "sm_90")["ptx"]
     assert ptx.count("add.rn.f32") == 0
+
+
+@pytest.mark.parametrize("leaves", [1, 2, 4, 8])
+def test_groups_of_a_tile_for_hopper_sum_leaves_apart(leaves: int) -> None:
+    """Products of one leaf run on while the last is taken in, and no sum leaves the registers but where it is said."""
+    tile = Tile(128, 128, 64, 4, 4, HOPPER)
+    problem = GemmProblem(4096, 4096, BF16, BF16)
+    assert tile.fits(problem, 1024, "sm_90")
+    assert not tile.fits(problem, 1024, "sm_100")
+    assert not tile.fits(ODD, 1024, "sm_90")
+    ptx = texts_of(tile.source(problem, 1024, leaves), "sm_90")["ptx"]
+    assert fusable_operations(ptx) == []
+    assert estimates(ptx) == []
+    assert "wgmma.wait_group.sync.aligned 1" in ptx
+    # Two groups of four warps, 64 sums a thread, one addition for each level of the tree.
+    assert ptx.count("add.rn.f32") == 2 * 64 * {1: 0, 2: 1, 4: 2, 8: 3}[leaves]
 
 
 def representatives() -> list[tuple[Tile, int]]:
