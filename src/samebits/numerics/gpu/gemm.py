@@ -188,12 +188,15 @@ def persistent_gemm(
     SWAP: tl.constexpr,
     BIAS: tl.constexpr,
     LEAVES: tl.constexpr,
+    WAIT: tl.constexpr,
 ):
     """A fixed number of programs walk the tiles; the next tile's loads run while a finished one is written."""
     columns = column_units * COLUMN_UNIT
     depth = depth_units * DEPTH_UNIT
     row_tiles = tl.cdiv(rows, ROWS)
     column_tiles = tl.cdiv(columns, COLUMNS)
+    if WAIT > 0:
+        begin_dependent(out, 0, COLUMNS, WAIT, 0, 0)
     for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, programs, flatten=True):
         row_tile, column_tile = grouped_tile(tile, row_tiles, column_tiles, GROUP)
         row_start = row_tile * ROWS
@@ -207,3 +210,5 @@ def persistent_gemm(
             total, bias + column_start, out + row_start.to(tl.int64) * columns + column_start,
             row, column, row < rows - row_start, column < columns - column_start, columns, SWAP, True, True, BIAS,
         )  # fmt: skip
+    if WAIT == 1:
+        tl.extra.cuda.gdc_launch_dependents()

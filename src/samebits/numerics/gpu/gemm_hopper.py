@@ -68,14 +68,17 @@ def produce(
 
 @gluon.jit
 def chain(
-    total, steps, slot, phase, x_ring, weight_ring, ready, free, STAGES: gl.constexpr, WHICH: gl.constexpr
-):
-    """The chain over the next `steps` blocks of the ring: (sum, slot, phase). What `total` held is dropped."""
+    total, steps, slot, phase, left_ring, right_ring, ready, free,
+    STAGES: gl.constexpr, GROUPS: gl.constexpr, WHICH: gl.constexpr,
+):  # fmt: skip
+    """The chain over the next `steps` blocks of the ring: (sum, slot, phase). What `total` held is dropped.
+
+    A slot holds a left operand for each of GROUPS groups, and a right one for all."""
     last = slot
     for step in range(0, steps):
         mbarrier.wait(ready.index(slot), phase)
         total = warpgroup_mma(
-            x_ring.index(2 * slot + WHICH), weight_ring.index(slot).permute((1, 0)), total,
+            left_ring.index(GROUPS * slot + WHICH), right_ring.index(slot).permute((1, 0)), total,
             use_acc=step > 0, is_async=True,
         )  # fmt: skip
         total = warpgroup_mma_wait(1, deps=[total])
@@ -93,18 +96,21 @@ def chain(
 
 @gluon.jit
 def tree(
-    total, steps, slot, phase, x_ring, weight_ring, ready, free, parked,
-    STAGES: gl.constexpr, LEAVES: gl.constexpr, WHICH: gl.constexpr,
+    total, steps, slot, phase, left_ring, right_ring, ready, free, parked,
+    STAGES: gl.constexpr, GROUPS: gl.constexpr, WHICH: gl.constexpr, LEAVES: gl.constexpr, PARK: gl.constexpr,
 ):  # fmt: skip
-    """The balanced tree over LEAVES chains of `steps` blocks each: (sum, slot, phase).
+    """The balanced tree over LEAVES chains of `steps` blocks each: (sum, slot, phase), as `gemm_tile.add_leaf`.
 
-    As `gemm_tile.add_leaf`, but the sum of the first four of eight leaves waits in shared memory: the registers do
-    not hold four sums of a tile."""
+    With PARK the sum of the first four of eight leaves waits in shared memory, where the registers do not hold four
+    sums of a tile."""
     empty = gl.full_like(total, -0.0)
     one = empty
     two = empty
+    four = empty
     for leaf in range(0, LEAVES):
-        total, slot, phase = chain(total, steps, slot, phase, x_ring, weight_ring, ready, free, STAGES, WHICH)
+        total, slot, phase = chain(
+            total, steps, slot, phase, left_ring, right_ring, ready, free, STAGES, GROUPS, WHICH
+        )
         one = one + total
         if LEAVES > 2:
             if leaf % 2 == 1:
@@ -112,14 +118,35 @@ def tree(
                 one = empty
                 if LEAVES > 4:
                     if leaf == 3:
-                        parked.store(two)
+                        if PARK:
+                            parked.store(two)
+                        else:
+                            four = two
                         two = empty
     if LEAVES == 2:
-        return one, slot, phase
+        total = one
     elif LEAVES == 4:
-        return two, slot, phase
+        total = two
+    elif PARK:
+        total = parked.load(two.type.layout) + two
     else:
-        return parked.load(two.type.layout) + two, slot, phase
+        total = four + two
+    return total, slot, phase
+
+
+@gluon.jit
+def tile_sum(
+    total, steps, slot, phase, left_ring, right_ring, ready, free, parked,
+    STAGES: gl.constexpr, GROUPS: gl.constexpr, WHICH: gl.constexpr, LEAVES: gl.constexpr, PARK: gl.constexpr,
+):  # fmt: skip
+    """A tile's sum over LEAVES times `steps` blocks: (sum, slot, phase)."""
+    if LEAVES == 1:
+        return chain(total, steps, slot, phase, left_ring, right_ring, ready, free, STAGES, GROUPS, WHICH)
+    else:
+        return tree(
+            total, steps, slot, phase, left_ring, right_ring, ready, free, parked,
+            STAGES, GROUPS, WHICH, LEAVES, PARK,
+        )  # fmt: skip
 
 
 @gluon.jit
@@ -138,14 +165,22 @@ def consume(
         [GROUP_ROWS, COLUMNS], gl.float32, gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
     )
     for tile in range(gl.program_id(0), row_tiles * column_tiles, gl.num_programs(0)):
-        if LEAVES == 1:
-            total, slot, phase = chain(
-                total, steps, slot, phase, x_ring, weight_ring, ready, free, STAGES, WHICH
-            )
-        else:
-            total, slot, phase = tree(
-                total, steps, slot, phase, x_ring, weight_ring, ready, free, parked, STAGES, LEAVES, WHICH
-            )
+        total, slot, phase = tile_sum(
+            total,
+            steps,
+            slot,
+            phase,
+            x_ring,
+            weight_ring,
+            ready,
+            free,
+            parked,
+            STAGES,
+            2,
+            WHICH,
+            LEAVES,
+            True,
+        )
         row_tile, column_tile = tile_place(tile, row_tiles, column_tiles, GROUP)
         rounded = total.to(out.dtype.element_ty)
         if out.dtype.element_ty.primitive_bitwidth == 16:
