@@ -1,4 +1,4 @@
-"""The GEMM clause for few rows on Hopper (sm_90): weights are on their way into shared memory before the kernel ahead ends.
+"""The GEMM clause for few rows on Hopper (sm_90): weights are on their way before the kernel ahead ends.
 
 Written in Gluon, as `gemm_hopper`. Dependent launch lets a kernel start while the one ahead of it still runs; it may
 read weights then, but not x. The producer warp fills the whole ring with weights, waits for the kernel ahead, sends x
