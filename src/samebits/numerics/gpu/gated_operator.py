@@ -12,6 +12,8 @@ from samebits.numerics.gpu import gated
 from samebits.numerics.gpu.activation import BLOCK, silu_mul_rows
 from samebits.numerics.gpu.configuration import dependent_launches
 from samebits.numerics.gpu.gemm_candidates import (
+    HOPPER,
+    HOPPER_ROWS,
     PERSISTENT,
     POINTERS,
     Tile,
@@ -28,7 +30,15 @@ from samebits.numerics.gpu.gemm_operator import (
 )
 from samebits.numerics.gpu.gemm_problem import GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
-from samebits.numerics.gpu.launch import TYPE_NAMES, KernelSource, blocks, load, pointer, target_name
+from samebits.numerics.gpu.launch import (
+    TYPE_NAMES,
+    KernelSource,
+    blocks,
+    load,
+    pointer,
+    swizzled_descriptor,
+    target_name,
+)
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
 from samebits.numerics.gpu.prover import Candidate, Output, Tensors
 
@@ -96,6 +106,15 @@ def fused_source(tile: Tile, problem: GatedProblem, bucket: int) -> KernelSource
         unit_of(problem.width), unit_of(problem.depth), tile.rows, tile.columns, tile.depth, tile.group, tile.swap,
     )  # fmt: skip
     dependent = (tile.wait, tile.prefetch, 32 * tile.warps)
+    if tile.kind == HOPPER:
+        from samebits.numerics.gpu.gated_hopper import hopper_gated_gemm  # the interpreter knows no Gluon
+
+        blocks_of = ((HOPPER_ROWS // 2, tile.depth), (tile.columns, tile.depth))
+        swizzled = (swizzled_descriptor(problem.act, block) for block in blocks_of)
+        return KernelSource(
+            hopper_gated_gemm, (*swizzled, act, *lengths),
+            (*shape[:2], tile.columns, tile.depth, tile.group, tile.stages), tile.warps, 1,
+        )  # fmt: skip
     if tile.kind == POINTERS:
         masks = (bucket % tile.rows != 0, problem.width % tile.columns != 0, problem.depth % tile.depth != 0)
         return KernelSource(
@@ -119,8 +138,13 @@ def fused_candidate(tile: Tile, problem: GatedProblem, bucket: int) -> Candidate
         if tile.kind == POINTERS:
             kernel.launch((tiles, 1, 1), x, weight, out, rows, columns, depth)
             return
+        programs = min(tiles, processors(x.device)) if tile.kind in (PERSISTENT, HOPPER) else tiles
+        if tile.kind == HOPPER:
+            halves = mapped(x, (HOPPER_ROWS // 2, tile.depth))
+            lines = mapped(weight, (tile.columns, tile.depth))
+            kernel.launch((programs, 1, 1), halves, lines, out, rows, columns, depth)
+            return
         maps = (mapped(x, (tile.rows, tile.depth)), mapped(weight, (tile.columns, tile.depth)))
-        programs = min(tiles, processors(x.device)) if tile.kind == PERSISTENT else tiles
         kernel.launch((programs, 1, 1), *maps, weight, out, rows, columns, depth, programs)
 
     return Candidate(f"fused {tile.name}", kernel.digest, run)
