@@ -51,38 +51,46 @@ def produce(
 
 
 @gluon.jit
+def halves(x, COLUMNS: gl.constexpr):
+    """Columns 0 .. COLUMNS / 2 - 1 and the others, which every thread has of its rows."""
+    return gl.split(gl.permute(gl.reshape(x, (GROUP_ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+
+
+@gluon.jit
+def store_activation(gate, up, out, row_start, column_start, rows, width, COLUMNS: gl.constexpr):
+    """silu(gate) * up of two float32 sums, both rounded first."""
+    act: gl.constexpr = out.dtype.element_ty
+    flat: gl.constexpr = gl.BlockedLayout([1, 8], [256 // COLUMNS, COLUMNS // 8], [4, 1], [1, 0])
+    gate = gate.to(act).to(gl.float32)
+    value = gl.div_rn(gate, 1.0 + exp(-gate)) * up.to(act).to(gl.float32)
+    rounded = gl.convert_layout(value.to(act), flat)
+    row = row_start + gl.arange(0, GROUP_ROWS, gl.SliceLayout(1, flat))
+    column = column_start + gl.arange(0, COLUMNS, gl.SliceLayout(0, flat))
+    inside = gl.expand_dims(row < rows, 1) & gl.expand_dims(column < width, 0)
+    places = gl.expand_dims(row.to(gl.int64) * width, 1) + gl.expand_dims(column, 0)
+    gl.store(out + places, rounded, mask=inside)
+
+
+@gluon.jit
 def consume(
     out, rows, width, depth, x_ring, weight_ring, ready, free,
     COLUMNS: gl.constexpr, DEPTH: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr, WHICH: gl.constexpr,
 ):  # fmt: skip
     """The rows WHICH * GROUP_ROWS .. of every tile of this program."""
-    act: gl.constexpr = out.dtype.element_ty
-    flat: gl.constexpr = gl.BlockedLayout([1, 8], [256 // COLUMNS, COLUMNS // 8], [4, 1], [1, 0])
     row_tiles = gl.cdiv(rows, 2 * GROUP_ROWS)
     column_tiles = gl.cdiv(width, COLUMNS)
     slot = 0
     phase = 0
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 2 * COLUMNS, 16])
-    total = gl.zeros([GROUP_ROWS, 2 * COLUMNS], gl.float32, layout)
     for tile in range(gl.program_id(0), row_tiles * column_tiles, gl.num_programs(0)):
+        total = gl.zeros([GROUP_ROWS, 2 * COLUMNS], gl.float32, layout)
         total, slot, phase = chain(
             total, depth // DEPTH, slot, phase, x_ring, weight_ring, ready, free, STAGES, 2, WHICH
         )
-        gate, up = gl.split(gl.permute(gl.reshape(total, (GROUP_ROWS, 2, COLUMNS)), (0, 2, 1)))
-        gate = gate.to(act).to(gl.float32)
-        up = up.to(act).to(gl.float32)
-        value = gl.div_rn(gate, 1.0 + exp(-gate)) * up
-        rounded = gl.convert_layout(value.to(act), flat)
+        gate, up = halves(total, 2 * COLUMNS)
         row_tile, column_tile = tile_place(tile, row_tiles, column_tiles, GROUP)
-        row = (
-            row_tile * (2 * GROUP_ROWS)
-            + WHICH * GROUP_ROWS
-            + gl.arange(0, GROUP_ROWS, gl.SliceLayout(1, flat))
-        )
-        column = column_tile * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, flat))
-        inside = gl.expand_dims(row < rows, 1) & gl.expand_dims(column < width, 0)
-        places = gl.expand_dims(row.to(gl.int64) * width, 1) + gl.expand_dims(column, 0)
-        gl.store(out + places, rounded, mask=inside)
+        row_start = row_tile * (2 * GROUP_ROWS) + WHICH * GROUP_ROWS
+        store_activation(gate, up, out, row_start, column_tile * COLUMNS, rows, width, COLUMNS)
 
 
 @gluon.jit

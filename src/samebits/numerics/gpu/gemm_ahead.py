@@ -92,8 +92,8 @@ def consume(
     flat: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1])
     slot = 0
     phase = 0
-    total = gl.zeros([GROUP_COLUMNS, ROWS], gl.float32, layout)
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        total = gl.zeros([GROUP_COLUMNS, ROWS], gl.float32, layout)
         total, slot, phase = tile_sum(
             total, steps // LEAVES, slot, phase, weight_ring, x_ring, ready, free, ready,
             STAGES, groups, WHICH, LEAVES, False,

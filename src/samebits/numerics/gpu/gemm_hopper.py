@@ -161,10 +161,10 @@ def consume(
     steps = depth // (LEAVES * DEPTH)
     slot = 0
     phase = 0
-    total = gl.zeros(
-        [GROUP_ROWS, COLUMNS], gl.float32, gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
-    )
     for tile in range(gl.program_id(0), row_tiles * column_tiles, gl.num_programs(0)):
+        total = gl.zeros(
+            [GROUP_ROWS, COLUMNS], gl.float32, gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
+        )
         total, slot, phase = tile_sum(
             total,
             steps,
