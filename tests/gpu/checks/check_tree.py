@@ -127,14 +127,13 @@ def check_tiles_have_the_reference_bits(tile: TreeTile, ranks: int, device: torc
     )
 
 
-def check_a_part_that_comes_early_is_missed(device: torch.device) -> None:
-    """The inverse: where the count of arrivals begins at one, the last part's sum is not there yet."""
+def check_parts_that_do_not_all_come_are_missed(device: torch.device) -> None:
+    """The inverse: where the count of arrivals begins too low, nobody is last, and nothing is written."""
     problem = problem_of(act_of(device))
     candidate = tile_candidate(TILES[6], problem, ROWS, device)
     trial = trial_of(problem, device)
     arrivals = workspace(device).arrivals
-    workspace(device).partials.fill_(float("nan"))
-    arrivals.fill_(1)
+    arrivals.fill_(-1)
     verdict = trial.prove(candidate)
     arrivals.zero_()
     assert isinstance(verdict, Rejection)

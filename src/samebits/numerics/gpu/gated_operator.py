@@ -151,14 +151,15 @@ def fused_candidate(tile: Tile, problem: GatedProblem, bucket: int) -> Candidate
 
 
 def tiles_for(problem: GatedProblem, bucket: int) -> tuple[Tile, ...]:
-    """Fused tiles that are worth trying. With more rows than these the library's product wins by more than the
+    """Fused tiles that are worth trying. Between few rows and many the library's product wins by more than the
     activation costs."""
     if problem.act is torch.float32:
         return ()
-    limits = ((16, DECODE), (32, DECODE_32), (64, DECODE_64))
-    return next((tiles for limit, tiles in limits if bucket <= limit), ())
+    limits = ((16, DECODE), (32, DECODE_32), (64, DECODE_64), (PREFILL_ROWS - 1, ()))
+    return next((tiles for limit, tiles in limits if bucket <= limit), PREFILL)
 
 
+PREFILL_ROWS = 512
 DECODE = (
     Tile(16, 32, 64, 4, 4, wait=1),
     Tile(16, 32, 64, 4, 6, wait=1),
@@ -180,6 +181,9 @@ DECODE_64 = (
 )
 
 
+PREFILL = (Tile(128, 128, 64, 4, 4, HOPPER),)
+
+
 class GatedOperator:
     """The first half of a gated MLP on one device. `product` gives what serves the product alone."""
 
@@ -189,19 +193,20 @@ class GatedOperator:
         self.device = device
         self._product = product
 
-    def _tiles(self, problem: GatedProblem, bucket: int) -> Iterator[Tile]:
+    def tiles(self, problem: GatedProblem, bucket: int) -> list[Tile]:
+        """The fused tiles that are tried; where there are none, nobody need ask."""
         target = target_name()
-        return (tile for tile in tiles_for(problem, bucket) if fits(tile, problem, bucket, target))
+        return [tile for tile in tiles_for(problem, bucket) if fits(tile, problem, bucket, target)]
 
     def sources(self, problem: GatedProblem, buckets: Sequence[int]) -> Iterable[KernelSource]:
         yield reference_source(problem.product)
         yield activation_source(problem)
         for bucket in buckets:
-            yield from (fused_source(tile, problem, bucket) for tile in self._tiles(problem, bucket))
+            yield from (fused_source(tile, problem, bucket) for tile in self.tiles(problem, bucket))
 
     def recipes(self, problem: GatedProblem, bucket: int) -> Iterable[Recipe]:
         yield Recipe(PAIR, lambda: pair_candidate(problem, self._product(problem.product, bucket)))
-        for tile in self._tiles(problem, bucket):
+        for tile in self.tiles(problem, bucket):
             make = functools.partial(fused_candidate, tile, problem, bucket)
             yield Recipe(f"fused {tile.name}", make)
 

@@ -16,6 +16,8 @@ from samebits.numerics.gpu.gemm_hopper import tile_sum
 
 GROUP_COLUMNS = gl.constexpr(64)
 """Columns of a consumer group: what one warpgroup product computes."""
+PRODUCER_REGISTERS = gl.constexpr(40)
+"""Not the 24 with which a warp waits for its work: asking for as many as it has might wait for ever."""
 
 
 @gluon.jit
@@ -151,7 +153,7 @@ def ahead_gemm(
                 )),
             ],
             [1],
-            [24],
+            [PRODUCER_REGISTERS],
         )  # fmt: skip
     else:
         gl.warp_specialize(
@@ -169,5 +171,5 @@ def ahead_gemm(
                 )),
             ],
             [4, 1],
-            [120, 24],
+            [120, PRODUCER_REGISTERS],
         )  # fmt: skip
