@@ -81,14 +81,17 @@ def attention_block(
     rope: Tensor,
     batch: RaggedBatch,
     kv: KvLayer,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """Attention over normed activations; writes the rows' keys and values into `kv` and may set fault flags.
-    x act [rows, hidden] -> act [rows, hidden], before the residual add."""
+    x act [rows, hidden] -> act [rows, hidden] of the rows `kept` int64 (None: of all), before the residual add."""
     qkv = column_linear(operators, x, weights.qkv)
     queries = operators.norm_rope_store(
         qkv, shape.heads, weights.query_norm, weights.key_norm, shape.norm_eps, rope, batch, kv
     )
     mixed = operators.attention(queries, shape.heads, shape.scale, batch, kv)
+    if kept is not None:
+        mixed = mixed.index_select(0, kept)
     return row_linear(operators, mixed, weights.output)
 
 

@@ -39,3 +39,12 @@ def test_too_little_is_refused_with_the_remedy() -> None:
         kv_page_count(EngineConfig(memory_fraction=0.2), PAGE, CARD)
     with pytest.raises(ConfigError, match="--kv-memory-mib"):
         kv_page_count(EngineConfig(kv_memory_mib=1), 2 * PAGE, None)
+
+
+def test_too_little_says_who_holds_the_card() -> None:
+    crowded = DeviceMemory(free=5 * GIB, total=80 * GIB, ours=16 * GIB)
+    with pytest.raises(
+        ConfigError, match="5120 MiB are free, this process holds 16384 MiB and others 60416 MiB"
+    ):
+        kv_page_count(EngineConfig(), PAGE, crowded)
+    assert kv_page_count(EngineConfig(kv_memory_mib=64), PAGE, crowded) == 64

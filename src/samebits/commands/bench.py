@@ -15,6 +15,7 @@ from samebits.commands import (
     bench_device,
     bench_gemm,
     bench_http,
+    bench_logprobs,
     bench_row_parallel,
     bench_serve,
 )
@@ -50,6 +51,7 @@ def add(commands: Any) -> None:
         + bench_http.EXAMPLES
         + bench_serve.EXAMPLES
         + bench_accuracy.EXAMPLES
+        + bench_logprobs.EXAMPLES
         + bench_device.EXAMPLES
         + bench_gemm.EXAMPLES
         + bench_row_parallel.EXAMPLES
@@ -74,6 +76,7 @@ def add(commands: Any) -> None:
     bench_http.add_http(kinds)
     bench_serve.add_serve(kinds)
     bench_accuracy.add_accuracy(kinds)
+    bench_logprobs.add_logprobs(kinds)
     bench_device.add(kinds)
     bench_gemm.add(kinds)
     bench_row_parallel.add(kinds)

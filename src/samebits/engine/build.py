@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -22,7 +23,14 @@ from samebits.engine.threads import default_threads
 from samebits.errors import ConfigError, NumericsError, RanksLostError
 from samebits.grammar.compiler import GrammarCompiler, GrammarError, read_compiler
 from samebits.grammar.matchers import GrammarMasks
-from samebits.models.load import LoadedModel, load_model, make_plan, read_model_files, weights_dtype
+from samebits.models.load import (
+    LoadedModel,
+    ModelFiles,
+    load_model,
+    make_plan,
+    read_model_files,
+    weights_dtype,
+)
 from samebits.models.shards import ModelShard
 from samebits.numerics.collectives.group import SOLO, Group
 from samebits.numerics.operators import Operators
@@ -43,10 +51,11 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
         raise ConfigError(f"--tensor-parallel must be at least 1, got {model.tensor_parallel}")
     files = read_model_files(model)  # a model that cannot be served is refused before the compiler's minute
     ModelShard(0, model.tensor_parallel).check(files.spec)
+    reading = _start_reading(files)
     size = model.tensor_parallel
     ranks = RankProcesses(model, engine, default_seed, size) if size > 1 else None
     try:
-        return _build(model, engine, default_seed, ranks, progress)
+        return _build(model, engine, default_seed, ranks, reading, progress)
     except BaseException as error:
         if ranks is None:
             raise
@@ -63,6 +72,7 @@ def _build(
     engine: EngineConfig,
     default_seed: int | None,
     ranks: RankProcesses | None,
+    reading: Future[GrammarCompiler],
     progress: Progress,
 ) -> Engine:
     group: Group = SOLO if ranks is None else ranks.group
@@ -112,7 +122,7 @@ def _build(
     _log_decisions(facts, engine, operators, pages)
     scheduler = Scheduler(limits, PagePool(pages))
     loop = _make_loop(runner, engine, limits, pages, progress) if on_gpu else LOOPS[engine.loop](runner)
-    masks = _make_masks(facts, progress)
+    masks = _make_masks(reading, progress)
     built = Engine(
         facts, runner, scheduler, loop, engine.max_waiting, masks, prefix_cache=engine.prefix_cache
     )
@@ -121,22 +131,25 @@ def _build(
     return built
 
 
-def _make_masks(facts: EngineFacts, progress: Progress) -> GrammarMasks:
-    """The source of grammar masks. The tokenizer is read at once: it would hold up every request later."""
+def _start_reading(files: ModelFiles) -> Future[GrammarCompiler]:
+    """Read the tokenizer for grammars while the weights are loaded: seconds for a large vocabulary."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="samebits-tokenizer")
+    reading = thread.submit(read_compiler, files.folder, files.spec.vocabulary, files.end_tokens)
+    thread.shutdown(wait=False)
+    return reading
+
+
+def _make_masks(reading: Future[GrammarCompiler], progress: Progress) -> GrammarMasks:
+    """The source of grammar masks. The tokenizer is waited for: what reads it keeps Python's lock, and would hold up
+    every request later."""
     progress("reading the tokenizer for grammars", 0, 1)
-
-    def compiler() -> GrammarCompiler:
-        if isinstance(made, GrammarError):
-            raise made
-        return made
-
-    made: GrammarCompiler | GrammarError
-    try:
-        made = read_compiler(facts.folder, facts.vocabulary, facts.eos_token_ids)
-    except GrammarError as error:  # requests without a grammar are served all the same
-        made = error
+    error = reading.exception()
+    if error is not None and not isinstance(error, GrammarError):
+        raise error
     progress("reading the tokenizer for grammars", 1, 1)
-    return GrammarMasks(compiler)
+    return GrammarMasks(
+        reading.result
+    )  # an error is for requests with a grammar; others are served all the same
 
 
 def _make_loop(

@@ -13,6 +13,32 @@ from samebits.errors import RequestError
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
+INERT_FIELDS = {
+    "cache_salt": "the prefix cache cannot change a result",
+    "data_parallel_rank": "one engine serves every request",
+    "extra_key": "the prefix cache cannot change a result",
+    "session_id": "a label",
+}
+"""Accepted on every route and without effect; the value says why that is harmless."""
+
+REFUSED_FIELDS = {
+    "bootstrap_host": "disaggregated prefill",
+    "bootstrap_port": "disaggregated prefill",
+    "bootstrap_room": "disaggregated prefill",
+    "custom_logit_processor": "code in a request",
+    "lora_path": "LoRA adapters",
+    "return_hidden_states": "hidden states",
+    "session_params": "sessions",
+}
+"""Refused on every route unless blank; the value names what is not offered."""
+
+REFUSED_SAMPLING_FIELDS = {
+    "custom_params": "code in a request",
+    "stop_regex": "stop expressions",
+    "structural_tag": "structural tags",
+}
+"""The same of the fields that say how tokens are drawn."""
+
 DEEPEST = 100
 """levels of lists and objects in a body: whatever reads or writes them later may go down by recursion"""
 

@@ -7,7 +7,7 @@ to their bucket. Which of the two it is changes no bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,11 +41,16 @@ class Computed:
 
     values: StepValues
     hidden: Tensor
-    """act [padded rows, hidden]"""
+    """act [padded rows, hidden] of the wanted rows"""
     logits: Tensor | None
     """float32 [padded rows, vocabulary] of every row, where a graph gave them"""
     graph: DecodeGraph | None
     """None: computed eagerly"""
+    places: Mapping[int, int] | None = None
+    """where the hidden states of a row stand; None: those of all rows are there, in order"""
+
+    def place(self, row: int) -> int:
+        return row if self.places is None else self.places[row]
 
 
 class DeviceRunner:
@@ -111,12 +116,14 @@ class DeviceRunner:
         decodes = batch.rows == batch.requests <= self.graphs.largest
         graph = self.graphs.get(bucket) if decodes else None
         plain = rows.ready if rows.plain else []
+        wanted = None if graph is not None else self._wanted(step, rows, bucket)
         last_rows = [rows.last_rows[at] for at in plain]
         if graph is not None:
             shape, places = decode_shape(bucket), last_rows
         else:
             shape = StepShape(bucket, batch.requests, self._bucket_of(len(plain)) if plain else 0)
             places = list(range(len(plain)))
+            last_rows = last_rows if wanted is None else [wanted[row] for row in last_rows]
         sampling = None
         if plain:
             assert step.sampling is not None
@@ -129,11 +136,22 @@ class DeviceRunner:
         if graph is not None:
             graph.forward.replay()
             return Computed(values, *graph.forward.outputs, graph)
-        return Computed(values, self._hidden(values, batch), None, None)
+        kept = None if wanted is None else self._send(self._padded(list(wanted)))
+        return Computed(values, self._hidden(values, batch, kept), None, None, wanted)
 
-    def _hidden(self, values: StepValues, host: RaggedBatch | None) -> Tensor:
+    def _wanted(self, step: PreparedStep, rows: StepRows, bucket: int) -> Mapping[int, int] | None:
+        """The rows whose hidden states somebody reads, with the place of each; None where it is most of them."""
+        read = {rows.last_rows[at] for at in (*rows.ready, *rows.held)}
+        read.update(row.row for some in step.scored_rows for row in some)
+        wanted = sorted(read) or [0]
+        if 2 * self._bucket_of(len(wanted)) > bucket:
+            return None
+        return {row: place for place, row in enumerate(wanted)}
+
+    def _hidden(self, values: StepValues, host: RaggedBatch | None, wanted: Tensor | None = None) -> Tensor:
         batch = ragged(values, self._inputs.token_ids(values), self.sizes.page_tokens)
-        return self.model.forward(self.model.operators.share_out(batch, host))
+        batch = self.model.operators.share_out(replace(batch, wanted=wanted), host)
+        return self.model.forward(batch)
 
     def _forward_and_logits(self, bucket: int) -> tuple[Tensor, Tensor]:
         hidden = self._hidden(self._inputs.on_device(decode_shape(bucket)), None)
@@ -143,8 +161,12 @@ class DeviceRunner:
         """Logits of rows of the step, perhaps with padding behind them."""
         if computed.logits is not None:
             return torch.index_select(computed.logits, 0, self._send(rows))
-        padded = [*rows, *([0] * (self._bucket_of(len(rows)) - len(rows)))]
-        return self.model.logits(torch.index_select(computed.hidden, 0, self._send(padded)))
+        places = self._padded([computed.place(row) for row in rows])
+        return self.model.logits(torch.index_select(computed.hidden, 0, self._send(places)))
+
+    def _padded(self, rows: Sequence[int]) -> Sequence[int]:
+        """As many as their bucket holds, the first row again and again behind them."""
+        return [*rows, *([0] * (self._bucket_of(len(rows)) - len(rows)))]
 
     def _send(self, numbers: Sequence[int]) -> Tensor:
         return self._place.send(torch.tensor(numbers, dtype=torch.int64))
@@ -197,7 +219,7 @@ class DeviceRunner:
         if row.unread:
             place = before[row.rid]
             unread = self._inputs.kept_tokens[place : place + 1].clone()
-        hidden = computed.hidden[last : last + 1].clone()
+        hidden = computed.hidden[computed.place(last)][None].clone()
         return HeldRow(step.chunks[rows.chunk_of[at]], row, hidden, batch, unread)
 
     def _sample_late(self, held: HeldRow, place: int) -> GeneralSamples:

@@ -31,6 +31,8 @@ from samebits.numerics.gpu.prover import Candidate, Tensors
 
 REFERENCE_TILE = 32
 WORKSPACE_ELEMENTS, MOST_TILES = 1 << 24, 1 << 16
+MOST_SUMS = 192
+"""In the registers of a thread; beyond that they spill."""
 LARGEST_GRID = 256
 """No fewer programs than a GPU has multiprocessors."""
 
@@ -95,12 +97,19 @@ class TreeTile:
         """Whether a leaf is a whole number of the tile's blocks of K, at least two, and the workspace is enough."""
         if problem.leaf % (2 * self.tile.depth) or not self.tile.fits(problem.product, bucket, target):
             return False
+        if problem.leaves < self.pieces or self.sums(problem) > MOST_SUMS:
+            return False
         if self.pieces == 1:
             return True
         tiles = blocks(bucket, self.tile.rows) * blocks(problem.columns, self.tile.columns)
         held = LARGEST_GRID if self.parked else tiles * self.parts
         enough = held * self.tile.rows * self.tile.columns <= WORKSPACE_ELEMENTS and tiles <= MOST_TILES
-        return enough and problem.leaves >= self.pieces and self.tile.kind != POINTERS
+        return enough and self.tile.kind != POINTERS
+
+    def sums(self, problem: TreeProblem) -> int:
+        """Float32 values that a thread holds: of the leaf at work, and of one subtree a level below the root."""
+        levels = (problem.leaves // self.pieces).bit_length()
+        return levels * self.tile.rows * self.tile.columns // (32 * self.tile.warps)
 
     def source(self, problem: TreeProblem, bucket: int) -> KernelSource:
         tile = self.tile
@@ -193,14 +202,12 @@ def tile_candidate(cut: TreeTile, problem: TreeProblem, bucket: int, device: tor
 
 def tiles_for(problem: TreeProblem, bucket: int) -> tuple[TreeTile, ...]:
     """The tiles that are worth trying; the last one is portable and fits every depth that the contract allows."""
-    few = (
-        tuple(map(TreeTile, gemm_candidates.tiles_for(problem.product, bucket)))
-        if bucket <= 64 or problem.act is torch.float32
-        else ()
-    )
-    limits = ((64, ()), (512, MIDDLE))
-    many = next((tiles for limit, tiles in limits if bucket <= limit), PREFILL)
-    return (*few, *many, TreeTile(Tile(64, 64, 32, 4, 3)), TreeTile(PORTABLE_TILE))
+    if bucket <= 64 or problem.act is torch.float32:
+        few = map(TreeTile, gemm_candidates.tiles_for(problem.product, bucket))
+        rows = 16 if bucket <= 16 else 32 if bucket <= 32 else 64
+        shared = Tile(rows, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1)
+        return (*few, TreeTile(shared, parts=2), TreeTile(PORTABLE_TILE))
+    return (*(MIDDLE if bucket <= 512 else PREFILL), TreeTile(gemm_candidates.PLAIN), TreeTile(PORTABLE_TILE))
 
 
 class TreeOperator:
@@ -241,12 +248,22 @@ class TreeOperator:
 PORTABLE_TILE = Tile(32, 32, ATOM, 4, 2)
 
 MIDDLE = (
-    TreeTile(Tile(64, 128, 128, 4, 4, DESCRIPTORS), 4),
-    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), 2),
-    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), 4),
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parts=2),
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parts=4),
+    TreeTile(Tile(64, 128, 128, 4, 4, DESCRIPTORS), parts=2),
+    TreeTile(Tile(64, 128, 128, 4, 4, DESCRIPTORS), parts=4),
+    TreeTile(Tile(64, 64, 128, 4, 6, DESCRIPTORS), parts=2),
+    TreeTile(Tile(128, 64, 128, 8, 4, DESCRIPTORS), parts=2),
+    TreeTile(Tile(128, 64, 128, 8, 4, DESCRIPTORS)),
+    TreeTile(Tile(64, 128, 64, 8, 6, DESCRIPTORS)),
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS)),
 )
+"""Too few tiles for all multiprocessors, unless several programs share one."""
 
 PREFILL = (
     TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS)),
-    TreeTile(Tile(128, 128, 64, 8, 4, PERSISTENT), parked=True),
+    TreeTile(Tile(128, 128, 64, 8, 4, PERSISTENT)),
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parked=True),
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parts=2),
+    TreeTile(Tile(128, 64, 64, 8, 4, PERSISTENT)),
 )
