@@ -21,6 +21,8 @@ CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
 """names the TOML file where `--config` does not"""
 NUMERICS_PROFILES = ("exact", "tp-invariant", "torch", "unpinned")
 PROMISING_PROFILES = ("exact", "tp-invariant")
+MEMORY = "memory (changes no bit)"
+"""a heading of flags"""
 Settings = TypeVar("Settings")
 
 
@@ -65,10 +67,10 @@ class ModelConfig:
     tensor_parallel: int = setting(
         1, "ranks that share the model, a process each; under tp-invariant it changes no bit", flag="--tp"
     )
-    context_length: int = setting(0, "longest request in tokens, prompt and output; 0: the model's own limit")
+    context_length: int = setting(0, "longest request in tokens; 0: the model's limit")
     attention_split_tokens: int = setting(
         0,
-        "keys of one split of the attention, a multiple of 64; decides bits, and needs a GPU; 0: the contract's",
+        "keys of a split, a multiple of 64; decides bits, needs a GPU; 0: the contract's",
     )
     sampling_defaults: str = setting(
         "model",
@@ -83,27 +85,31 @@ class ModelConfig:
 class EngineConfig:
     """How the engine runs. Nothing here may change a bit, and the simulator checks that."""
 
-    page_tokens: int = setting(64, "tokens in a KV page, a multiple of 64")
-    kv_pages: int = setting(0, "number of KV pages; 0: from kv_memory")
+    page_tokens: int = setting(64, "tokens in a KV page, a multiple of 64", group=MEMORY)
+    kv_pages: int = setting(0, "number of KV pages; 0: from kv_memory_mib", group=MEMORY)
     kv_memory_mib: int = setting(
-        0, "memory for KV pages in MiB; 0: 1024 on the CPU, on a GPU what memory_fraction leaves"
+        0, "MiB for KV pages; 0: 1024 on the CPU, on a GPU what memory_fraction leaves", group=MEMORY
     )
     memory_fraction: float = setting(
-        0.0, "share of a GPU's memory for weights and KV pages together; 0: 0.9, where kv_memory_mib is 0"
+        0.0, "share of a GPU for weights and KV pages; 0: 0.9, where kv_memory_mib is 0", group=MEMORY
     )
-    prefix_cache: bool = setting(True, "keep KV pages of prompts for later requests")
+    prefix_cache: bool = setting(True, "keep KV pages of prompts for reuse", group=MEMORY)
     step_tokens: int = setting(
-        0,
-        "most tokens in one step; long prompts are cut into chunks of at most this; 0: 512 on the CPU, 8192 on a GPU",
+        0, "most tokens in a step; longer prompts are cut into chunks; 0: 512 on the CPU, 8192 on a GPU"
     )
     max_running: int = setting(0, "most requests in one step; 0: 64 on the CPU, 256 on a GPU")
     max_waiting: int = setting(4096, "most requests in the queue")
     loop: str = setting(
         "overlapped", "prepare the next step while one runs, or one after another", ("overlapped", "simple")
     )
-    threads: int = setting(0, "threads of the CPU numerics; 0: one a core")
+    threads: int = setting(0, "threads of the CPU; 0: one a core")
     data_parallel: int = setting(
         1, "engines behind one server, each with the whole model; it changes no bit", flag="--dp"
+    )
+    all_reduce: str = setting(
+        "auto",
+        "how the ranks of GPUs add; nccl promises nothing, and is for unpinned",
+        ("auto", "one-shot", "two-shot", "gather", "nccl"),
     )
     cuda_graph_max_bs: int = setting(-1, "largest batch run as a CUDA graph; 0: none, -1: all")
 
@@ -121,21 +127,21 @@ class ServerConfig:
     )
     api_key_file: str = setting("", "file with one key a line", group="access")
     cors_origins: tuple[str, ...] = setting(
-        (), "origins of web pages that may call, such as https://example.org, or *", group="access"
+        (), "web origins that may call: https://example.org, or *", group="access"
     )
     tool_call_parser: str = setting(
         "auto",
-        "format of tool calls; auto: the one that the chat template asks for",
+        "of tool calls; auto: by the chat template",
         ("auto", "hermes", "qwen", "qwen25", "llama3", "llama3_json"),
     )
     max_body_mib: int = setting(16, "largest request body in MiB", group="limits")
-    max_in_flight: int = setting(4096, "most HTTP requests being answered; more get 503", group="limits")
+    max_in_flight: int = setting(4096, "HTTP requests at once; more get 503", group="limits")
     default_deadline_seconds: float = setting(
         0.0,
-        "end requests that name no deadline_seconds after so long, waiting included; 0: never",
+        "of requests that name none; 0: never",
         group="limits",
     )
-    drain_seconds: float = setting(30.0, "how long SIGTERM waits for running requests", group="limits")
+    drain_seconds: float = setting(30.0, "how long SIGTERM waits for requests", group="limits")
     engine_restarts: int = setting(
         3, "how often in 10 minutes a dead engine is started anew; 0: exit at once", group="limits"
     )

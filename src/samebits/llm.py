@@ -25,15 +25,14 @@ from samebits.engine.build import build_engine
 from samebits.engine.messages import EngineFacts, EngineStatus, LogprobOptions, TokenLogprobs
 from samebits.engine.service import BuildEngine
 from samebits.engine.transport import ThreadTransport
-from samebits.errors import ConfigError, EngineError, RequestError
+from samebits.errors import ConfigError, RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import (
     Collector,
     FinishReason,
     GenerationRequest,
     Sample,
-    SampleResult,
-    SampleUpdate,
+    SampleOutput,
 )
 from samebits.generation.text_parts import load_text_parts
 from samebits.sampling_params import ResolvedSampling, SamplingParams
@@ -190,12 +189,12 @@ class LLM:
         with closing(self._stream(request)) as updates:
             for update in updates:
                 if update.finish is not None and update.finish.type == "error":
-                    raise EngineError(update.finish.message)
+                    raise update.finish.error
                 yield update.text
 
     def stream(
         self, prompt: str | Sequence[int], sampling_params: SamplingParams | None = None
-    ) -> Iterator[SampleUpdate]:
+    ) -> Iterator[SampleOutput]:
         """Complete one prompt, a text or token ids, yielding what is new as it comes; the last one has `finish`."""
         [listed] = _list_prompts(prompt)
         return self._stream(GenerationRequest(listed, sampling_params or SamplingParams()))
@@ -263,7 +262,7 @@ class LLM:
             for sample, result in zip(samples, results, strict=True)
         ]
 
-    def _stream(self, request: GenerationRequest) -> collections.abc.Generator[SampleUpdate, None, None]:
+    def _stream(self, request: GenerationRequest) -> collections.abc.Generator[SampleOutput, None, None]:
         self._check_open()
         if request.params.n != 1:
             raise RequestError("a stream has one sample: n must be 1", "n")
@@ -278,7 +277,7 @@ class LLM:
         finally:
             self._wait(updates.aclose())
 
-    async def _collect(self, samples: list[Sample], finished: Callable[[int], object]) -> list[SampleResult]:
+    async def _collect(self, samples: list[Sample], finished: Callable[[int], object]) -> list[SampleOutput]:
         collectors = [Collector(sample) for sample in samples]
         async with aclosing(self._generator.stream_all(samples)) as turns:
             async for index, updates in turns:
@@ -351,7 +350,7 @@ def _list_params(given: SamplingParams | Sequence[SamplingParams] | None, size: 
 
 
 def _completion(
-    prompt: str | Sequence[int], sample: Sample, result: SampleResult, fingerprint: str
+    prompt: str | Sequence[int], sample: Sample, result: SampleOutput, fingerprint: str
 ) -> Completion:
     assert result.finish is not None
     request = sample.request

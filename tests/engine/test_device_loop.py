@@ -13,6 +13,7 @@ from small_engine import request, small_engine
 from samebits.engine.device import runner as device_runner
 from samebits.engine.device.inputs import StepInputs
 from samebits.engine.device.loop import DeviceLoop
+from samebits.engine.device.runner import DeviceRunner
 from samebits.engine.device.sampling import PlainSamples
 from samebits.errors import DeviceLostError
 from samebits.verify.simulation import simulate
@@ -96,6 +97,22 @@ def test_parameters_of_a_neighbour_are_seen(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(PlainSamples, "read", read)
     assert fails_somewhere()
+
+
+@pytest.mark.usefixtures("captured")
+@pytest.mark.parametrize("wrong", [lambda wanted: wanted[1:] + wanted[:1], lambda wanted: wanted])
+def test_hidden_states_of_a_wrong_row_are_seen(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
+    """The last layer keeps the wanted rows alone; the inverse is that it keeps them in another order."""
+    shortened: list[int] = []
+    original = DeviceRunner._padded
+
+    def padded(self: DeviceRunner, rows: list[int]) -> Any:
+        shortened.append(len(rows))
+        return original(self, wrong(list(rows)))
+
+    monkeypatch.setattr(DeviceRunner, "_padded", padded)
+    assert fails_somewhere() == (wrong([1, 2]) == [2, 1])
+    assert len(shortened) > 10
 
 
 def test_plain_and_general_sampling_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:

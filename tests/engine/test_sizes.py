@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from samebits.config import EngineConfig
-from samebits.engine.sizes import DeviceMemory, filled_in, kv_page_count
+from samebits.engine.sizes import DeviceMemory, check_sizes, filled_in, kv_page_count
 from samebits.errors import ConfigError
 
 GIB = 1 << 30
@@ -34,8 +36,34 @@ def test_a_given_amount_goes_before_the_share() -> None:
     assert kv_page_count(EngineConfig(), PAGE, None) == 1024
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kv_pages": -1},
+        {"kv_memory_mib": -1},
+        {"step_tokens": -1},
+        {"max_waiting": 0},
+        {"page_tokens": 100},
+        {"memory_fraction": 1.0},
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
+    check_sizes(EngineConfig())
+    with pytest.raises(ConfigError, match="--" + next(iter(settings)).replace("_", "-")):
+        check_sizes(EngineConfig(**settings))
+
+
 def test_too_little_is_refused_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match="--memory-fraction"):
         kv_page_count(EngineConfig(memory_fraction=0.2), PAGE, CARD)
     with pytest.raises(ConfigError, match="--kv-memory-mib"):
         kv_page_count(EngineConfig(kv_memory_mib=1), 2 * PAGE, None)
+
+
+def test_too_little_says_who_holds_the_card() -> None:
+    crowded = DeviceMemory(free=5 * GIB, total=80 * GIB, ours=16 * GIB)
+    with pytest.raises(
+        ConfigError, match="5120 MiB are free, this process holds 16384 MiB and others 60416 MiB"
+    ):
+        kv_page_count(EngineConfig(), PAGE, crowded)
+    assert kv_page_count(EngineConfig(kv_memory_mib=64), PAGE, crowded) == 64

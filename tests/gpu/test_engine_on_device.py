@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from gpu_engine import answers, gpu_engine, mixed_requests, solo_answers
@@ -40,23 +41,30 @@ def test_alone_and_in_company(captured: Engine, wishes: bool) -> None:
     assert answers(captured, asked) == solo_answers(captured, asked)
 
 
-@pytest.mark.parametrize("wishes", [False, True])
 @pytest.mark.parametrize("sizes", [{"cuda_graph_max_bs": 0}, {"loop": "simple"}, {"step_tokens": 64}])
-def test_graph_and_eager_chunks_and_loops(captured: Engine, sizes: dict, wishes: bool) -> None:
-    asked = mixed_requests(23, captured.facts.vocabulary, wishes)
+def test_graph_and_eager_chunks_and_loops(captured: Engine, sizes: dict) -> None:
     load_format = "safetensors" if captured.facts.model == "bundled" else "dummy"
     other = gpu_engine(captured.facts.model, load_format, **sizes)
-    captured.flush_cache()
-    assert answers(captured, asked) == answers(other, asked)
+    for wishes in (False, True):
+        asked = mixed_requests(23, captured.facts.vocabulary, wishes)
+        captured.flush_cache()
+        other.flush_cache()
+        assert answers(captured, asked) == answers(other, asked)
     other.close()
 
 
-def test_unpinned_is_seen_to_differ() -> None:
-    """The inverse: the same comparison on the profile that promises nothing."""
-    engine = gpu_engine("bundled", "safetensors", numerics="unpinned")
-    asked = mixed_requests(23, engine.facts.vocabulary, False, tokens=40)
-    assert answers(engine, asked) != solo_answers(engine, asked)
+@pytest.mark.parametrize("numerics", ["exact", "unpinned"])
+def test_long_contexts_cut_into_many_splits(numerics: str) -> None:
+    """More splits than programs, and then as many as there are programs. The profile that promises nothing folds what
+    a program happens to hold, and is seen to differ: the inverse of every comparison in here."""
+    engine = gpu_engine("bundled", "safetensors", numerics=numerics, attention_split_tokens=64)
+    asked = [
+        msgspec.structs.replace(one, prompt_ids=(one.prompt_ids * 300)[: 700 + 7 * number])
+        for number, one in enumerate(mixed_requests(32, engine.facts.vocabulary, False, tokens=24))
+    ]
+    together, alone = answers(engine, asked), solo_answers(engine, asked)
     engine.close()
+    assert (together == alone) == (numerics == "exact")
 
 
 def test_replays_read_what_is_there_now(captured: Engine) -> None:
@@ -76,12 +84,26 @@ def test_other_dtypes(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads"), [(2, 2), (4, 2), (3, 1), (4, 1), (5, 1), (6, 1), (7, 1), (8, 1)]
+    ("heads", "kv_heads", "head_dim"),
+    [
+        (2, 2, 32),
+        (4, 2, 32),
+        (3, 1, 32),
+        (4, 1, 32),
+        (5, 1, 32),
+        (6, 1, 32),
+        (7, 1, 32),
+        (8, 1, 32),
+        (4, 2, 256),
+        (5, 1, 80),
+    ],
 )
-def test_ratios_of_query_to_key_value_heads(heads: int, kv_heads: int, tmp_path: Path) -> None:
-    """1 to 8, of which 3, 5, 6 and 7 divide no tile."""
+def test_shapes_of_heads(heads: int, kv_heads: int, head_dim: int, tmp_path: Path) -> None:
+    """Ratios of query to key-value heads from 1 to 8, of which 3, 5, 6 and 7 divide no tile; heads as wide as they may
+    be, and of a width that is no power of two."""
     config = json.loads((SHAPES / "tiny" / "config.json").read_text())
     config |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "num_hidden_layers": 2}
+    config["head_dim"] = head_dim
     (tmp_path / "config.json").write_text(json.dumps(config))
     engine = gpu_engine(str(tmp_path), "dummy", max_running=16, step_tokens=64)
     asked = mixed_requests(13, engine.facts.vocabulary, False)

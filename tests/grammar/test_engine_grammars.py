@@ -246,6 +246,28 @@ def test_a_broken_grammar_fails_its_own_request_only(loop: str, alone: dict[str,
     assert got == alone
 
 
+EMPTY = grammar_of(text_part("start: A\nA: /a/ & /b/", "x")).text
+DEAD_END = grammar_of(text_part('start: "the" A\nA: /a/ & /b/', "x")).text
+
+
+@pytest.mark.parametrize("loop", ["simple", "overlapped"])
+def test_a_grammar_that_no_output_meets_ends_its_own_request_only(loop: str, alone: dict[str, tuple]) -> None:
+    requests = make_requests()
+    empty, dead_end = (
+        EngineRequest(**{**fields(requests[0]), "rid": rid, "grammar": grammar})
+        for rid, grammar in (("empty", EMPTY), ("dead end", DEAD_END))
+    )
+    got = answers(run(make_engine(loop, masks(), running=16), [empty, dead_end, *requests]))
+    tokens, _, _, finish = got.pop("empty")
+    assert (finish.reason, finish.refusal, finish.field, tokens) == ("error", "request", "grammar", [])
+    assert "cannot be written" in finish.message
+    tokens, _, _, finish = got.pop("dead end")
+    assert (finish.reason, finish.refusal, finish.impossible) == ("error", "", True)
+    assert tokenizer("tiny").decode(tokens) == "the"
+    assert f"after {len(tokens)} tokens" in finish.message and "cannot be written" in finish.message
+    assert got == alone
+
+
 def test_an_abort_spares_the_others(alone: dict[str, tuple]) -> None:
     requests = make_requests()
     engine = make_engine("overlapped", masks(SlowExecutor(1)))
@@ -281,7 +303,8 @@ def test_an_end_that_is_forbidden_or_ignored() -> None:
     requests = [one("ends"), one("forbidden", min_new_tokens=30), one("ignored", ignore_eos=True)]
     got = answers(run(make_engine("overlapped", masks()), requests))
     assert got["ends"][3].reason == "stop"
-    assert got["forbidden"][3].reason == "error" and "no token is left" in got["forbidden"][3].message
+    forbidden = got["forbidden"][3]
+    assert forbidden.reason == "error" and "no token is left" in forbidden.message and forbidden.impossible
     length = len(got["ends"][0])
     assert got["ignored"][0][:length] == got["ends"][0]
     assert set(got["ignored"][0][length:]) == {0} and got["ignored"][3].reason == "length"

@@ -30,7 +30,7 @@ from samebits.engine.messages import (
 )
 from samebits.engine.service import Progress
 from samebits.engine.validate import QueueFullError, validate_request
-from samebits.errors import ConfigError
+from samebits.errors import ConfigError, RequestError
 from samebits.grammar.compiler import GrammarError, read_compiler
 from samebits.grammar.matchers import GrammarMasks
 from samebits.sampling_params import SamplingDefaults
@@ -154,9 +154,14 @@ class FakeEngine:
             return RequestEvent(rid=spec.rid, finish=finish)
         if spec.sampling.max_new_tokens == 0:
             return RequestEvent(rid=spec.rid, prompt_logprobs=prompt_logprobs, finish=Finish(reason="length"))
-        token_id = self._next(entry)
-        if token_id is None:
-            return RequestEvent(rid=spec.rid, prompt_logprobs=prompt_logprobs, finish=Finish(reason="length"))
+        try:
+            token_id = self._next(entry)
+        except RequestError as error:
+            finish = Finish(reason="error", message=str(error), refusal="request", field=error.field)
+            return RequestEvent(rid=spec.rid, finish=finish)
+        except GrammarError as error:
+            finish = Finish(reason="error", message=str(error), impossible=True)
+            return RequestEvent(rid=spec.rid, prompt_logprobs=prompt_logprobs, finish=finish)
         entry.tokens.append(token_id)
         self._generated += 1
         logprobs = [self._score(spec, entry.tokens, len(entry.tokens) - 1)] if spec.logprobs.output else []
@@ -168,17 +173,14 @@ class FakeEngine:
             finish=self._finish(entry, token_id),
         )
 
-    def _next(self, entry: _Running) -> int | None:
-        """The next token; None where the few words of the tiny tokenizer cannot say what a grammar asks for."""
+    def _next(self, entry: _Running) -> int:
+        """The next token. Raises what the mask's future does."""
         sampling = entry.spec.sampling
         produced = len(entry.tokens) - len(entry.spec.prompt_ids)
         noise = (sampling.seed, sampling.sample_index) if sampling.temperature > 0.0 else ()
         digest = _digest(tuple(entry.tokens), noise, sorted(sampling.logit_bias.items()))
         if entry.matcher is not None:
-            try:
-                mask = entry.matcher.mask().result()
-            except GrammarError:
-                return None
+            mask = entry.matcher.mask().result()
             allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
             token_id = int(allowed[int.from_bytes(digest[:8], "big") % len(allowed)])
             entry.matcher.accept(token_id)

@@ -18,6 +18,7 @@ def gpu_engine(
     load_format: str = "dummy",
     numerics: str = "exact",
     dtype: str = "auto",
+    attention_split_tokens: int = 0,
     **sizes: Any,
 ) -> Engine:
     """A small engine on the GPU. The proofs of its kernels are kept where the user's are."""
@@ -29,6 +30,7 @@ def gpu_engine(
         device="cuda",
         context_length=1024,
         dtype=dtype,
+        attention_split_tokens=attention_split_tokens,
     )
     return build_engine(config, EngineConfig(**sizes), lambda *news: None)
 

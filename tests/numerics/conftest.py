@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from kernel_ir import kernel_modules
 
 from samebits.numerics.cpu.operators import CpuOperators
 
@@ -29,3 +30,9 @@ def crowded() -> Iterator[CpuOperators]:
     made = CpuOperators(threads=5)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def modules(tmp_path_factory) -> dict[str, str]:
+    """Every kernel's intermediate representation, by name."""
+    return kernel_modules(tmp_path_factory.mktemp("modules"))

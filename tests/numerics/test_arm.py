@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 from arm_emulator import TRIPLE, ArmCode, ArmProcessor, EmulatedPool, compile_for_arm
-from kernel_ir import host_addresses, kernel_modules, math_on_host
+from kernel_ir import host_addresses, math_on_host
 from numerics_cases import same_bits
+from planted_changes import contracted, split_fused
 from torch import Tensor
 
 from samebits.numerics.adversarial import cancelling_product, hashed_floats, wide_rows
@@ -35,11 +36,6 @@ MATH_COUNT = 2048
 pytestmark = pytest.mark.skipif(
     machine() != "x86_64", reason="the modules are made on x86-64; an Arm machine runs the golden test itself"
 )
-
-
-@pytest.fixture(scope="module")
-def modules(tmp_path_factory) -> dict[str, str]:
-    return kernel_modules(tmp_path_factory.mktemp("modules"))
 
 
 @pytest.fixture(scope="module")
@@ -150,21 +146,6 @@ def test_arm_gives_the_host_bits(codes, expected) -> None:
     pool = emulated(codes)
     assert differing(outcomes(pool), expected) == set()
     assert host_addresses()["attention fold"] in pool.launched
-
-
-def split_fused(text: str) -> str:
-    """Every explicit fused multiply-add as a product and a sum."""
-    for kind, name in (("<16 x float>", "v16f32"), ("float", "f32")):
-        body = f"%p = fmul {kind} %a, %b\n%s = fadd {kind} %p, %c\nret {kind} %s"
-        head = f"define internal {kind} @split.{name}({kind} %a, {kind} %b, {kind} %c)"
-        text = text.replace(f"@llvm.fma.{name}(", f"@split.{name}(")
-        text = re.sub(rf"^declare .*@split\.{name}\(.*$", f"{head} {{\n{body}\n}}", text, flags=re.MULTILINE)
-    return text
-
-
-def contracted(text: str) -> str:
-    """Every plain product that feeds a sum fused into it, as a C compiler does on Arm by default."""
-    return re.sub(r"= (fmul|fadd|fsub) ", r"= \1 contract ", text)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def flush_to_zero():
 
 
 def test_probes_are_golden(operators, single, crowded) -> None:
-    """A change here is a change of the contract: raise its version, then renew the file."""
+    """A change here is a change of the contract, whose version is raised first, or of what the probes are given."""
     for engine in (operators, single, crowded):
         assert engine.probe_digests(DTYPES) == GOLDEN
 

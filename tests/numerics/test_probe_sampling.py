@@ -7,27 +7,35 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from samebits.numerics.adversarial import wide_rows
 from samebits.numerics.batch import SamplingBatch, TokenLists
 from samebits.numerics.cpu.operators import CpuOperators
-from samebits.numerics.probe_sampling import FILTERS, ROWS, VOCABULARY, probe_batch, probe_sampling
+from samebits.numerics.probe_sampling import (
+    FILTERS,
+    ROWS,
+    TIED_ROWS,
+    VOCABULARY,
+    probe_batch,
+    probe_logits,
+    probe_sampling,
+)
 
 OPERATORS = CpuOperators(threads=1)
 NEUTRAL = {"temperature": 0.75, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
 def sampled_bits(batch: SamplingBatch) -> list[bytes]:
-    result = OPERATORS.sample(wide_rows(51, ROWS, VOCABULARY, 2), batch, True)
+    result = OPERATORS.sample(probe_logits(), batch, True)
     assert result.processed_logprobs is not None
     return [row.numpy().tobytes() for row in result.processed_logprobs]
 
 
 def test_probe_draws_real_tokens() -> None:
-    token_ids, faults, processed, ids, _, logprobs = probe_sampling(OPERATORS)
+    token_ids, faults, processed, ids, _, logprobs, tied, _ = probe_sampling(OPERATORS)
     assert not faults.any()
     assert len(set(token_ids.tolist())) > ROWS // 2
     assert processed.shape == (ROWS, VOCABULARY) and ids.shape == (ROWS, 20)
     assert torch.isfinite(logprobs).all()
+    assert tied[-1] == 7 and len(set(tied.tolist())) > TIED_ROWS // 2
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from fake_engine import SILENT_TOKEN, write_checkpoint
 from live_server import LiveServer, running
 
 from samebits.errors import DeadlineError
-from samebits.generation.samples import FinishReason, SampleResult
+from samebits.generation.samples import FinishReason, SampleOutput
 from samebits.server.http import check_in_time
 
 LONG = {"temperature": 0.0, "max_new_tokens": 1500, "ignore_eos": True}
-EXPIRED = SampleResult(finish=FinishReason("deadline", message="late"))
+EXPIRED = SampleOutput(finish=FinishReason("deadline", message="late"))
 ROUTES = ("/generate", "/v1/completions", "/v1/chat/completions")
 
 
@@ -125,9 +125,9 @@ def test_the_flag_is_for_requests_that_name_none(tmp_path: Path) -> None:
 
 
 def test_an_answer_is_in_time_when_any_of_it_is() -> None:
-    begun = SampleResult(token_ids=(5,), finish=FinishReason("deadline", message="late"))
-    done = SampleResult(finish=FinishReason("stop"))
-    for results in ([], [begun], [EXPIRED, begun], [done, EXPIRED], [SampleResult()]):
+    begun = SampleOutput(token_ids=(5,), finish=FinishReason("deadline", message="late"))
+    done = SampleOutput(finish=FinishReason("stop"))
+    for results in ([], [begun], [EXPIRED, begun], [done, EXPIRED], [SampleOutput()]):
         check_in_time(results)
     with pytest.raises(DeadlineError, match="late"):
         check_in_time([EXPIRED, EXPIRED])

@@ -19,7 +19,7 @@ from samebits.engine.transport import ThreadTransport
 from samebits.errors import EngineError, RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.metrics import RequestMetrics
-from samebits.generation.samples import GenerationRequest, Sample, SampleResult
+from samebits.generation.samples import GenerationRequest, Sample, SampleOutput
 from samebits.sampling_params import SamplingParams
 from samebits.text.tokenizer import Tokenizer
 
@@ -77,7 +77,7 @@ def cuts(size: int) -> list[int]:
     return [size] * (len(IDS) // size + 1)
 
 
-def run(engine: AsyncEngine, size: int, params: SamplingParams, finish: Finish) -> tuple[SampleResult, bool]:
+def run(engine: AsyncEngine, size: int, params: SamplingParams, finish: Finish) -> tuple[SampleOutput, bool]:
     scripted = ScriptedEngine(engine, cuts(size), finish)
     generator = Generator(scripted, TOKENIZER)
     [sample] = generator.prepare([GenerationRequest("the", params)])

@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -202,6 +204,46 @@ def test_engine_leaves_with_its_parent(folder: Path) -> None:
         wait_for(
             lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()
         )
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files, with so short a path that sockets fit in it."""
+    with tempfile.TemporaryDirectory(prefix="sb-") as path:
+        monkeypatch.setenv("TMPDIR", path)
+        yield Path(path)
+
+
+@pytest.mark.parametrize(
+    ("number", "loading"),
+    [
+        (signal.SIGTERM, False),
+        (signal.SIGINT, False),
+        (signal.SIGKILL, False),
+        (signal.SIGTERM, True),
+        (signal.SIGINT, True),
+    ],
+)
+def test_no_temporary_file_stays(
+    tmp_path: Path, temporary: Path, number: signal.Signals, loading: bool
+) -> None:
+    """However it ends, be it killed: then its engine tidies up."""
+    folder = write_checkpoint(tmp_path, load_seconds=60 if loading else 0)
+    with running(folder, wait=not loading) as live:
+        wait_for(lambda: list(temporary.glob("samebits-*/commands")))
+        live.process.send_signal(number)
+        live.process.wait(timeout=20)
+        wait_for(lambda: not list(temporary.iterdir()))
+
+
+def test_a_killed_engine_leaves_no_temporary_file(folder: Path, temporary: Path) -> None:
+    with running(folder) as live:
+        [first] = temporary.iterdir()
+        os.kill(engine_process(live), signal.SIGKILL)
+        wait_for(lambda: not first.exists())
+        wait_for(lambda: list(temporary.iterdir()))
+        assert live.stop() == 0
+        assert not list(temporary.iterdir())
 
 
 def test_health_while_loading(tmp_path: Path) -> None:

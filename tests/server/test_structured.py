@@ -171,7 +171,9 @@ def test_a_list_has_a_form_for_each_prompt(server: LiveServer) -> None:
         ({"json_schema": '{"not": {}}'}, "json_schema"),
         ({"json_schema": "["}, "json_schema"),
         ({"regex": "["}, "regex"),
+        ({"regex": r"[^\s\S]"}, "regex"),
         ({"ebnf": "start: x"}, "ebnf"),
+        ({"ebnf": "start: A\nA: /a/ & /b/"}, "ebnf"),
         ({"choice": []}, "choice"),
         ({"llguidance": "{}"}, "llguidance"),
         ({"regex": "a", "choice": ["a"]}, "choice"),
@@ -185,6 +187,36 @@ def test_generate_refuses_what_it_cannot_enforce(
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param
     assert param in response.json()["error"]["message"]
+
+
+DEAD_END = 'start: "the" A\nA: /a/ & /b/'
+"""Begins well, and then nothing can follow."""
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"text": "a", "sampling_params": {"ebnf": DEAD_END}}),
+        ("/v1/completions", {"prompt": "a", "ebnf": DEAD_END}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "ebnf": DEAD_END}),
+    ],
+)
+def test_a_form_that_cannot_be_finished_is_the_requests_own_error(
+    server: LiveServer, path: str, body: dict[str, Any]
+) -> None:
+    response = server.post(path, body)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["code"] == "impossible_output"
+    assert "cannot be written" in response.json()["error"]["message"]
+    told = server.post(path, body | {"stream": True}).text
+    assert "the" in told and "cannot be written" in told and "engine_error" not in told
+
+
+def test_a_form_that_cannot_be_finished_spares_the_rest_of_a_list(server: LiveServer) -> None:
+    parameters = [{"ebnf": DEAD_END}, {"max_new_tokens": 100, "sampling_seed": 4, **NATIVE["regex"]}]
+    failed, whole = server.generate(text=["a page is"] * 2, sampling_params=parameters)
+    assert failed["meta_info"]["finish_reason"]["type"] == "error"
+    assert whole["text"] == native(server, **NATIVE["regex"])["text"]
 
 
 def calls_of(choice: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

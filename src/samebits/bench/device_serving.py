@@ -1,120 +1,188 @@
-"""`samebits bench prefill` and `bench serving`: prompts a second, and whole batches of requests through the engine."""
+"""`samebits bench serving`: whole batches of requests through the engine on a GPU, `exact` beside other profiles.
+
+All requests of a load come at once. What is measured is the engine, without HTTP: time to first token and between
+tokens are counted where the engine hands tokens out.
+"""
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import msgspec
+import torch
 
 from samebits.bench.device_engine import BenchEngine, gpu_facts, long_request, open_engine
 from samebits.bench.facts import machine, write_result
+from samebits.bench.load.plot import check_plotting
+from samebits.bench.load.report import percentile
+from samebits.bench.loads import Asking, Load, uniform
 from samebits.config import EngineConfig, ModelConfig
+from samebits.engine.messages import EngineRequest
 
-PREFILL_PROMPTS = (1024, 2048)
-PREFILL_TOKENS = 65_536
-"""Prompt tokens of one round."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """Requests that all come at once."""
-
-    name: str
-    requests: int
-    prompt_tokens: int
-    new_tokens: int
+PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
+WARM_UP = uniform("warm-up", 8, 256, 16)
 
 
-LOADS = (
-    Load("1k/256", 256, 1024, 256),
-    Load("1k/1k", 256, 1024, 1024),
-    Load("4k/4k", 64, 4096, 4096),
-)
-
-
-def run_prefill(
-    model: ModelConfig, engine: EngineConfig, repeats: int, output: Path, say: Callable[[str], None]
+def run(
+    model: ModelConfig,
+    engine: EngineConfig,
+    profiles: Sequence[str],
+    loads: Sequence[Load],
+    output: Path,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Tokens a second of prompts alone."""
-    rows = []
-    opened = open_engine(replace(model, device="cuda"), engine, say)
-    for tokens in PREFILL_PROMPTS:
-        count = PREFILL_TOKENS // tokens
-        rates = []
-        for repeat in range(repeats + 1):
-            load = Load("prefill", count, tokens, 1)
-            found = serve(opened, load, offset=count * repeat + 100_000 * tokens)
-            rates.append(count * tokens / found["seconds"])
-        rows.append({"prompt tokens": tokens, "tokens per second": median(rates[1:]), "rounds": rates})
-        say(f"{tokens}: {median(rates[1:]):.0f} tokens/s")
-    opened.close()
-    result = {"benchmark": "prefill", **_facts(model, opened), "prefill": rows}
-    write_result(output, result)
+    """Each load once under each profile, after a short one that warms up. One profile has the card at a time, so that
+    each has the KV memory that a server would have. `output` is written anew after every load."""
+    rows: list[dict[str, Any]] = []
+    starts: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
+    for profile in profiles:
+        say(f"starting {profile}")
+        one = open_engine(replace(model, device="cuda", numerics=profile), engine, say)
+        starts.append(start_facts(one))
+        serve(one, WARM_UP, first=1_000_000)
+        for number, load in enumerate(loads):
+            found = serve(one, load, first=10_000 * number)
+            rows.append({"profile": profile, **load.facts(), **found})
+            say(line_of(rows[-1]))
+            result = {"benchmark": "serving", **gpu_machine(model), "starts": starts, "loads": rows}
+            write_result(output, result)
+        one.close()
+        del one
+        gc.collect()
+        torch.cuda.empty_cache()
     return result
 
 
-def run_serving(
-    model: ModelConfig, engine: EngineConfig, loads: Sequence[Load], output: Path, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Each load once, after a short one that warms up."""
-    opened = open_engine(replace(model, device="cuda"), engine, say)
-    serve(opened, Load("warm-up", 8, 256, 16), offset=1_000_000)
-    rows = []
-    for number, load in enumerate(loads):
-        rows.append(vars(load) | serve(opened, load, offset=10_000 * number))
-        say(str(rows[-1]))
-    opened.close()
-    result = {"benchmark": "serving", **_facts(model, opened), "loads": rows}
-    write_result(output, result)
-    return result
+def asked(number: int, lengths: Asking, vocabulary: int) -> EngineRequest:
+    """Request `number`, with a prompt that shares nothing with the others'."""
+    request = long_request(number, lengths.prompt_tokens, vocabulary, 1.0)
+    sampling = msgspec.structs.replace(request.sampling, max_new_tokens=lengths.new_tokens)
+    return msgspec.structs.replace(request, sampling=sampling, use_prefix_cache=False)
 
 
-def serve(opened: BenchEngine, load: Load, offset: int) -> dict[str, float]:
-    """Submit everything, run to the end."""
+def serve(opened: BenchEngine, load: Load, first: int) -> dict[str, Any]:
+    """Submit everything, run to the end. `first` is the number of the first request."""
     engine = opened.engine
     opened.runner.busy_and_idle()
+    preemptions = engine.scheduler.preemptions
+    vocabulary = engine.facts.vocabulary
+    requests = [
+        asked(number, lengths, vocabulary) for number, lengths in enumerate(load.requests, start=first)
+    ]
     started = time.perf_counter()
-    for number in range(load.requests):
-        asked = long_request(offset + number, load.prompt_tokens, engine.facts.vocabulary, 1.0)
-        sampling = msgspec.structs.replace(asked.sampling, max_new_tokens=load.new_tokens)
-        engine.submit(msgspec.structs.replace(asked, sampling=sampling, use_prefix_cache=False))
-    first: dict[str, float] = {}
+    for request in requests:
+        engine.submit(request)
+    begun: dict[str, float] = {}
     last: dict[str, float] = {}
     gaps: list[float] = []
+    steps = 0
     while engine.has_work():
         events = engine.step()
         now = time.perf_counter()
+        steps += 1
         for event in events:
             if event.token_ids:
-                first.setdefault(event.rid, now - started)
+                begun.setdefault(event.rid, now - started)
                 if event.rid in last:
                     gaps.append(now - last[event.rid])
                 last[event.rid] = now
     seconds = time.perf_counter() - started
     busy, idle = opened.runner.busy_and_idle()
-    tokens = load.requests * (load.prompt_tokens + load.new_tokens)
-    gaps.sort()
     return {
         "seconds": seconds,
-        "total tokens per second": tokens / seconds,
-        "output tokens per second": load.requests * load.new_tokens / seconds,
-        "median time to first token": median(first.values()),
-        "median inter-token seconds": gaps[len(gaps) // 2] if gaps else 0.0,
-        "99th percentile inter-token seconds": gaps[len(gaps) * 99 // 100] if gaps else 0.0,
+        "steps": steps,
+        "preemptions": engine.scheduler.preemptions - preemptions,
+        "total tokens per second": load.tokens / seconds,
+        "output tokens per second": load.new_tokens / seconds,
+        "time to first token": percentiles(list(begun.values())),
+        "inter-token seconds": percentiles(gaps),
         "idle share": idle / (busy + idle) if busy else 0.0,
     }
 
 
-def _facts(model: ModelConfig, opened: BenchEngine) -> dict[str, Any]:
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """The shape of a distribution: `{"50": ..., "99": ...}`; empty without values."""
+    ordered = sorted(values)
+    return {str(share): percentile(ordered, share) for share in PERCENTILES} if ordered else {}
+
+
+def start_facts(opened: BenchEngine) -> dict[str, Any]:
+    """Of one engine, for a result."""
+    facts = opened.engine.facts
     return {
-        **machine(),
-        **gpu_facts(),
-        "model": model.model,
-        "profile": opened.engine.facts.profile,
+        "profile": facts.profile,
+        "kv tokens": facts.kv_tokens,
         "start seconds": round(opened.start_seconds, 2),
     }
+
+
+def gpu_machine(model: ModelConfig) -> dict[str, Any]:
+    """The machine, its card and the model, for a result."""
+    return {**machine(), **gpu_facts(), "model": model.model}
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """A load's figures in one line."""
+    first, gap = row["time to first token"], row["inter-token seconds"]
+    return (
+        f"{row['profile']}, {row['requests']} of {row['name']}: {row['total tokens per second']:.0f} tokens/s "
+        f"({row['output tokens per second']:.0f} of output), first token {first['50']:.2f} s "
+        f"(p99 {first['99']:.2f}), between tokens {1e3 * gap.get('50', 0):.1f} ms "
+        f"(p99 {1e3 * gap.get('99', 0):.1f}), idle {row['idle share']:.2%}"
+    )
+
+
+def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """For people."""
+    rows: list[tuple[str, ...]] = [
+        ("load", "requests", "profile", "tokens/s", "output/s", "ttft s", "p99", "itl ms", "p99", "idle")
+    ]
+    for row in result["loads"]:
+        first, gap = row["time to first token"], row["inter-token seconds"]
+        rows.append(
+            (
+                row["name"],
+                str(row["requests"]),
+                row["profile"],
+                f"{row['total tokens per second']:.0f}",
+                f"{row['output tokens per second']:.0f}",
+                f"{first['50']:.2f}",
+                f"{first['99']:.2f}",
+                f"{1e3 * gap.get('50', 0):.1f}",
+                f"{1e3 * gap.get('99', 0):.1f}",
+                f"{row['idle share']:.2%}",
+            )
+        )
+    return rows
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Both latencies as distributions, a line a load and profile. Raises `ConfigError` without matplotlib."""
+    check_plotting()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure.suptitle(f"{result['model']}, {result['gpu']}: requests that all come at once")
+    panels: Any = figure.subplots(1, 2)
+    for axis, name, factor, unit in (
+        (panels[0], "time to first token", 1.0, "s"),
+        (panels[1], "inter-token seconds", 1e3, "ms"),
+    ):
+        for row in result["loads"]:
+            shares = row[name]
+            values = [factor * value for value in shares.values()]
+            label = f"{row['requests']} of {row['name']}, {row['profile']}"
+            axis.plot(values, [int(share) for share in shares], marker=".", label=label)
+        axis.set(
+            title=name.removesuffix(" seconds"), xlabel=unit, ylabel="% of requests or tokens", xscale="log"
+        )
+        axis.set_ylim(0, 100)
+        axis.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

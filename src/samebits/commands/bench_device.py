@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from samebits.bench.loads import NAMES, REQUESTS
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import EngineConfig, ModelConfig
 
@@ -19,8 +20,9 @@ PREFILL = """\
   samebits bench prefill
 """
 SERVING = """\
-  samebits bench serving                                 256 requests of 1k/256 and 1k/1k, 64 of 4k/4k
-  samebits bench serving --loads 1k/1k
+  samebits bench serving                                 256 requests of 1k/1k, of 4k/4k and of mixed lengths
+  samebits bench serving --loads 1k/1k --profiles exact unpinned
+  samebits bench serving --loads 4k/4k --requests 64
 """
 EXAMPLES = DECODE + PREFILL + SERVING
 
@@ -37,14 +39,20 @@ def add(kinds: Any) -> None:
     serving = _add(
         kinds, "serving", "whole batches of requests through the engine on a GPU", SERVING, run_serving
     )
-    serving.add_argument("--loads", nargs="+", default=None, metavar="LOAD", help="by name (default: all)")
+    serving.add_argument(
+        "--loads", nargs="+", default=list(NAMES), choices=NAMES, metavar="LOAD", help=f"{', '.join(NAMES)}"
+    )
+    serving.add_argument(
+        "--requests", type=positive, default=REQUESTS, metavar="N", help="of each load (default: %(default)s)"
+    )
+    serving.add_argument("--profiles", nargs="+", default=["exact"], metavar="PROFILE")
+    serving.add_argument("--plot", type=Path, default=None, metavar="FILE", help="draw the latencies, too")
 
 
 def _add(kinds: Any, name: str, help_text: str, examples: str, run: Any) -> argparse.ArgumentParser:
     parser = command(kinds, name, help_text, examples, run, f"bench {name}")
-    parser.add_argument(
-        "--repeats", type=positive, default=3, metavar="N", help="interleaved rounds (default: 3)"
-    )
+    if run is not run_serving:
+        parser.add_argument("--repeats", type=positive, default=3, metavar="N", help="rounds (default: 3)")
     parser.add_argument(
         "--output",
         type=Path,
@@ -73,10 +81,10 @@ def run_decode(options: argparse.Namespace) -> int:
 
 
 def run_prefill(options: argparse.Namespace) -> int:
-    from samebits.bench import device_serving
+    from samebits.bench import prefill
 
     model, engine = _settings(options)
-    result = device_serving.run_prefill(model, engine, options.repeats, options.output, _progress)
+    result = prefill.run(model, engine, options.repeats, options.output, _progress)
     for row in result["prefill"]:
         print(f"prompts of {row['prompt tokens']} tokens: {row['tokens per second']:.0f} tokens/s")
     return 0
@@ -84,16 +92,19 @@ def run_prefill(options: argparse.Namespace) -> int:
 
 def run_serving(options: argparse.Namespace) -> int:
     from samebits.bench import device_serving
+    from samebits.bench.load.plot import check_plotting
+    from samebits.bench.loads import loads
+    from samebits.tables import align
 
+    if options.plot:
+        check_plotting()
     model, engine = _settings(options)
-    loads = [load for load in device_serving.LOADS if not options.loads or load.name in options.loads]
-    result = device_serving.run_serving(model, engine, loads, options.output, _progress)
-    for row in result["loads"]:
-        print(
-            f"{row['name']}: {row['total tokens per second']:.0f} tokens/s, first token "
-            f"{row['median time to first token']:.2f} s, between tokens "
-            f"{1e3 * row['median inter-token seconds']:.1f} ms, idle {100 * row['idle share']:.1f} %"
-        )
+    wanted = [load for load in loads(options.requests) if load.name in options.loads]
+    result = device_serving.run(model, engine, options.profiles, wanted, options.output, _progress)
+    print("\n".join(align(device_serving.table_rows(result))))
+    if options.plot:
+        device_serving.plot(result, options.plot)
+    print(f"\nevery figure is in {options.output}")
     return 0
 
 

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     say = functools.partial(print, file=told, flush=True)
     report = covering.run(open_target, vocabulary, settings, factors, say)
     if options.json:
-        json.dump(_facts() | covering.as_json(report), sys.stdout, indent=2)
+        json.dump(machine_facts() | covering.as_json(report), sys.stdout, indent=2)
         print()
     else:
         print("\n" + "\n".join(covering.table(report)))
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def _facts() -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
     """The machine, for a report that is kept."""
     import torch
 

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any, TypeVar, get_type_hints
 
 from samebits.commands.foreign import FOREIGN, translate
@@ -67,7 +68,7 @@ def command(
     """A subcommand whose help ends with examples. `usage` is what its usage line shows, without the flags."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
-        prog=f"samebits {usage.split(' [')[0]}",
+        prog=" ".join(["samebits", *takewhile(str.islower, usage.split())]),
         usage=f"samebits {usage} [FLAGS]",
         help=help_text,
         description=help_text[0].upper() + help_text[1:] + ".",
@@ -93,17 +94,28 @@ def add_settings(parser: argparse.ArgumentParser, *classes: type) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="TOML file with settings by name; the environment (SAMEBITS_PORT=1) goes before it",
+        help="TOML file; the environment (SAMEBITS_PORT=1) wins",
     )
+
+
+def _default_text(entry: dataclasses.Field[Any]) -> str:
+    """The end of a setting's help: its default as one would type it, unless the help ends with what that means."""
+    default = entry.default
+    if default in ("", ()):
+        return ""
+    if isinstance(default, bool):
+        return f" (default: {'on' if default else 'off'})"
+    text = f"{default:g}" if isinstance(default, float) else str(default)
+    said = f" {text}: " in entry.metadata["help"].rpartition(";")[2]
+    return " (default)" if said else f" (default: {text})"
 
 
 def _flag_options(entry: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:
     """What argparse is told of one setting."""
-    default = "" if entry.default in ("", ()) else f" (default: {entry.default})"
     options: dict[str, Any] = {
         "dest": entry.name,
         "default": None,
-        "help": f"{entry.metadata['help']}{default}".replace("%", "%%"),
+        "help": f"{entry.metadata['help']}{_default_text(entry)}".replace("%", "%%"),
     }
     if kind is bool:
         return options | {"action": argparse.BooleanOptionalAction}

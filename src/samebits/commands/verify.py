@@ -142,7 +142,8 @@ def run(options: argparse.Namespace) -> int:
         say(f"checking {facts.name}" + "".join(f", {key} {value}" for key, value in facts.details.items()))
         report = run_modes(target, names, options.temperature, settings, say, bars_stream())
     if options.json:
-        json.dump(as_json(report), sys.stdout, indent=2)
+        here = {} if options.url else covering.machine_facts()
+        json.dump(here | as_json(report), sys.stdout, indent=2)
         print()
     else:
         print("\n" + "\n".join(table(report)))

@@ -29,14 +29,16 @@ from samebits.engine.sampling_stage import MASK_FAILED, SamplerTable
 from samebits.engine.step import ChunkResult, HeldRow, PreparedStep, prepare_step
 from samebits.engine.validate import QueueFullError, validate_request
 from samebits.errors import RequestError
+from samebits.grammar.compiler import GrammarError
 from samebits.schedule.request import Phase, Request, judge_token, new_request
 from samebits.schedule.scheduler import Chunk, Scheduler
 
 log = logging.getLogger(__name__)
 
+NOTHING_LEFT = 2
 FAULT_MESSAGES = {
     1: "the model's logits are not finite for this request",
-    2: "no token is left to sample from after the masks of this request",
+    NOTHING_LEFT: "no token is left to sample from after the masks of this request",
     MASK_FAILED: "the grammar of this request failed",
 }
 
@@ -326,12 +328,13 @@ class Engine:
     def _fail_sampling(self, request: Request, fault: int) -> RequestEvent:
         """End a request whose next token could not be sampled."""
         if fault != MASK_FAILED:
-            return self._fail(request, FAULT_MESSAGES[fault])
+            return self._fail(request, FAULT_MESSAGES[fault], impossible=fault == NOTHING_LEFT)
         failure = self._masks[request].failure
         if isinstance(failure, RequestError):  # a grammar that does not compile, known with its first mask
             finish = Finish(reason="error", message=str(failure), refusal="request", field=failure.field)
             return self._finish(request, finish)
-        return self._fail(request, f"{FAULT_MESSAGES[fault]}: {failure}")
+        message = f"{FAULT_MESSAGES[fault]} after {request.output_length} tokens: {failure}"
+        return self._fail(request, message, impossible=isinstance(failure, GrammarError))
 
     def _settle(self, result: ChunkResult, chunk: Chunk, request: Request) -> str:
         """Take what a chunk stored and scored; returns why its request must fail, or nothing."""
@@ -366,8 +369,8 @@ class Engine:
             )
         return self._event(request, [token_id], listed)
 
-    def _fail(self, request: Request, message: str) -> RequestEvent:
-        return self._finish(request, Finish(reason="error", message=message))
+    def _fail(self, request: Request, message: str, impossible: bool = False) -> RequestEvent:
+        return self._finish(request, Finish(reason="error", message=message, impossible=impossible))
 
     def _finish(self, request: Request, finish: Finish) -> RequestEvent:
         self._release(request, finish)

@@ -2,7 +2,8 @@
 
 The parent owns both addresses. The child ignores SIGINT and SIGTERM, because a terminal or a supervisor sends
 them to the whole group and only the parent may decide when running requests end; it leaves when told to, and
-when its parent is gone.
+when its parent is gone. The parent removes the folder of the sockets when the child has ended; the child does
+when its parent was killed.
 """
 
 from __future__ import annotations
@@ -89,8 +90,13 @@ class ProcessTransport:
             name="samebits-engine",
             daemon=self._settings[0].tensor_parallel == 1,  # a daemon may not start the other ranks
         )
-        with _signals_held():
-            self._process.start()
+        try:
+            with _signals_held():
+                self._process.start()
+        except BaseException:
+            self._close_sockets()
+            self._process = None
+            raise
         self._encoder = msgspec.msgpack.Encoder()
         loop = asyncio.get_running_loop()
         self._dead = asyncio.Event()
@@ -128,11 +134,15 @@ class ProcessTransport:
         await asyncio.gather(self._reporting, return_exceptions=True)
         process.join()
         asyncio.get_running_loop().remove_reader(self._events.fileno())
+        self._close_sockets()
+        self._process = None
+
+    def _close_sockets(self) -> None:
         self._commands.close()
         self._events.close()
         self._context.term()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._process = None
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _bind(self) -> tuple[str, str]:
         """Bind both sockets; returns (commands, events) addresses."""
@@ -258,9 +268,12 @@ def engine_process(
     except BaseException as error:  # the parent must learn of whatever ends this process
         send([describe_failure(error)])
         status = 1
+    orphaned = os.getppid() != parent  # then nobody reads the last words, or removes the sockets' folder
     commands.close(linger=0)
-    events.close()
+    events.close(linger=0 if orphaned else None)
     context.term()
+    if orphaned and (path := commands_address.removeprefix("ipc://")) != commands_address:
+        shutil.rmtree(os.path.dirname(path), ignore_errors=True)
     sys.stderr.flush()
     # Nothing is left to save, and taking down a process full of compiled kernels takes seconds.
     os._exit(status)

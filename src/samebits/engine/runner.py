@@ -24,7 +24,8 @@ class Runner(Protocol):
     def vocabulary(self) -> int: ...
 
     def forward(self, batch: RaggedBatch) -> Tensor:
-        """Hidden states act [rows, hidden]; stores the rows' keys and values; sets `batch.row_faults`."""
+        """Hidden states act [rows, hidden] of the wanted rows; stores all rows' keys and values; sets
+        `batch.row_faults`."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [rows, vocabulary] of final hidden states."""

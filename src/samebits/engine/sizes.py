@@ -36,7 +36,8 @@ def check_sizes(engine: EngineConfig) -> None:
         raise ConfigError(
             f"--page-tokens must be a multiple of {CONTRACT.key_block_tokens}, got {engine.page_tokens}"
         )
-    for name, least in (("step_tokens", 0), ("max_running", 0), ("max_waiting", 1)):
+    least_of = {"kv_pages": 0, "kv_memory_mib": 0, "step_tokens": 0, "max_running": 0, "max_waiting": 1}
+    for name, least in least_of.items():
         if getattr(engine, name) < least:
             raise ConfigError(
                 f"--{name.replace('_', '-')} must be at least {least}, got {getattr(engine, name)}"
@@ -51,6 +52,8 @@ def log_idle_settings(engine: EngineConfig) -> None:
     """Say which settings of a GPU were given to an engine that runs on the CPU."""
     if engine.cuda_graph_max_bs != EngineConfig.cuda_graph_max_bs:
         log.info("--cuda-graph-max-bs has no effect: there are no CUDA graphs on a CPU")
+    if engine.all_reduce != EngineConfig.all_reduce:
+        log.info("--all-reduce has no effect: ranks on a CPU gather all parts and add them")
     if engine.memory_fraction:
         log.info(
             "--memory-fraction is of a GPU's memory and has no effect: KV pages get --kv-memory-mib = %d",
@@ -64,13 +67,22 @@ class DeviceMemory:
 
     free: int
     total: int
+    ours: int = 0
+    """what this process holds of it"""
+
+    def __str__(self) -> str:
+        others = self.total - self.free - self.ours
+        return (
+            f"of {_mib(self.total)} on the card {_mib(self.free)} are free, this process holds {_mib(self.ours)} and "
+            f"others {_mib(others)}"
+        )
 
 
 def device_memory(device: torch.device) -> DeviceMemory:
     """What is free now, with what an engine before this one left behind given back."""
     gc.collect()
     torch.cuda.empty_cache()
-    return DeviceMemory(*torch.cuda.mem_get_info(device))
+    return DeviceMemory(*torch.cuda.mem_get_info(device), torch.cuda.memory_reserved(device))
 
 
 def kv_page_count(engine: EngineConfig, bytes_per_page: int, memory: DeviceMemory | None) -> int:
@@ -78,14 +90,24 @@ def kv_page_count(engine: EngineConfig, bytes_per_page: int, memory: DeviceMemor
     if engine.kv_pages:
         return engine.kv_pages
     if memory is None or (engine.kv_memory_mib and not engine.memory_fraction):
-        budget = (engine.kv_memory_mib or CPU_KV_MIB) * MEBIBYTE
-        pages, remedy = budget // bytes_per_page, "--kv-memory-mib is too small"
-    else:
-        budget = int(memory.total * (engine.memory_fraction or MEMORY_FRACTION)) - (
-            memory.total - memory.free
-        )
-        # One page more is for padding rows.
-        pages, remedy = budget // bytes_per_page - 1, "the weights leave too little of --memory-fraction"
+        mebibytes = engine.kv_memory_mib or CPU_KV_MIB
+        pages = mebibytes * MEBIBYTE // bytes_per_page
+        if pages < 1:
+            raise ConfigError(
+                f"--kv-memory-mib={mebibytes} is too small for one KV page of this model, {_mib(bytes_per_page)}"
+            )
+        return pages
+    fraction = engine.memory_fraction or MEMORY_FRACTION
+    budget = int(memory.total * fraction) - (memory.total - memory.free)
+    pages = budget // bytes_per_page - 1  # one more is for padding rows
     if pages < 1:
-        raise ConfigError(f"{remedy} for one KV page of this model; give it more")
+        raise ConfigError(
+            f"--memory-fraction={fraction:g} of the card, {_mib(int(memory.total * fraction))}, leaves no room for "
+            f"KV pages of {_mib(bytes_per_page)}: {memory}. Raise --memory-fraction, or give pages their memory by "
+            "--kv-memory-mib, which does not count what others hold"
+        )
     return pages
+
+
+def _mib(size: int) -> str:
+    return f"{-(-size // MEBIBYTE)} MiB"

@@ -32,8 +32,7 @@ from samebits.generation.samples import (
     FinishReason,
     GenerationRequest,
     Sample,
-    SampleResult,
-    SampleUpdate,
+    SampleOutput,
 )
 from samebits.sampling_params import DEFAULT_SEED, SamplingParams
 from samebits.text.output import OutputText, TextOptions
@@ -100,7 +99,7 @@ class Generator:
             return await asyncio.to_thread(self.prepare, requests, group)
         return self.prepare(requests, group)
 
-    async def stream(self, sample: Sample) -> AsyncGenerator[SampleUpdate, None]:
+    async def stream(self, sample: Sample) -> AsyncGenerator[SampleOutput, None]:
         """Run one sample; the last update has `finish`. Leaving early aborts it."""
         text = OutputText(self._tokenizer, sample.text)
         watch = self._metrics.begin()
@@ -129,7 +128,7 @@ class Generator:
                 if not self._running[name]:
                     del self._running[name]
 
-    async def complete(self, sample: Sample) -> SampleResult:
+    async def complete(self, sample: Sample) -> SampleOutput:
         """Run one sample to its end."""
         collector = Collector(sample)
         async with aclosing(self.stream(sample)) as updates:
@@ -137,7 +136,7 @@ class Generator:
                 collector.add(update)
         return collector.result()
 
-    async def complete_all(self, samples: Sequence[Sample]) -> list[SampleResult]:
+    async def complete_all(self, samples: Sequence[Sample]) -> list[SampleOutput]:
         """Run samples together; results in their order. When one raises, the others are aborted."""
         if len(samples) == 1:
             return [await self.complete(samples[0])]
@@ -149,7 +148,7 @@ class Generator:
 
     async def stream_all(
         self, samples: Sequence[Sample]
-    ) -> AsyncGenerator[tuple[int, list[SampleUpdate]], None]:
+    ) -> AsyncGenerator[tuple[int, list[SampleOutput]], None]:
         """Run samples together; yields (index, updates since that sample's last turn).
 
         A slow reader gets fewer and larger turns, and holds no sample up.
@@ -159,7 +158,7 @@ class Generator:
                 async for update in alone:
                     yield 0, [update]
             return
-        pending: list[list[SampleUpdate]] = [[] for _ in samples]
+        pending: list[list[SampleOutput]] = [[] for _ in samples]
         turns: asyncio.Queue[int | BaseException] = asyncio.Queue()
 
         async def run(index: int) -> None:
@@ -286,7 +285,7 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _judge(event: RequestEvent, text: OutputText) -> SampleUpdate:
+def _judge(event: RequestEvent, text: OutputText) -> SampleOutput:
     """Turn an event into an update that ends at the first match, however late it is noticed (trap 13)."""
     finish = _finish_reason(event)
     tokens = event.token_ids
@@ -304,7 +303,7 @@ def _judge(event: RequestEvent, text: OutputText) -> SampleUpdate:
         shown += text.finish(stop_token if tokens and tokens[-1] == stop_token else None)
         if text.matched is not None:
             finish = FinishReason("stop", matched=text.matched)
-    return SampleUpdate(
+    return SampleOutput(
         text=shown,
         token_ids=tuple(tokens),
         logprobs=tuple(event.logprobs[: len(tokens)]),
@@ -318,7 +317,8 @@ def _judge(event: RequestEvent, text: OutputText) -> SampleUpdate:
 def _finish_reason(event: RequestEvent) -> FinishReason | None:
     if event.finish is None:
         return None
-    return FinishReason(event.finish.reason, event.finish.matched_token, event.finish.message)
+    ended = event.finish
+    return FinishReason(ended.reason, ended.matched_token, ended.message, ended.impossible)
 
 
 def _warn_of_duplicates(samples: list[Sample]) -> list[Sample]:

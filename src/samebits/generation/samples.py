@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from samebits.engine.messages import EngineRequest, LogprobOptions, TokenLogprobs
+from samebits.errors import EngineError, RequestError
 from samebits.grammar.language import Grammar
 from samebits.sampling_params import STRUCTURED_FIELDS, SamplingParams
 from samebits.text.output import TextOptions
+
+IMPOSSIBLE = "impossible_output"
+"""Error code of a request whose output cannot be what it asks for."""
 
 
 @dataclass(frozen=True)
@@ -60,39 +64,33 @@ class FinishReason:
     """for `stop`: the token id or the string"""
     message: str = ""
     """for `abort`, `deadline` and `error`"""
+    impossible: bool = False
+    """for `error`: what the request asks of its output cannot be met"""
+
+    @property
+    def error(self) -> EngineError | RequestError:
+        """What to raise where a sample that failed may not look like an answer."""
+        return RequestError(self.message, None, IMPOSSIBLE) if self.impossible else EngineError(self.message)
 
 
 @dataclass(frozen=True)
-class SampleUpdate:
-    """News of a sample: what came since the last update."""
+class SampleOutput:
+    """What came of a sample: since the last time, or in all."""
 
     text: str = ""
     """characters that are certain now; they may come later than their tokens"""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
-    """set once, in the first update, when asked for"""
+    """set once, in the first, when asked for"""
     cached_tokens: int = 0
     warnings: tuple[str, ...] = ()
     finish: FinishReason | None = None
-    """set in the last update"""
-
-
-@dataclass(frozen=True)
-class SampleResult:
-    """A sample so far: every update put together."""
-
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
-    cached_tokens: int = 0
-    warnings: tuple[str, ...] = ()
-    finish: FinishReason | None = None
+    """set in the last"""
 
 
 class Collector:
-    """Puts the updates of one sample together."""
+    """Puts the outputs of one sample together."""
 
     def __init__(self, sample: Sample) -> None:
         self._text: list[str] = []
@@ -103,7 +101,7 @@ class Collector:
         self._warnings = list(sample.warnings)
         self._finish: FinishReason | None = None
 
-    def add(self, update: SampleUpdate) -> None:
+    def add(self, update: SampleOutput) -> None:
         self._text.append(update.text)
         self._token_ids.extend(update.token_ids)
         self._logprobs.extend(update.logprobs)
@@ -118,8 +116,8 @@ class Collector:
         self._text, self._token_ids, self._logprobs, self._warnings = [], [], [], []
         self._prompt_logprobs = None
 
-    def result(self) -> SampleResult:
-        return SampleResult(
+    def result(self) -> SampleOutput:
+        return SampleOutput(
             text="".join(self._text),
             token_ids=tuple(self._token_ids),
             logprobs=tuple(self._logprobs),

@@ -28,6 +28,10 @@ LIMITS = {
 """What a grammar may cost. Counted in work, never in time, so that a grammar fails at the same token everywhere."""
 
 
+DEAD_END = "NoExtensionBias"
+"""the library's word for a state in which it finds no token"""
+
+
 class GrammarError(Exception):
     """A grammar that cannot be compiled, or that cannot go on."""
 
@@ -56,7 +60,7 @@ class GrammarCompiler:
 
     def compile(self, text: str) -> llguidance.LLMatcher:
         """A matcher at its beginning, to be copied and never used itself: what one output made the library remember
-        must not reach another. Raises `GrammarError`."""
+        must not reach another. Raises `GrammarError`, also where no token of the vocabulary can begin an output."""
         return self._compiled(text)
 
     def _compile(self, text: str) -> llguidance.LLMatcher:
@@ -66,6 +70,7 @@ class GrammarCompiler:
         warnings = matcher.get_grammar_warnings()
         if warnings:
             raise GrammarError(warnings[0])
+        next_mask(matcher.deep_copy())
         return matcher
 
 
@@ -131,8 +136,19 @@ def read_compiler(folder: str | os.PathLike[str], vocabulary: int, eos: Sequence
     return make_compiler(found[0].to_str(), vocabulary, eos)
 
 
+def next_mask(matcher: llguidance.LLMatcher) -> bytes:
+    """What may come next. Raises `GrammarError` if nothing can, and for work beyond the limits: the library answers
+    both with a mask that ends the output."""
+    mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+    if matcher.is_error():
+        raise GrammarError(error_text(matcher))
+    return mask
+
+
 def error_text(matcher: llguidance.LLMatcher) -> str:
     """What went wrong, in one line."""
+    if matcher.get_error().startswith(DEAD_END):
+        return "no token that the model knows can follow: the grammar demands what cannot be written"
     lines = [line.strip() for line in matcher.get_error().splitlines() if not line.startswith("<")]
     kept = [line for line in lines if line and set(line) != {"^"}]
     return " ".join(kept)[:500] or "the grammar failed"

@@ -10,7 +10,7 @@ import llguidance
 import numpy as np
 
 from samebits.errors import RequestError
-from samebits.grammar.compiler import GrammarCompiler, GrammarError, error_text
+from samebits.grammar.compiler import GrammarCompiler, GrammarError, next_mask
 
 THREADS = 4
 """grammars at work at the same time; the library lets go of Python's lock"""
@@ -27,8 +27,8 @@ class GrammarMasks:
         self._executor = executor or ThreadPoolExecutor(THREADS, thread_name_prefix="samebits-grammar")
 
     def matcher(self, grammar: str) -> GrammarMatcher:
-        """A matcher at the beginning of an output. The first mask of a grammar that does not compile is a
-        `RequestError`."""
+        """A matcher at the beginning of an output. The first mask of a grammar that does not compile, or that no
+        output of this vocabulary can begin to meet, is a `RequestError`."""
         return GrammarMatcher(self._compiler, grammar, self._executor)
 
 
@@ -62,8 +62,4 @@ class GrammarMatcher:
         state = self._state
         for token_id in tokens:
             state.consume_token(token_id)  # one by one: after the end, that of several fails
-        # The library answers an error, such as work beyond the limits, with a mask that ends the output.
-        mask = b"" if state.is_error() else state.compute_bitmask()
-        if state.is_error():
-            raise GrammarError(error_text(state))
-        return np.frombuffer(mask, dtype=np.int32)[: compiler.mask_words]
+        return np.frombuffer(next_mask(state), dtype=np.int32)[: compiler.mask_words]

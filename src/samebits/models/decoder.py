@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samebits.layers import AttentionShape, LayerWeights, attention_block, gated_mlp
+from samebits.layers import AttentionShape, LayerWeights, attention_block, gated_mlp, row_linear_add_norm
 from samebits.models.spec import ModelSpec
 from samebits.numerics.batch import RaggedBatch
 from samebits.numerics.operators import KvLayer, Operators, PackedLinear
@@ -33,7 +33,7 @@ def forward(
     kv: tuple[KvLayer, ...],
     rope: Tensor,
 ) -> Tensor:
-    """Run the decoder over one ragged batch -> act [rows, hidden], final norm applied.
+    """Run the decoder over one ragged batch -> act [rows, hidden] of the wanted rows, final norm applied.
 
     `kv` holds one entry a layer; each gains the keys and values of the batch's rows at `batch.slots`. `rope` is
     the float32 table [positions, 2, rotary_dim / 2]. Rows that met a non-finite value have their flag set in
@@ -43,10 +43,17 @@ def forward(
     residual = operators.embed(batch.token_ids, weights.embedding)
     x = operators.rms_norm(residual, weights.layers[0].attention.input_norm, spec.norm_eps)
     for index, (layer, pages) in enumerate(zip(weights.layers, kv, strict=True)):
-        mixed = attention_block(operators, x, layer.attention, shape, rope, batch, pages)
-        x, residual = operators.add_rms_norm(mixed, residual, layer.mlp.input_norm, spec.norm_eps)
-        mlp = gated_mlp(operators, x, layer.mlp)
-        x, residual = operators.add_rms_norm(mlp, residual, _norm_after(weights, index), spec.norm_eps)
+        # Nobody reads what the last layer makes of the other rows: their keys and values are all that is left of them.
+        kept = batch.wanted if index + 1 == len(weights.layers) else None
+        mixed = attention_block(operators, x, layer.attention, shape, rope, batch, pages, kept)
+        residual = residual if kept is None else residual.index_select(0, kept)
+        x, residual = row_linear_add_norm(
+            operators, mixed, layer.attention.output, residual, layer.mlp.input_norm, spec.norm_eps
+        )
+        gated = gated_mlp(operators, x, layer.mlp)
+        x, residual = row_linear_add_norm(
+            operators, gated, layer.mlp.down, residual, _norm_after(weights, index), spec.norm_eps
+        )
     return x
 
 

@@ -37,6 +37,9 @@ class RaggedBatch:
     page_tokens: int
     row_faults: Tensor
     """uint8 [rows], zero at entry: an operator that meets a non-finite key, value or logit in a row sets it"""
+    wanted: Tensor | None = None
+    """int64: the rows whose hidden states are asked for, in that order; None: all. Every row's keys and values are
+    stored all the same, and no wanted row's bits depend on it"""
     work: Any = None
     """what `Operators.share_out` noted: who computes which part of the attention. It chooses no bit"""
 

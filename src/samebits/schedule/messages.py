@@ -66,6 +66,8 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
     refusal: Literal["", "request", "queue_full"] = ""
     """for `error`: the engine did not take the request; `field` names the parameter at fault, if one is"""
     field: str | None = None
+    impossible: bool = False
+    """for `error`: what the request asks of its output cannot be met, so it ends so wherever it runs"""
 
 
 class RequestEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from samebits.generation.samples import FinishReason, Sample, SampleResult
+from samebits.generation.samples import FinishReason, Sample, SampleOutput
 from samebits.server.openai_logprobs import replay_facts
 from samebits.server.openai_prompt import ChatPrompt
 from samebits.text.blocks import AnswerBlocks, Block, BlockEvent
@@ -59,7 +59,7 @@ class GrowingAnswer:
     def has_calls(self) -> bool:
         return any(block.kind == "call" for block in self.blocks)
 
-    def push(self, part: SampleResult) -> list[BlockEvent]:
+    def push(self, part: SampleOutput) -> list[BlockEvent]:
         """What `part` changes."""
         last = part.finish is not None
         self._token_ids.extend(part.token_ids)

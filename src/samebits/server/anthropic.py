@@ -31,22 +31,25 @@ from samebits.server.http import (
     until_disconnect,
 )
 from samebits.server.openai_chat_run import prepare_chat
-from samebits.server.openai_common import check_single, encode, field_names, read_request, refuse
+from samebits.server.openai_common import (
+    SHARED_NAMES,
+    check_single,
+    encode,
+    field_names,
+    read_request,
+    refuse,
+)
 from samebits.server.openai_prompt import chat_prompt
 from samebits.server.openai_run import parts_of, results_of
 
-NAMES = {
+NAMES = SHARED_NAMES | {
     "text": "messages",
     "input_ids": "messages",
-    "max_new_tokens": "max_tokens",
-    "min_new_tokens": "min_tokens",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "reasoning_effort": "output_config.effort",
     "response_format": "output_config.format",
     "response_format_schema": "output_config.format.schema",
-    "sampling_seed": "seed",
     "stop": "stop_sequences",
-    "no_stop_trim": "include_stop_str_in_output",
     "tool_parameters": "tools[{}].input_schema",
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from samebits.engine.messages import EngineFacts
-from samebits.generation.samples import SampleResult
+from samebits.generation.samples import SampleOutput
 from samebits.server.answer import GrowingAnswer, call_id
 from samebits.server.http import anthropic_error, error_parts, typed_frame
 from samebits.text.blocks import Block, BlockEvent, Change
@@ -33,7 +33,7 @@ class MessageWriter:
         self._warnings = warnings
         self._begun = False
 
-    def whole(self, result: SampleResult) -> dict[str, Any]:
+    def whole(self, result: SampleOutput) -> dict[str, Any]:
         """The message."""
         warnings: list[str] = []
         self._answer.push(result)
@@ -44,7 +44,7 @@ class MessageWriter:
             | {"usage": self._usage(), "samebits": self._replay(warnings)}
         )
 
-    def frames(self, part: SampleResult) -> Iterator[bytes]:
+    def frames(self, part: SampleOutput) -> Iterator[bytes]:
         """The events that say what is new."""
         changes = self._answer.push(part)
         if not self._begun:

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from samebits.engine.logs import request_id
 from samebits.engine.validate import QueueFullError
 from samebits.errors import DeadlineError, EngineError, RequestError
-from samebits.generation.samples import SampleResult
+from samebits.generation.samples import SampleOutput
 
 Result = TypeVar("Result")
 RETRY_AFTER_SECONDS = "1"
@@ -107,7 +107,7 @@ async def error_response(request: Request, error: Exception) -> Response:
     return error_reply(request.scope, status, body, headers)
 
 
-def check_in_time(results: Iterable[SampleResult]) -> None:
+def check_in_time(results: Iterable[SampleOutput]) -> None:
     """Raise `DeadlineError` when a deadline has ended everything before there was a token of it."""
     message = ""
     for result in results:

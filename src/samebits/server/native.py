@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from samebits.engine.messages import LogprobOptions
-from samebits.errors import EngineError, RequestError
+from samebits.errors import RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import Collector, GenerationRequest, Sample
 from samebits.sampling_params import STRUCTURED_FIELDS, SamplingParams
@@ -99,7 +99,7 @@ class NativeRoutes:
             return json_response(answers)
         finish = results[0].finish
         if finish is not None and finish.type == "error":
-            raise EngineError(finish.message)
+            raise finish.error
         return json_response(answers[0])
 
     async def abort_request(self, request: Request) -> Response:

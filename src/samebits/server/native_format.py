@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from samebits.engine.messages import EngineFacts, TokenLogprobs
-from samebits.generation.samples import FinishReason, Sample, SampleResult
+from samebits.generation.samples import FinishReason, Sample, SampleOutput
 from samebits.text.tokenizer import Tokenizer
 
 LARGEST_SAFE_INTEGER = (1 << 53) - 1
@@ -61,7 +61,7 @@ class SampleFormatter:
         if with_prompt_ids:
             self._constant["prompt_token_ids"] = sample.request.prompt_ids
 
-    def response(self, part: SampleResult, completion_tokens: int | None = None) -> dict[str, Any]:
+    def response(self, part: SampleOutput, completion_tokens: int | None = None) -> dict[str, Any]:
         """The object for a sample, finished or not. `completion_tokens` counts them all when `part` is a delta."""
         count = len(part.token_ids) if completion_tokens is None else completion_tokens
         meta: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -11,42 +10,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from samebits.engine.messages import EngineFacts
-from samebits.generation.samples import Sample, SampleResult
+from samebits.generation.samples import Sample, SampleOutput
 from samebits.server.answer import call_id
 from samebits.server.front import Front
 from samebits.server.openai_chat_run import prepare_chat
-from samebits.server.openai_common import read_request
-from samebits.server.openai_logprobs import (
-    TokenNames,
-    chat_logprobs,
-    finish_fields,
-    prompt_logprobs,
-    replay_facts,
-)
+from samebits.server.openai_common import SHARED_NAMES, read_request
+from samebits.server.openai_logprobs import TokenNames, View, chat_logprobs, end_fields, prompt_logprobs
 from samebits.server.openai_run import Job, make_envelope, respond
 from samebits.server.openai_schema import REFUSED_CHAT_FIELDS, ChatFields
 from samebits.text.answer import AnswerDelta, AnswerParser
 
-NAMES = {
-    "text": "messages",
-    "input_ids": "messages",
-    "max_new_tokens": "max_tokens",
-    "min_new_tokens": "min_tokens",
-    "sampling_seed": "seed",
-    "top_logprobs_num": "top_logprobs",
-    "no_stop_trim": "include_stop_str_in_output",
-}
+NAMES = SHARED_NAMES | {"text": "messages", "input_ids": "messages", "top_logprobs_num": "top_logprobs"}
 COMPLETION_LIMIT = {"max_new_tokens": "max_completion_tokens"}
-
-
-@dataclass(frozen=True)
-class View:
-    """Which parts of a sample a choice shows."""
-
-    logprobs: int | None
-    """this many likely tokens beside each token; None: no logprobs"""
-    prompt_logprobs: int | None
-    token_ids: bool
 
 
 class ChatChoice:
@@ -69,7 +44,7 @@ class ChatChoice:
         self._facts = facts
         self._first = True
 
-    def whole(self, result: SampleResult) -> dict[str, Any]:
+    def whole(self, result: SampleOutput) -> dict[str, Any]:
         answer = self._parser.push(result.text, last=True)
         calls = [self._call(call) for call in self._joined(answer)]
         message: dict[str, Any] = {
@@ -86,7 +61,7 @@ class ChatChoice:
             choice["prompt_logprobs"] = self._prompt_logprobs(result)
         return choice | self._rest(result)
 
-    def pieces(self, part: SampleResult) -> list[dict[str, Any]]:
+    def pieces(self, part: SampleOutput) -> list[dict[str, Any]]:
         made = []
         if self._first:
             self._first = False
@@ -102,24 +77,21 @@ class ChatChoice:
                 opening["prompt_logprobs"] = self._prompt_logprobs(part)
             made.append(opening)
         delta = self._delta(self._parser.push(part.text, last=part.finish is not None))
-        shows_tokens = bool(part.token_ids) and (self._view.token_ids or self._view.logprobs is not None)
-        if delta or part.finish is not None or shows_tokens:
+        if delta or part.finish is not None or self._view.shows_tokens(part):
             made.append({"index": self._index, "delta": delta} | self._rest(part))
         return made
 
-    def _rest(self, part: SampleResult) -> dict[str, Any]:
+    def _rest(self, part: SampleOutput) -> dict[str, Any]:
         """What stands beside the message or the delta."""
         view = self._view
-        rest: dict[str, Any] = {"logprobs": None, "finish_reason": None}
+        rest: dict[str, Any] = {"logprobs": None}
         if view.logprobs is not None:
             rest["logprobs"] = chat_logprobs(self._names, part.logprobs, view.logprobs)
         if view.token_ids:
             rest["token_ids"] = part.token_ids
-        if part.finish is not None:
-            rest.update(finish_fields(part.finish, self._facts))
-            if self._parser.calls and part.finish.type == "stop":
-                rest["finish_reason"] = "tool_calls"
-            rest["samebits"] = replay_facts(self._sample, part)
+        rest |= end_fields(self._sample, part, self._facts)
+        if self._parser.calls and rest["finish_reason"] == "stop":
+            rest["finish_reason"] = "tool_calls"
         return rest
 
     def _delta(self, news: AnswerDelta) -> dict[str, Any]:
@@ -156,7 +128,7 @@ class ChatChoice:
             "function": function,
         }
 
-    def _prompt_logprobs(self, part: SampleResult) -> list[dict[str, Any] | None]:
+    def _prompt_logprobs(self, part: SampleOutput) -> list[dict[str, Any] | None]:
         top = self._view.prompt_logprobs or 0
         return prompt_logprobs(self._names, part.prompt_logprobs or (), top)
 

@@ -24,6 +24,13 @@ from samebits.server.native import to_params
 from samebits.server.openai_schema import INERT_FIELDS, CommonFields, SamplingFields, decode_request
 from samebits.server.schema import NativeSampling
 
+SHARED_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "sampling_seed": "seed",
+    "no_stop_trim": "include_stop_str_in_output",
+}
+"""OpenAI's names, by /generate's"""
 OWN_NAMES = ("max_tokens", "min_tokens", "seed", "include_stop_str_in_output")
 ANY_MODEL = ("", "default")
 """names that clients send when they mean the only model"""

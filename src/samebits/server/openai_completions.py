@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -13,10 +12,11 @@ from starlette.types import ASGIApp
 from samebits.engine.messages import EngineFacts, LogprobOptions
 from samebits.errors import RequestError
 from samebits.generation.generator import Generator
-from samebits.generation.samples import Sample, SampleResult
+from samebits.generation.samples import Sample, SampleOutput
 from samebits.grammar.language import grammar_of
 from samebits.server.front import Front
 from samebits.server.openai_common import (
+    SHARED_NAMES,
     check_length,
     encode,
     field_names,
@@ -27,9 +27,9 @@ from samebits.server.openai_common import (
 from samebits.server.openai_logprobs import (
     CompletionLogprobs,
     TokenNames,
-    finish_fields,
+    View,
+    end_fields,
     prompt_logprobs,
-    replay_facts,
 )
 from samebits.server.openai_run import Job, make_envelope, respond
 from samebits.server.openai_schema import (
@@ -41,27 +41,7 @@ from samebits.server.openai_structured import output_part
 from samebits.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
-NAMES = {
-    "text": "prompt",
-    "input_ids": "prompt",
-    "max_new_tokens": "max_tokens",
-    "min_new_tokens": "min_tokens",
-    "sampling_seed": "seed",
-    "top_logprobs_num": "logprobs",
-    "no_stop_trim": "include_stop_str_in_output",
-}
-
-
-@dataclass(frozen=True)
-class View:
-    """Which parts of a sample a choice shows."""
-
-    echo: bool
-    logprobs: int | None
-    """this many likely tokens beside each token; None: no logprobs"""
-    prompt_logprobs: int | None
-    token_ids: bool
-    names_as_ids: bool
+NAMES = SHARED_NAMES | {"text": "prompt", "input_ids": "prompt", "top_logprobs_num": "logprobs"}
 
 
 class CompletionChoice:
@@ -71,43 +51,43 @@ class CompletionChoice:
         self,
         index: int,
         sample: Sample,
-        prompt_text: str,
+        echo: str | None,
         view: View,
+        names: TokenNames,
         facts: EngineFacts,
         tokenizer: Tokenizer | None,
     ) -> None:
+        """`echo`: the prompt's text, which the answer begins with; None: it does not."""
         self._index = index
         self._sample = sample
-        self._prompt_text = prompt_text
+        self._echo = echo
         self._view = view
+        self._names = names
         self._facts = facts
-        self._names = TokenNames(tokenizer, view.names_as_ids)
         self._logprobs = CompletionLogprobs(
             self._names, tokenizer, view.logprobs or 0, sample.text.skip_special_tokens
         )
         self._first = True
 
-    def whole(self, result: SampleResult) -> dict[str, Any]:
+    def whole(self, result: SampleOutput) -> dict[str, Any]:
         return self._object(result)
 
-    def pieces(self, part: SampleResult) -> list[dict[str, Any]]:
-        shows_tokens = bool(part.token_ids) and (self._view.token_ids or self._view.logprobs is not None)
-        if part.text or part.finish is not None or shows_tokens or self._first:
+    def pieces(self, part: SampleOutput) -> list[dict[str, Any]]:
+        if part.text or part.finish is not None or self._view.shows_tokens(part) or self._first:
             return [self._object(part)]
         return []
 
-    def _object(self, part: SampleResult) -> dict[str, Any]:
+    def _object(self, part: SampleOutput) -> dict[str, Any]:
         view, first, self._first = self._view, self._first, False
-        echoed = first and view.echo
+        echo = self._echo if first else None
         logprobs = None
         if view.logprobs is not None:
-            prompt = part.prompt_logprobs or () if echoed else ()
+            prompt = part.prompt_logprobs or () if echo is not None else ()
             logprobs = self._logprobs.object([*prompt, *part.logprobs])
         answer: dict[str, Any] = {
             "index": self._index,
-            "text": self._prompt_text + part.text if echoed else part.text,
+            "text": (echo or "") + part.text,
             "logprobs": logprobs,
-            "finish_reason": None,
         }
         if view.token_ids:
             answer["token_ids"] = part.token_ids
@@ -116,10 +96,7 @@ class CompletionChoice:
         if first and view.prompt_logprobs is not None:
             at = part.prompt_logprobs or ()
             answer["prompt_logprobs"] = prompt_logprobs(self._names, at, view.prompt_logprobs)
-        if part.finish is not None:
-            answer.update(finish_fields(part.finish, self._facts))
-            answer["samebits"] = replay_facts(self._sample, part)
-        return answer
+        return answer | end_fields(self._sample, part, self._facts)
 
 
 class CompletionRoutes:
@@ -164,21 +141,23 @@ class CompletionRoutes:
         body: CompletionFields,
         common: CommonFields,
     ) -> list[CompletionChoice]:
-        view = View(
-            bool(body.echo),
-            body.logprobs,
-            common.prompt_logprobs,
-            bool(common.return_token_ids),
-            bool(common.return_tokens_as_token_ids),
-        )
+        tokenizer = generator.tokenizer
+        view = View(body.logprobs, common.prompt_logprobs, bool(common.return_token_ids))
+        names = TokenNames(tokenizer, bool(common.return_tokens_as_token_ids))
         choices = []
         for index, sample in enumerate(samples):
-            prompt = prompts[sample.prompt_index]
-            text = prompt if isinstance(prompt, str) else ""
-            if view.echo and not isinstance(prompt, str) and generator.tokenizer is not None:
-                text = generator.tokenizer.decode(prompt, sample.text.skip_special_tokens)
-            choices.append(CompletionChoice(index, sample, text, view, generator.facts, generator.tokenizer))
+            echo = None
+            if body.echo:
+                echo = _text_of(prompts[sample.prompt_index], tokenizer, sample.text.skip_special_tokens)
+            choices.append(CompletionChoice(index, sample, echo, view, names, generator.facts, tokenizer))
         return choices
+
+
+def _text_of(prompt: str | list[int], tokenizer: Tokenizer | None, skip_special_tokens: bool) -> str:
+    """A prompt as text; nothing for token ids without a tokenizer."""
+    if isinstance(prompt, str):
+        return prompt
+    return "" if tokenizer is None else tokenizer.decode(prompt, skip_special_tokens)
 
 
 def _check(body: CompletionFields) -> None:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from samebits.engine.messages import EngineFacts, TokenLogprobs
-from samebits.generation.samples import FinishReason, Sample, SampleResult
+from samebits.generation.samples import FinishReason, Sample, SampleOutput
 from samebits.server.native_format import resolved_parameters, safe_integer
 from samebits.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class View:
+    """Which parts of a sample a choice shows beside its text."""
+
+    logprobs: int | None
+    """this many likely tokens beside each token; None: no logprobs"""
+    prompt_logprobs: int | None
+    token_ids: bool
+
+    def shows_tokens(self, part: SampleOutput) -> bool:
+        """Whether `part` has something to show, though it may have no text."""
+        return bool(part.token_ids) and (self.token_ids or self.logprobs is not None)
 
 
 class TokenNames:
@@ -130,7 +145,14 @@ def finish_fields(finish: FinishReason, facts: EngineFacts) -> dict[str, Any]:
     }
 
 
-def replay_facts(sample: Sample, part: SampleResult) -> dict[str, Any]:
+def end_fields(sample: Sample, part: SampleOutput, facts: EngineFacts) -> dict[str, Any]:
+    """What a choice says besides once it has finished: why, and how to replay it."""
+    if part.finish is None:
+        return {"finish_reason": None}
+    return finish_fields(part.finish, facts) | {"samebits": replay_facts(sample, part)}
+
+
+def replay_facts(sample: Sample, part: SampleOutput) -> dict[str, Any]:
     """`samebits` in a finished choice: sent to /generate as `sampling_params`, with the prompt's ids, its
     `sampling_params` replay the choice. `message` says why it was aborted, if it was."""
     sampling = sample.request.sampling

@@ -14,9 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from samebits.errors import EngineError
 from samebits.generation.generator import Generator
-from samebits.generation.samples import Collector, Sample, SampleResult
+from samebits.generation.samples import Collector, Sample, SampleOutput
 from samebits.server.front import Front
 from samebits.server.http import (
     CLIENT_CLOSED_REQUEST,
@@ -69,7 +68,7 @@ class Usage:
         self._completion = [0] * len(samples)
         self._cached = [0] * len(samples)
 
-    def add(self, index: int, part: SampleResult) -> None:
+    def add(self, index: int, part: SampleOutput) -> None:
         """Count what is new of sample `index`."""
         self._completion[index] += len(part.token_ids)
         self._cached[index] = max(self._cached[index], part.cached_tokens)
@@ -88,17 +87,17 @@ class Usage:
 class Choice(Protocol):
     """Makes the objects of one choice."""
 
-    def whole(self, result: SampleResult) -> dict[str, Any]:
+    def whole(self, result: SampleOutput) -> dict[str, Any]:
         """The choice of a response."""
 
-    def pieces(self, part: SampleResult) -> list[dict[str, Any]]:
+    def pieces(self, part: SampleOutput) -> list[dict[str, Any]]:
         """The choices of a stream that say what is new in `part`."""
 
 
-def check_finish(result: SampleResult) -> None:
-    """Raise `EngineError` for a sample that failed: half a response would look like a whole one."""
+def check_finish(result: SampleOutput) -> None:
+    """Raise the error of a sample that failed: half a response would look like a whole one."""
     if result.finish is not None and result.finish.type == "error":
-        raise EngineError(result.finish.message)
+        raise result.finish.error
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ async def respond(
 
 async def results_of(
     generator: Generator, samples: Sequence[Sample], names: Mapping[str, str]
-) -> list[SampleResult]:
+) -> list[SampleOutput]:
     """Run samples together to their ends. Raises `EngineError` when one fails, `DeadlineError` when none began."""
     with field_names(names):
         results = await generator.complete_all(samples)
@@ -144,7 +143,7 @@ async def results_of(
 
 async def parts_of(
     generator: Generator, samples: Sequence[Sample], names: Mapping[str, str]
-) -> AsyncGenerator[tuple[int, SampleResult], None]:
+) -> AsyncGenerator[tuple[int, SampleOutput], None]:
     """Run samples together; yields (index, what is new of that sample). Raises `EngineError` when one fails."""
     started = False
     collectors = [Collector(sample) for sample in samples]

@@ -12,13 +12,11 @@ from typing import Any
 
 import msgspec
 
+from samebits.server import fields
 from samebits.server.fields import Body, convert_object, decode_object
 
-INERT_FIELDS = {
-    "cache_salt": "the prefix cache cannot change a result",
-    "data_parallel_rank": "one engine serves every request",
+INERT_FIELDS = fields.INERT_FIELDS | {
     "early_stopping": "read by beam search alone",
-    "extra_key": "the prefix cache cannot change a result",
     "guided_decoding_backend": "there is one",
     "length_penalty": "read by beam search alone",
     "metadata": "a label",
@@ -29,7 +27,6 @@ INERT_FIELDS = {
     "request_id": "a label; `rid` names a request",
     "safety_identifier": "a label",
     "service_tier": "there is one",
-    "session_id": "a label",
     "spaces_between_special_tokens": "text is what the tokenizer's decoder gives",
     "store": "nothing is stored",
     "stream_reasoning": "thoughts stream as all else",
@@ -37,27 +34,21 @@ INERT_FIELDS = {
 }
 """Accepted and without effect; the value says why that is harmless."""
 
-REFUSED_FIELDS = {
-    "allowed_token_ids": "lists of allowed tokens",
-    "bad_words": "forbidden words",
-    "bootstrap_host": "disaggregated prefill",
-    "bootstrap_port": "disaggregated prefill",
-    "bootstrap_room": "disaggregated prefill",
-    "custom_logit_processor": "code in a request",
-    "custom_params": "code in a request",
-    "guided_whitespace_pattern": "layouts of JSON",
-    "kv_transfer_params": "disaggregated prefill",
-    "logits_processors": "code in a request",
-    "lora_path": "LoRA adapters",
-    "prompt_embeds": "embeddings as a prompt",
-    "return_hidden_states": "hidden states",
-    "session_params": "sessions",
-    "stop_regex": "stop expressions",
-    "structural_tag": "structural tags",
-    "truncate_prompt_tokens": "truncated prompts",
-    "use_beam_search": "beam search",
-    "vllm_xargs": "code in a request",
-}
+REFUSED_FIELDS = (
+    fields.REFUSED_FIELDS
+    | fields.REFUSED_SAMPLING_FIELDS
+    | {
+        "allowed_token_ids": "lists of allowed tokens",
+        "bad_words": "forbidden words",
+        "guided_whitespace_pattern": "layouts of JSON",
+        "kv_transfer_params": "disaggregated prefill",
+        "logits_processors": "code in a request",
+        "prompt_embeds": "embeddings as a prompt",
+        "truncate_prompt_tokens": "truncated prompts",
+        "use_beam_search": "beam search",
+        "vllm_xargs": "code in a request",
+    }
+)
 """Refused unless blank, on every route; the value names what is not offered."""
 
 REFUSED_COMPLETION_FIELDS = {"suffix": "suffixes (fill in the middle)"}
@@ -208,7 +199,8 @@ def decode_request(
     for name, content in given.items():
         home = next((index for index, names in enumerate(homes) if name in names), 2)
         parts[home][name] = content
-    own = convert_object(parts[2], kind, "", inert, {**REFUSED_FIELDS, **refused})
+    shared = [name for names in homes for name in names]
+    own = convert_object(parts[2], kind, "", inert, {**REFUSED_FIELDS, **refused}, shared)
     return (
         own,
         convert_object(parts[1], CommonFields, "", {}, {}),

@@ -22,7 +22,7 @@ from samebits.server.http import (
     until_disconnect,
 )
 from samebits.server.openai_chat_run import prepare_chat
-from samebits.server.openai_common import check_single, field_names, read_request, refuse
+from samebits.server.openai_common import SHARED_NAMES, check_single, field_names, read_request, refuse
 from samebits.server.openai_logprobs import TokenNames
 from samebits.server.openai_run import parts_of, results_of
 from samebits.server.responses_format import ResponseWriter, response_head
@@ -33,18 +33,15 @@ from samebits.server.responses_schema import (
     ResponsesFields,
 )
 
-NAMES = {
+NAMES = SHARED_NAMES | {
     "text": "input",
     "input_ids": "input",
     "messages": "input",
     "max_new_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
-    "min_new_tokens": "min_tokens",
     "response_format": "text.format",
     "response_format_schema": "text.format.schema",
-    "sampling_seed": "seed",
     "top_logprobs_num": "top_logprobs",
-    "no_stop_trim": "include_stop_str_in_output",
     "tool_parameters": "tools[{}].parameters",
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from samebits.generation.samples import SampleResult
+from samebits.generation.samples import SampleOutput
 from samebits.server.answer import GrowingAnswer, call_id
 from samebits.server.front import Front
 from samebits.server.http import error_parts, typed_frame
@@ -82,12 +82,12 @@ class ResponseWriter:
         self._numbers = 0
         self._begun = False
 
-    def whole(self, result: SampleResult) -> dict[str, Any]:
+    def whole(self, result: SampleOutput) -> dict[str, Any]:
         """The response."""
         self._take(result)
         return self._response()
 
-    def frames(self, part: SampleResult) -> Iterator[bytes]:
+    def frames(self, part: SampleOutput) -> Iterator[bytes]:
         """The events that say what is new."""
         if not self._begun:
             self._begun = True
@@ -108,7 +108,7 @@ class ResponseWriter:
         }
         return self._frame("response.failed", response=failed)
 
-    def _take(self, part: SampleResult) -> list[BlockEvent]:
+    def _take(self, part: SampleOutput) -> list[BlockEvent]:
         if self._top is not None:
             self._logprobs += chat_logprobs(self._names, part.logprobs, self._top)["content"]
         return self._answer.push(part)

@@ -12,15 +12,14 @@ from typing import Any
 
 import msgspec
 
+from samebits.errors import RequestError
+from samebits.server import fields
 from samebits.server.fields import convert_object, decode_object
 
-INERT_FIELDS = {
+INERT_FIELDS = fields.INERT_FIELDS | {
     "background": "responses are never detached",
     "conversation_id": "a label",
     "custom_labels": "a label",
-    "data_parallel_rank": "one engine serves every request",
-    "extra_key": "the prefix cache cannot change a result",
-    "cache_salt": "the prefix cache cannot change a result",
     "external_trace_header": "traces follow the header traceparent",
     "log_metrics": "no metrics of single requests",
     "modalities": "text only",
@@ -29,23 +28,17 @@ INERT_FIELDS = {
     "require_reasoning": "no reasoning parser on this route",
     "routed_dp_rank": "one engine serves every request",
     "routing_key": "one engine serves every request",
-    "session_id": "a label",
 }
 """Accepted and without effect; the value says why that is harmless."""
 
-REFUSED_FIELDS = {
+REFUSED_FIELDS = fields.REFUSED_FIELDS | {
     "audio_data": "audio",
-    "bootstrap_host": "disaggregated prefill",
     "bootstrap_pair_key": "disaggregated prefill",
-    "bootstrap_port": "disaggregated prefill",
-    "bootstrap_room": "disaggregated prefill",
-    "custom_logit_processor": "code in a request",
     "decode_tp_size": "disaggregated prefill",
     "disagg_prefill_dp_rank": "disaggregated prefill",
     "image_data": "images",
     "input_embeds": "embeddings as a prompt",
     "lora_id": "LoRA adapters",
-    "lora_path": "LoRA adapters",
     "max_thinking_tokens": "a thinking budget",
     "mm_hashes": "images",
     "mm_content_hashes": "images",
@@ -55,12 +48,10 @@ REFUSED_FIELDS = {
     "return_entropy": "entropies",
     "return_flat_raw_top_logprobs": "flat logprob arrays",
     "return_flat_raw_top_logprobs_b64": "flat logprob arrays",
-    "return_hidden_states": "hidden states",
     "return_indexer_topk": "sparse attention indices",
     "return_routed_experts": "expert indices",
     "return_sampling_mask": "sampling masks",
     "routed_experts_start_len": "expert indices",
-    "session_params": "sessions",
     "use_audio_in_video": "video",
     "video_config": "video",
     "video_data": "video",
@@ -72,11 +63,8 @@ INERT_SAMPLING_FIELDS = {
     "stream_interval": "every token is sent when it comes",
 }
 
-REFUSED_SAMPLING_FIELDS = {
+REFUSED_SAMPLING_FIELDS = fields.REFUSED_SAMPLING_FIELDS | {
     "beam_width": "beam search",
-    "custom_params": "custom logit processors",
-    "stop_regex": "stop expressions",
-    "structural_tag": "structural tags",
 }
 
 
@@ -138,7 +126,12 @@ class AbortBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 def decode_native(body: bytes) -> NativeRequest:
     """Read the body of /generate. Raises `RequestError` naming the field."""
-    return convert_object(decode_object(body), NativeRequest, "", INERT_FIELDS, REFUSED_FIELDS)
+    value = decode_object(body)
+    for name in value:
+        if name in NativeSampling.__struct_fields__:
+            message = f"unknown field {name}: it belongs in sampling_params"
+            raise RequestError(message, name, "unknown_parameter")
+    return convert_object(value, NativeRequest, "", INERT_FIELDS, REFUSED_FIELDS)
 
 
 def convert_sampling(value: Mapping[str, Any], path: str) -> NativeSampling:

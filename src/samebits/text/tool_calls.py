@@ -49,7 +49,7 @@ class ToolParser(Protocol):
 
 
 class HermesParser:
-    """Tells words from calls in a growing text.
+    """Tells words from calls in a growing text. Each character is looked at a fixed number of times.
 
     The arguments of a call are the model's own characters, which may be no valid JSON where the model errs or is
     cut short. A block that names no function is words. Blank space before a call and after the last is dropped.
@@ -59,8 +59,12 @@ class HermesParser:
         """Calls after the first `most_calls` are dropped."""
         self._most = most_calls
         self._held = ""
-        self._body: str | None = None
-        """what has come of a call whose arguments cannot be shown yet"""
+        self._at = 0
+        """where in what is held to read on"""
+        self._blank: list[str] = []
+        """blank space that is dropped if a call follows it"""
+        self._block: CallBlock | None = None
+        """a call whose arguments cannot be shown yet"""
         self._value: JsonObject | None = None
         """the arguments that are being shown"""
         self._calls = 0
@@ -73,20 +77,23 @@ class HermesParser:
 
     def push(self, text: str) -> ToolDelta:
         """What is certain once `text` has come."""
-        self._held += text
+        self._held, self._at = self._held[self._at :] + text, 0
         while self._advance():
             pass
         return self._news()
 
     def finish(self) -> ToolDelta:
         """The rest, when no more comes."""
-        if self._body is not None and not self._whole_call(self._body + self._held):
-            self._parts.append(OPEN + self._body + self._held)
-        elif self._body is None and self._value is None and (self._held.strip() or not self._calls):
-            self._parts.append(self._held)
+        held = self._held[self._at :]
+        if self._block is not None:
+            body = self._block.text
+            if not self._whole_call(body):
+                self._parts.append(OPEN + body)
+        elif self._value is None and (held or not self._calls):
+            self._parts.append("".join(self._blank) + held)
         if self._value is not None:
             self._calls += 1
-        self._held, self._body, self._value = "", None, None
+        self._held, self._at, self._blank, self._block, self._value = "", 0, [], None, None
         return self._news()
 
     def _news(self) -> ToolDelta:
@@ -102,54 +109,49 @@ class HermesParser:
         """Read on from what is held; whether there may be more to read."""
         if self._value is not None:
             return self._advance_value(self._value)
-        if self._body is not None:
-            return self._advance_body()
+        if self._block is not None:
+            return self._advance_block(self._block)
         return self._advance_text()
 
     def _advance_text(self) -> bool:
-        start = self._held.find(OPEN)
+        start = self._held.find(OPEN, self._at)
+        border = start if start >= 0 else len(self._held) - partial_length(self._held, OPEN, self._at)
+        words = self._held[self._at : border]
+        shown = words.rstrip()
+        if shown:
+            self._parts.append("".join(self._blank) + shown)
+            self._blank = []
+        self._blank.append(words[len(shown) :])
+        self._at = border
         if start >= 0:
-            self._parts.append(self._held[:start].rstrip())
-            self._held, self._body = self._held[start + len(OPEN) :], ""
-            return True
-        border = len(self._held) - partial_length(self._held, OPEN)
-        border = len(self._held[:border].rstrip())
-        self._parts.append(self._held[:border])
-        self._held = self._held[border:]
-        return False
+            self._at, self._blank, self._block = start + len(OPEN), [], CallBlock()
+        return start >= 0
 
-    def _advance_body(self) -> bool:
-        assert self._body is not None
-        body = self._body + self._held
-        self._held = ""
-        end = body.find(CLOSE)
-        header = HEADER.match(body)
-        if header and (end < 0 or header.end() < end + len(CLOSE) - 1):
-            name = load_json(header.group(1))
-            if isinstance(name, str):
-                self._parts.append(CallDelta(self._calls, "", name))
-                self._held, self._body, self._value = body[header.end() :], None, JsonObject()
-                return True
-        if end < 0:
-            self._body = body
-            return False
-        if not self._whole_call(body[:end]):
-            self._parts.append(OPEN + body[:end] + CLOSE)
-        self._held, self._body = body[end + len(CLOSE) :], None
-        return True
+    def _advance_block(self, block: CallBlock) -> bool:
+        self._at = block.push(self._held, self._at)
+        if block.name is not None:
+            self._parts.append(CallDelta(self._calls, "", block.name))
+            self._block, self._value = None, JsonObject()
+        elif block.closed:
+            body = block.text
+            if not self._whole_call(body[: -len(CLOSE)]):
+                self._parts.append(OPEN + body)
+            self._block = None
+        return self._block is None
 
     def _advance_value(self, value: JsonObject) -> bool:
         if not value.ended:
-            shown, self._held = value.push(self._held)
-            if shown:
-                self._parts.append(CallDelta(self._calls, shown))
+            end = value.push(self._held, self._at)
+            if end > self._at:
+                self._parts.append(CallDelta(self._calls, self._held[self._at : end]))
+            self._at = end
         if not value.ended:
             return False
-        end = self._held.find(CLOSE)
+        end = self._held.find(CLOSE, self._at)
         if end < 0:
-            self._held = self._held[len(self._held) - partial_length(self._held, CLOSE) :]
+            self._at = len(self._held) - partial_length(self._held, CLOSE, self._at)
             return False
-        self._held, self._value = self._held[end + len(CLOSE) :], None
+        self._at, self._value = end + len(CLOSE), None
         self._calls += 1
         return True
 
@@ -161,6 +163,108 @@ class HermesParser:
         self._parts.append(CallDelta(self._calls, arguments_text(call), call["name"]))
         self._calls += 1
         return True
+
+
+class CallBlock:
+    """A growing call, up to where its arguments begin or to its closing tag, whichever comes first."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._tail = ""
+        """the last characters that have come, in which a closing tag may have begun"""
+        self._header = CallHeader()
+        self.name: str | None = None
+        """of the function, once its arguments begin"""
+        self.closed = False
+
+    @property
+    def text(self) -> str:
+        """All that has come."""
+        return "".join(self._pieces)
+
+    def push(self, text: str, start: int) -> int:
+        """Read on from text[start]; returns where to go on: at the arguments, behind the closing tag, or at the end."""
+        end = self._closing_end(text, start)
+        limit = len(text) if end is None else end
+        brace = self._header.push(text, start, limit)
+        stop = limit if brace is None else brace
+        self._pieces.append(text[start:stop])
+        if brace is not None:
+            self.name = self._header_name()
+            if self.name is None:  # the name is no JSON: nothing can be shown before the end
+                self._pieces.append(text[stop:limit])
+        self._tail = (self._tail + text[max(start, limit - len(CLOSE)) : limit])[1 - len(CLOSE) :]
+        if self.name is not None:
+            return stop
+        self.closed = end is not None
+        return limit
+
+    def _closing_end(self, text: str, start: int) -> int | None:
+        """Where the first closing tag ends, which may have begun in what came before."""
+        both = self._tail + text[start : start + len(CLOSE) - 1]
+        if (found := both.find(CLOSE)) >= 0:
+            return start + found + len(CLOSE) - len(self._tail)
+        found = text.find(CLOSE, start)
+        return found + len(CLOSE) if found >= 0 else None
+
+    def _header_name(self) -> str | None:
+        header = HEADER.match(self.text + "{")
+        name = load_json(header.group(1)) if header else None
+        return name if isinstance(name, str) else None
+
+
+class CallHeader:
+    """Finds where the arguments begin in a growing text; what it accepts is `HEADER`."""
+
+    STEPS: tuple[tuple[str, ...], ...] = (
+        ("{",), ('"name"',), (":",), (), (",",), ('"arguments"', '"parameters"'), (":",), ("{",),
+    )  # fmt: skip
+    """what must come, with blank space between; (): a string"""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._word = ""
+        """what has come of the step; of a string, its state: an open one, or one with a backslash before"""
+        self._failed = False
+
+    def push(self, text: str, start: int, end: int) -> int | None:
+        """Read text[start:end]; returns the place of the arguments' brace, once."""
+        for place in range(start, end):
+            if self._failed:
+                return None
+            if self._see(text[place]):
+                return place
+        return None
+
+    def _see(self, character: str) -> bool:
+        """Take one character; whether it is the last one."""
+        if not self._word and character.isspace():
+            return False
+        wanted = self.STEPS[self._step]
+        if wanted:
+            self._word += character
+            self._failed = not any(word.startswith(self._word) for word in wanted)
+            done = self._word in wanted
+        else:
+            done = self._see_string(character)
+        if done:
+            self._step, self._word = self._step + 1, ""
+            if self._step == len(self.STEPS):
+                self._failed = True  # nothing more is looked for
+                return True
+        return False
+
+    def _see_string(self, character: str) -> bool:
+        """Whether a string ends here."""
+        if not self._word:
+            self._word, self._failed = '"', character != '"'
+        elif self._word == "\\":
+            self._word, self._failed = '"', character == "\n"
+        elif character == '"':
+            return True
+        elif character == "\\":
+            self._word = "\\"
+        return False
 
 
 def arguments_text(call: dict[str, Any]) -> str:
@@ -181,9 +285,11 @@ class JsonObject:
         self._escaped = False
         self.ended = False
 
-    def push(self, text: str) -> tuple[str, str]:
-        """(what belongs to the object, what follows it). A `<` outside a string is no JSON, and ends it."""
-        for place, character in enumerate(text):
+    def push(self, text: str, start: int = 0) -> int:
+        """Read on from text[start]; returns where the object ended, or the text. A `<` outside a string is no JSON,
+        and ends it."""
+        for place in range(start, len(text)):
+            character = text[place]
             if self._in_string:
                 if self._escaped:
                     self._escaped = False
@@ -194,7 +300,7 @@ class JsonObject:
                 continue
             if character == "<":
                 self.ended = True
-                return text[:place], text[place:]
+                return place
             if character == '"':
                 self._in_string = True
             elif character in "{[":
@@ -203,8 +309,8 @@ class JsonObject:
                 self._depth -= 1
                 if self._depth == 0:
                     self.ended = True
-                    return text[: place + 1], text[place + 1 :]
-        return text, ""
+                    return place + 1
+        return len(text)
 
 
 def load_json(text: str) -> object:

@@ -95,7 +95,7 @@ class LlamaParser:
             case _Place.ARGUMENTS:
                 return self._advance_arguments()
             case _Place.REST:
-                _, self._held = self._value.push(self._held)
+                self._held = self._held[self._value.push(self._held) :]
                 return self._end_call() if self._value.ended else False
             case _:
                 return self._advance_words()
@@ -114,8 +114,9 @@ class LlamaParser:
         return True
 
     def _advance_object(self) -> bool:
-        more, self._held = self._value.push(self._held)
-        self._object += more
+        end = self._value.push(self._held)
+        self._object += self._held[:end]
+        self._held = self._held[end:]
         header = HEADER.match(self._object)
         name = load_json(header.group(1)) if header else None
         if header and isinstance(name, str):
@@ -133,7 +134,8 @@ class LlamaParser:
         return True
 
     def _advance_arguments(self) -> bool:
-        shown, self._held = self._value.push(self._held)
+        end = self._value.push(self._held)
+        shown, self._held = self._held[:end], self._held[end:]
         if shown:
             self._parts.append(CallDelta(self._calls, shown))
         if self._value.ended:

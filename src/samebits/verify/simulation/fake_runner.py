@@ -36,7 +36,7 @@ class FakeRunner:
         object.__setattr__(self, "_store", store)
 
     def forward(self, batch: RaggedBatch) -> Tensor:
-        """Hidden "states" int64 [rows, 1]: the hash of what each row sees."""
+        """Hidden "states" int64 [rows, 1] of the wanted rows: the hash of what each row sees."""
         positions = batch.positions.numpy()
         tokens = batch.token_ids.numpy().astype(np.uint64)
         self._store[batch.slots.numpy()] = _mix(tokens * np.uint64(1_000_003) + positions.astype(np.uint64))
@@ -53,7 +53,8 @@ class FakeRunner:
             # Position-weighted, so that two swapped slots change the sum.
             weighted = self._store[slots] * weights[:seen]
             hidden[first:end] = np.cumsum(weighted, dtype=np.uint64)[positions[first:end]]
-        return torch.from_numpy(hidden.view(np.int64)[:, None])
+        states = torch.from_numpy(hidden.view(np.int64)[:, None])
+        return states if batch.wanted is None else states[batch.wanted]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [rows, vocabulary] in [-8, 8), a hash of (row's hash, token id)."""
