@@ -145,8 +145,9 @@ class RangeLaunch:
     unroll: int = 8
 
 
-FEW_UNITS = 8
-"""Up to these a GPU is not filled, and what counts is how soon the last key has been read."""
+FEW_UNITS = 96
+"""Up to these, a program keeps two key blocks on their way, and two programs a multiprocessor share the work; beyond,
+four with one block each."""
 
 
 def default_ranges(
@@ -156,11 +157,11 @@ def default_ranges(
     multiprocessors."""
     rows = shape.rows_for(tokens)
     kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
-    if units <= FEW_UNITS and kibibytes <= 16:
-        return RangeLaunch(processors, rows, warps=4, stages=5, unroll=16)
-    if kibibytes <= 16:
+    if kibibytes > 16:
+        return RangeLaunch(2 * processors, rows, warps=4, stages=2 if kibibytes <= 32 else 1)
+    if units <= FEW_UNITS:
         return RangeLaunch(2 * processors, rows, warps=2, stages=3)
-    return RangeLaunch(2 * processors, rows, warps=4, stages=2 if kibibytes <= 32 else 1)
+    return RangeLaunch(4 * processors, rows, warps=2, stages=2)
 
 
 @dataclass(frozen=True)

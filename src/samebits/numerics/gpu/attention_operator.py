@@ -41,9 +41,9 @@ from samebits.numerics.gpu.prover import Candidate, Case, Output, Proof, Tensors
 TILES = 0
 """The bucket of prefill."""
 TILE_ROWS = (16, 32, 64, 128)
-RANGE_OPTIONS = ((2, 3, 8), (4, 3, 16), (4, 5, 16))
+RANGE_OPTIONS = ((2, 3, 8), (2, 2, 8), (4, 5, 16))
 """(warps, stages, partials read at once) of shared ranges."""
-RANGES_A_PROCESSOR = (2, 1)
+RANGES_A_PROCESSOR = (2, 4)
 UNIT_INPUTS = 6
 """Inputs before the units: queries, keys, values, positions, page table, row's request."""
 CAPACITY = 4096

@@ -156,16 +156,9 @@ def store_partial(
 
 @triton.jit
 def load_partial(
-    tops,
-    totals,
-    accumulators,
-    slot,
-    exists,
-    PADDED: tl.constexpr,
-    WIDTH: tl.constexpr,
-    D: tl.constexpr,
+    tops, totals, accumulators, slot, exists, PADDED: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
     STRIDE: tl.constexpr,
-):
+):  # fmt: skip
     """The partial of a slot, which another program may just have written: past the first cache."""
     rows = tl.arange(0, PADDED)
     columns = tl.arange(0, WIDTH)
@@ -191,24 +184,18 @@ def fold_some(
     STRIDE: tl.constexpr,
 ):  # fmt: skip
     """Fold the partials of COUNT slots from `first`, of those before `end`. All are asked for before one is folded."""
+    PADDED: tl.constexpr = acc.shape[0]
+    WIDTH: tl.constexpr = acc.shape[1]
     loaded = ()
     for place in tl.static_range(COUNT):
-        loaded = loaded + (
-            load_partial(
-                tops,
-                totals,
-                accumulators,
-                first + place,
-                first + place < end,
-                acc.shape[0],
-                acc.shape[1],
-                D,
-                STRIDE,
-            ),
-        )
+        slot = first + place
+        one = load_partial(tops, totals, accumulators, slot, slot < end, PADDED, WIDTH, D, STRIDE)
+        loaded = loaded + (one,)  # type: ignore[assignment]
     for place in tl.static_range(COUNT):
-        one = loaded[place]
-        top, total, acc = fold_existing(top, total, acc, one[0], one[1], one[2], factor, first + place < end)
+        one_top, one_total, one_acc = loaded[place]  # type: ignore[misc,var-annotated]
+        top, total, acc = fold_existing(
+            top, total, acc, one_top, one_total, one_acc, factor, first + place < end
+        )
     return top, total, acc
 
 

@@ -60,17 +60,19 @@ def rms_norm_rows(
     columns = tl.arange(0, LANES)
     factors = ()
     for begin in tl.static_range(0, WIDTH, LANES):
-        factors = factors + (tl.load(weight + begin + columns, mask=begin + columns < WIDTH, other=0.0),)
+        factor = tl.load(weight + begin + columns, mask=begin + columns < WIDTH, other=0.0)
+        factors = factors + (factor,)  # type: ignore[assignment]
     if AHEAD:
         wait_ahead(DEPENDENT)
     row = tl.program_id(0).to(tl.int64) * WIDTH
     values = ()
     for begin in tl.static_range(0, WIDTH, LANES):
-        values = values + (load_part(x + row, residual + row, begin + columns, WIDTH, ADDED),)
+        value = load_part(x + row, residual + row, begin + columns, WIDTH, ADDED)
+        values = values + (value,)  # type: ignore[assignment]
     squares = tl.zeros((LANES,), tl.float32)
     for part in tl.static_range(len(values)):
-        value = values[part].to(tl.float32)
-        squares = tl.fma(value, value, squares)
+        wide = values[part].to(tl.float32)  # type: ignore[misc,var-annotated]
+        squares = tl.fma(wide, wide, squares)
     scale = inverse_root_mean_square(tl.reshape(squares, (1, LANES)), LANES, WIDTH, eps)
     for part in tl.static_range(len(values)):
         place = part * LANES + columns
