@@ -16,6 +16,8 @@ from samebits.commands import (
     bench_gemm,
     bench_http,
     bench_logprobs,
+    bench_parallel,
+    bench_row_parallel,
     bench_serve,
 )
 from samebits.commands.flags import add_settings, command, positive, settings_of
@@ -53,8 +55,10 @@ def add(commands: Any) -> None:
         + bench_logprobs.EXAMPLES
         + bench_device.EXAMPLES
         + bench_gemm.EXAMPLES
+        + bench_row_parallel.EXAMPLES
         + bench_attention.EXAMPLES
-        + bench_allreduce.EXAMPLES,
+        + bench_allreduce.EXAMPLES
+        + bench_parallel.EXAMPLES,
         run,
         "bench WHAT",
     )
@@ -77,8 +81,10 @@ def add(commands: Any) -> None:
     bench_logprobs.add_logprobs(kinds)
     bench_device.add(kinds)
     bench_gemm.add(kinds)
+    bench_row_parallel.add(kinds)
     bench_attention.add(kinds)
     bench_allreduce.add_allreduce(kinds)
+    bench_parallel.add(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:

@@ -52,6 +52,8 @@ def log_idle_settings(engine: EngineConfig) -> None:
     """Say which settings of a GPU were given to an engine that runs on the CPU."""
     if engine.cuda_graph_max_bs != EngineConfig.cuda_graph_max_bs:
         log.info("--cuda-graph-max-bs has no effect: there are no CUDA graphs on a CPU")
+    if engine.all_reduce != EngineConfig.all_reduce:
+        log.info("--all-reduce has no effect: ranks on a CPU gather all parts and add them")
     if engine.memory_fraction:
         log.info(
             "--memory-fraction is of a GPU's memory and has no effect: KV pages get --kv-memory-mib = %d",
