@@ -71,7 +71,7 @@ def build_device_loop(
 
 
 def prepare_operators(operators: Operators, engine: EngineConfig, progress: Progress) -> None:
-    """Prove the products of the model, or find their proofs, before KV pages take the memory. Raises `ConfigError`
+    """Prove the kernels of the model, or find their proofs, before KV pages take the memory. Raises `ConfigError`
     where nothing is proven for one, or where a step could hold more rows than any bucket."""
     check_device_sizes(engine)
     if not isinstance(operators, GpuOperators):
@@ -80,7 +80,7 @@ def prepare_operators(operators: Operators, engine: EngineConfig, progress: Prog
     rows = bucket_of(engine.step_tokens)
     sampled = max(bucket_of(engine.max_running), bucket_of(SCORED_ROWS_AT_ONCE))
     try:
-        operators.bind(rows, sampled, user_cache_folder() / "proofs", progress)
+        operators.bind(rows, sampled, engine.page_tokens, user_cache_folder() / "proofs", progress)
     except NumericsError as error:
         raise ConfigError(str(error)) from error
     log.info("kernels bound in %.1f s", time.monotonic() - started)

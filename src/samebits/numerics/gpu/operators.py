@@ -139,17 +139,23 @@ class GpuOperators:
         return linear
 
     def bind(
-        self, step_rows: int, sampled_rows: int, folder: Path, progress: Callable[[str, int, int], None]
+        self,
+        step_rows: int,
+        sampled_rows: int,
+        page_tokens: int,
+        folder: Path,
+        progress: Callable[[str, int, int], None],
     ) -> None:
         """Prove and choose the products of all weights that were packed, for steps of up to `step_rows` rows of which
-        up to `sampled_rows` get logits at once; proofs are kept in `folder`. Raises `NumericsError` where nothing
-        is proven for a shape."""
+        up to `sampled_rows` get logits at once, and the attention of prefill over pages of `page_tokens`; proofs are
+        kept in `folder`. Raises `NumericsError` where nothing is proven for a shape."""
 
         def buckets(problem: GemmProblem) -> Sequence[int]:
             gives_logits = problem.out == torch.float32 != self._act
             return buckets_up_to(sampled_rows if gives_logits else max(step_rows, sampled_rows))
 
         self.products.bind(self._problems, buckets, folder, progress)
+        self._attention.bind(page_tokens, folder, progress)
         most_rows = buckets_up_to(max(step_rows, sampled_rows))
         if self._trees is not None:
             trees = [one.problem for one in self._row_parallel if isinstance(one, TreeLinear)]
