@@ -60,9 +60,9 @@ def test_the_fused_activation_and_the_tree_compile_everywhere(target: str) -> No
     tile = gated_operator.DECODE[-1]
     assert gated_operator.fits(tile, gated, 16, target)
     tree = tree_operator.TreeProblem(128, 512, 8, BF16, FP32)
-    leaves = tree_operator.tiles_for(16)[-1]
-    assert tree_operator.fits(leaves, tree, 16, target)
-    for source in (gated_operator.fused_source(tile, gated, 16), tree_operator.tree_source(leaves, tree, 16)):
+    leaves = tree_operator.tiles_for(tree, 16)[-1]
+    assert leaves.fits(tree, 16, target)
+    for source in (gated_operator.fused_source(tile, gated, 16), leaves.source(tree, 16)):
         texts = texts_of(source, target)
         if "ptx" in texts:
             assert fusable_operations(texts["ptx"]) == []
@@ -73,10 +73,10 @@ def test_a_tree_adds_its_leaves() -> None:
     """Every fold is there: the compiler does not run one leaf's sum on into the next (the accumulators of a tile of
     32 x 32 are 8 a thread, and a leaf's end has three sums)."""
     tree = tree_operator.TreeProblem(128, 512, 8, BF16, FP32)
-    ptx = texts_of(tree_operator.tree_source(tree_operator.tiles_for(16)[-1], tree, 16), "sm_90")["ptx"]
+    ptx = texts_of(tree_operator.tiles_for(tree, 16)[-1].source(tree, 16), "sm_90")["ptx"]
     assert ptx.count("add.rn.f32") == 3 * 8
     alone = tree_operator.TreeProblem(128, 64, 1, BF16, FP32)
-    ptx = texts_of(tree_operator.tree_source(tree_operator.tiles_for(16)[-1], alone, 16), "sm_90")["ptx"]
+    ptx = texts_of(tree_operator.tiles_for(alone, 16)[-1].source(alone, 16), "sm_90")["ptx"]
     assert ptx.count("add.rn.f32") == 0
 
 

@@ -61,6 +61,7 @@ def run(output: Path, matrices: Sequence[Matrix] = MATRICES, say: Say = print) -
     from samebits.numerics.gpu.device_key import device_key
     from samebits.numerics.gpu.gemm_operator import GemmOperator
     from samebits.numerics.gpu.roofline import measure_ceilings
+    from samebits.numerics.gpu.tuner import LEAST_REPLAYS
 
     device = torch.device("cuda", torch.cuda.current_device())
     operator = GemmOperator(device)
@@ -85,6 +86,7 @@ def run(output: Path, matrices: Sequence[Matrix] = MATRICES, say: Say = print) -
             "gpu": key,
             "ceilings": ceilings.as_dict(),
             "against": "torch.mm with split-K allowed, bf16; logits with float32 results",
+            "timing": f"up to {TIMED_ROUNDS} turns of both, at least {LEAST_REPLAYS} where they are long, medians",
             "summary": summary(measured),
             "products": measured,
         }

@@ -17,6 +17,7 @@ from samebits.commands import (
     bench_http,
     bench_logprobs,
     bench_parallel,
+    bench_row_parallel,
     bench_serve,
 )
 from samebits.commands.flags import add_settings, command, positive, settings_of
@@ -54,6 +55,7 @@ def add(commands: Any) -> None:
         + bench_logprobs.EXAMPLES
         + bench_device.EXAMPLES
         + bench_gemm.EXAMPLES
+        + bench_row_parallel.EXAMPLES
         + bench_attention.EXAMPLES
         + bench_allreduce.EXAMPLES
         + bench_parallel.EXAMPLES,
@@ -79,6 +81,7 @@ def add(commands: Any) -> None:
     bench_logprobs.add_logprobs(kinds)
     bench_device.add(kinds)
     bench_gemm.add(kinds)
+    bench_row_parallel.add(kinds)
     bench_attention.add(kinds)
     bench_allreduce.add_allreduce(kinds)
     bench_parallel.add(kinds)

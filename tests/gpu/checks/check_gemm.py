@@ -12,10 +12,11 @@ from samebits.errors import NumericsError
 from samebits.numerics import reference
 from samebits.numerics.gpu import cublaslt
 from samebits.numerics.gpu.gemm_candidates import DESCRIPTORS, PERSISTENT, Tile, launch_tile, library_recipes
-from samebits.numerics.gpu.gemm_operator import product_trials
+from samebits.numerics.gpu.gemm_operator import product_trials, reference_candidate
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.graph_nodes import captured_nodes, unknown_nodes
-from samebits.numerics.gpu.launch import load
+from samebits.numerics.gpu.launch import load, target_name
+from samebits.numerics.gpu.norm import rms_norm
 from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, Tensors, Trial
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -116,6 +117,55 @@ def check_tiles_are_near_float64(
             bound = 8 * reference.gemm_bound(x, weight, addend)
             error = (out.double() - expected).abs()
             assert bool((error <= bound).all()), f"{problem.key} at {rows} rows: {error.max()}"
+
+
+EARLY_TILES = (
+    Tile(16, 64, 128, 4, 6, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=2, prefetch=512),
+    Tile(16, 64, 128, 4, 6, PERSISTENT, swap=True, wait=1),
+)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="graphs are captured on a GPU")
+@pytest.mark.parametrize("tile", EARLY_TILES, ids=lambda tile: tile.name)
+def check_products_that_start_early_read_nothing_stale(tile: Tile, device: torch.device) -> None:
+    """Norms and products in turns, each reading what the one ahead wrote, replayed with new inputs."""
+    rows, width, layers = 13, 1024, 12
+    problem = GemmProblem(width, width, torch.bfloat16, torch.bfloat16)
+    if not tile.fits(problem, rows, target_name()):
+        pytest.skip(f"{tile.name} is not for {target_name()}")
+    weights = [torch.randn(width, width, device=device).mul_(width**-0.5).bfloat16() for _ in range(layers)]
+    scale = torch.ones(width, device=device).bfloat16()
+    x = torch.empty(rows, width, device=device).bfloat16()
+    states = [torch.empty_like(x) for _ in range(2 * layers)]
+
+    def run(candidate: Candidate, apart: bool) -> None:
+        source = x
+        for layer, weight in enumerate(weights):
+            normed, result = states[2 * layer], states[2 * layer + 1]
+            rms_norm(source, scale, 1e-6, normed)
+            if apart:
+                torch.cuda.synchronize()
+            candidate.run((normed, weight), (result,))
+            source = result
+
+    expected = []
+    for number in range(8):
+        x.normal_(generator=torch.Generator(device).manual_seed(number))
+        run(reference_candidate(problem), apart=True)
+        expected.append(states[-1].clone())
+    candidate = tile_candidate(tile, problem, rows)
+    run(candidate, apart=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(candidate, apart=False)
+    for number in reversed(range(8)):
+        for state in states:
+            state.fill_(float("nan"))
+        x.normal_(generator=torch.Generator(device).manual_seed(number))
+        graph.replay()
+        assert torch.equal(states[-1].view(torch.int16), expected[number].view(torch.int16)), number
+    assert not torch.equal(expected[0], expected[1])
 
 
 @pytest.mark.skipif(INTERPRETED, reason="graphs are captured on a GPU")

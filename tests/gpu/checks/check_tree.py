@@ -10,20 +10,32 @@ from torch import Tensor
 
 from samebits.errors import NumericsError
 from samebits.numerics import reference
-from samebits.numerics.gpu.gemm_candidates import Tile
+from samebits.numerics.gpu.gemm_candidates import DESCRIPTORS, PERSISTENT, Tile
 from samebits.numerics.gpu.gemm_operator import reference_candidate as chain_candidate
 from samebits.numerics.gpu.gemm_problem import proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, Trial, first_difference
-from samebits.numerics.gpu.tree_operator import TreeProblem, reference_candidate, tile_candidate
+from samebits.numerics.gpu.tree_operator import (
+    TreeProblem,
+    TreeTile,
+    reference_candidate,
+    tile_candidate,
+    workspace,
+)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ROWS, COLUMNS, DEPTH = 20, 64, 512
 TILES = (
-    Tile(16, 32, 32, 4, 3),
-    Tile(16, 64, 32, 4, 3, swap=True),
-    Tile(32, 32, 16, 4, 2),
-    Tile(64, 32, 16, 4, 4),
+    TreeTile(Tile(32, 32, 16, 4, 2)),
+    TreeTile(Tile(16, 32, 32, 4, 3)),
+    TreeTile(Tile(16, 64, 32, 4, 3, swap=True)),
+    TreeTile(Tile(64, 32, 16, 4, 4)),
+    TreeTile(Tile(32, 32, 32, 4, 3, DESCRIPTORS)),
+    TreeTile(Tile(16, 64, 32, 4, 3, PERSISTENT, swap=True)),
+    TreeTile(Tile(16, 32, 32, 4, 3, DESCRIPTORS), parts=2),
+    TreeTile(Tile(16, 64, 32, 4, 3, DESCRIPTORS, swap=True), parts=4),
+    TreeTile(Tile(32, 16, 16, 4, 3, DESCRIPTORS), parts=8),
+    TreeTile(Tile(16, 32, 32, 4, 3, DESCRIPTORS), parked=True),
 )
 
 
@@ -61,10 +73,13 @@ def check_ranks_give_the_bits_of_one(ranks: int, device: torch.device) -> None:
         (left.contiguous(), right.contiguous())
         for left, right in zip(x.chunk(ranks, dim=1), weight.chunk(ranks, dim=1), strict=True)
     ]
-    tile = TILES[2]
+    tile = TILES[0]
     for whole, share in (
         (reference_candidate(problem_of(act)), reference_candidate(part)),
-        (tile_candidate(tile, problem_of(act), ROWS), tile_candidate(tile, part, ROWS)),
+        (
+            tile_candidate(tile, problem_of(act), ROWS, device),
+            tile_candidate(tile, part, ROWS, device),
+        ),
     ):
         expected = product(whole, x, weight)
         parts = [product(share, *piece) for piece in pieces]
@@ -76,13 +91,31 @@ def check_ranks_give_the_bits_of_one(ranks: int, device: torch.device) -> None:
             assert first_difference("chain of ranks", [ascending], [expected]) is not None
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter's atoms follow the tile")
 @pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
-def check_tiles_have_the_reference_bits(tile: Tile, ranks: int, device: torch.device) -> None:
-    problem = problem_of(torch.bfloat16, ranks)
-    verdict = trial_of(problem, device).prove(tile_candidate(tile, problem, ROWS))
-    assert isinstance(verdict, Proof), verdict
+def check_tiles_have_the_reference_bits(tile: TreeTile, ranks: int, device: torch.device) -> None:
+    problem = problem_of(act_of(device), ranks)
+    if problem.leaves < tile.pieces:
+        pytest.skip("more programs than leaves")
+    candidate = tile_candidate(tile, problem, ROWS, device)
+    for _ in range(2):
+        verdict = trial_of(problem, device).prove(candidate)
+        assert isinstance(verdict, Proof), verdict
+    assert not bool(workspace(device).arrivals.any()), (
+        "the next kernel would take its first part for the last"
+    )
+
+
+def check_parts_that_do_not_all_come_are_missed(device: torch.device) -> None:
+    """The inverse: where the count of arrivals begins too low, nobody is last, and nothing is written."""
+    problem = problem_of(act_of(device))
+    candidate = tile_candidate(TILES[6], problem, ROWS, device)
+    trial = trial_of(problem, device)
+    arrivals = workspace(device).arrivals
+    arrivals.fill_(-1)
+    verdict = trial.prove(candidate)
+    arrivals.zero_()
+    assert isinstance(verdict, Rejection)
 
 
 def check_one_chain_is_no_tree(device: torch.device) -> None:
@@ -99,7 +132,8 @@ def check_tiles_are_near_float64(device: torch.device) -> None:
     weight = torch.randn(COLUMNS, DEPTH, generator=generator).to(device, act)
     for tile in TILES:
         error = (
-            product(tile_candidate(tile, problem_of(act), ROWS), x, weight) - reference.gemm(x, weight)
+            product(tile_candidate(tile, problem_of(act), ROWS, device), x, weight)
+            - reference.gemm(x, weight)
         ).abs()
         assert bool((error <= 8 * reference.gemm_bound(x, weight)).all())
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from samebits.numerics.gpu.arithmetic import exp
-from samebits.numerics.gpu.gemm import begin_dependent, grouped_tile, load_tile
+from samebits.numerics.gpu.gemm_tile import begin_dependent, descriptor_sums, grouped_tile, pointer_sums
 
 
 @triton.jit
@@ -71,7 +71,6 @@ def gated_gemm(
     )
     row = tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
-    k = tl.arange(0, DEPTH)
     row_start = row_tile * ROWS
     column_start = column_tile * COLUMNS
     row_inside = row < rows - row_start
@@ -80,29 +79,10 @@ def gated_gemm(
     up_panel = weight + (column_start + width).to(tl.int64) * depth
     if WAIT > 0:
         begin_dependent(gate_panel, depth, COLUMNS, WAIT, PREFETCH, THREADS)
-    x_pointers = x + row_start.to(tl.int64) * depth + row[:, None] * depth + k[None, :]
-    gate_pointers = gate_panel + column[:, None] * depth + k[None, :]
-    up_pointers = up_panel + column[:, None] * depth + k[None, :]
-    if SWAP:
-        gate = tl.zeros((COLUMNS, ROWS), tl.float32)
-        up = tl.zeros((COLUMNS, ROWS), tl.float32)
-    else:
-        gate = tl.zeros((ROWS, COLUMNS), tl.float32)
-        up = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, depth, DEPTH):
-        k_inside = k < depth - start
-        left = load_tile(x_pointers, row_inside, k_inside, MASK_ROWS, MASK_DEPTH)
-        gate_right = load_tile(gate_pointers, column_inside, k_inside, MASK_COLUMNS, MASK_DEPTH)
-        up_right = load_tile(up_pointers, column_inside, k_inside, MASK_COLUMNS, MASK_DEPTH)
-        if SWAP:
-            gate = tl.dot(gate_right, left.T, gate, input_precision="ieee")
-            up = tl.dot(up_right, left.T, up, input_precision="ieee")
-        else:
-            gate = tl.dot(left, gate_right.T, gate, input_precision="ieee")
-            up = tl.dot(left, up_right.T, up, input_precision="ieee")
-        x_pointers += DEPTH
-        gate_pointers += DEPTH
-        up_pointers += DEPTH
+    gate, up = pointer_sums(
+        x + row_start.to(tl.int64) * depth, gate_panel, up_panel, row_inside, column_inside, depth, 0, depth,
+        ROWS, COLUMNS, DEPTH, SWAP, MASK_ROWS, MASK_COLUMNS, MASK_DEPTH, 1, True,
+    )  # fmt: skip
     if WAIT == 1:
         tl.extra.cuda.gdc_launch_dependents()
     store_gated(
@@ -144,22 +124,10 @@ def gated_descriptor_gemm(
         row_tile, column_tile = grouped_tile(tile, row_tiles, column_tiles, GROUP)
         row_start = row_tile * ROWS
         column_start = column_tile * COLUMNS
-        if SWAP:
-            gate = tl.zeros((COLUMNS, ROWS), tl.float32)
-            up = tl.zeros((COLUMNS, ROWS), tl.float32)
-        else:
-            gate = tl.zeros((ROWS, COLUMNS), tl.float32)
-            up = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for start in range(0, depth, DEPTH):
-            left = x.load([row_start, start])
-            gate_right = weight.load([column_start, start])
-            up_right = weight.load([column_start + width, start])
-            if SWAP:
-                gate = tl.dot(gate_right, left.T, gate, input_precision="ieee")
-                up = tl.dot(up_right, left.T, up, input_precision="ieee")
-            else:
-                gate = tl.dot(left, gate_right.T, gate, input_precision="ieee")
-                up = tl.dot(left, up_right.T, up, input_precision="ieee")
+        gate, up = descriptor_sums(
+            x, weight, row_start, column_start, column_start + width, 0, depth,
+            ROWS, COLUMNS, DEPTH, SWAP, 1, True,
+        )  # fmt: skip
         row = tl.arange(0, ROWS)
         column = tl.arange(0, COLUMNS)
         store_gated(

@@ -17,6 +17,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from samebits.numerics.gpu.gemm_tile import (
+    begin_dependent,
+    descriptor_sums,
+    grouped_tile,
+    pointer_sums,
+    store_tile,
+)
+
 
 @triton.jit
 def chain_gemm(
@@ -63,40 +71,6 @@ def chain_gemm(
 
 
 @triton.jit
-def grouped_tile(tile, row_tiles, column_tiles, GROUP: tl.constexpr):
-    """(row tile, column tile) of a tile number: GROUP row tiles share the weights that they read together."""
-    per_group = GROUP * column_tiles
-    first = tile // per_group * GROUP
-    height = tl.minimum(row_tiles - first, GROUP)
-    return first + tile % per_group % height, tile % per_group // height
-
-
-@triton.jit
-def begin_dependent(
-    panel, depth, COLUMNS: tl.constexpr, WAIT: tl.constexpr, PREFETCH: tl.constexpr, THREADS: tl.constexpr
-):
-    """Let the next kernel start, ask the first weights into the cache, wait for the kernel ahead."""
-    if WAIT == 2:
-        tl.extra.cuda.gdc_launch_dependents()
-    if PREFETCH > 0:
-        # One bulk prefetch a thread: THREADS / COLUMNS pieces of each weight row.
-        PIECES: tl.constexpr = THREADS // COLUMNS if THREADS > COLUMNS else 1
-        PIECE: tl.constexpr = PREFETCH // PIECES
-        BYTES: tl.constexpr = PIECE * panel.dtype.element_ty.primitive_bitwidth // 8
-        thread = tl.arange(0, COLUMNS * PIECES)
-        address = panel + (thread // PIECES) * depth + (thread % PIECES) * PIECE
-        tl.inline_asm_elementwise(
-            f"cp.async.bulk.prefetch.L2.global [$1], {BYTES}; mov.u32 $0, 0;",
-            "=r,l",
-            [address],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-    tl.extra.cuda.gdc_wait()
-
-
-@triton.jit
 def tile_gemm(
     x,
     weight,
@@ -116,6 +90,7 @@ def tile_gemm(
     MASK_COLUMNS: tl.constexpr,
     MASK_DEPTH: tl.constexpr,
     BIAS: tl.constexpr,
+    LEAVES: tl.constexpr,
     WAIT: tl.constexpr,
     PREFETCH: tl.constexpr,
     THREADS: tl.constexpr,
@@ -128,7 +103,6 @@ def tile_gemm(
     )
     row = tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
-    k = tl.arange(0, DEPTH)
     row_start = row_tile * ROWS
     column_start = column_tile * COLUMNS
     row_inside = row < rows - row_start
@@ -136,78 +110,16 @@ def tile_gemm(
     panel = weight + column_start.to(tl.int64) * depth
     if WAIT > 0:
         begin_dependent(panel, depth, COLUMNS, WAIT, PREFETCH, THREADS)
-    left_pointers = x + row_start.to(tl.int64) * depth + row[:, None] * depth + k[None, :]
-    right_pointers = panel + column[:, None] * depth + k[None, :]
-    if SWAP:
-        total = tl.zeros((COLUMNS, ROWS), tl.float32)
-    else:
-        total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, depth, DEPTH):
-        left = load_tile(left_pointers, row_inside, k < depth - start, MASK_ROWS, MASK_DEPTH)
-        right = load_tile(right_pointers, column_inside, k < depth - start, MASK_COLUMNS, MASK_DEPTH)
-        if SWAP:
-            total = tl.dot(right, left.T, total, input_precision="ieee")
-        else:
-            total = tl.dot(left, right.T, total, input_precision="ieee")
-        left_pointers += DEPTH
-        right_pointers += DEPTH
+    total, _ = pointer_sums(
+        x + row_start.to(tl.int64) * depth, panel, panel, row_inside, column_inside, depth, 0, depth,
+        ROWS, COLUMNS, DEPTH, SWAP, MASK_ROWS, MASK_COLUMNS, MASK_DEPTH, LEAVES, False,
+    )  # fmt: skip
     if WAIT == 1:
         tl.extra.cuda.gdc_launch_dependents()
     store_tile(
         total, bias + column_start, out + row_start.to(tl.int64) * columns + column_start,
         row, column, row_inside, column_inside, columns, SWAP, MASK_ROWS, MASK_COLUMNS, BIAS,
     )  # fmt: skip
-
-
-@triton.jit
-def load_tile(pointers, line_inside, k_inside, MASK_LINES: tl.constexpr, MASK_DEPTH: tl.constexpr):
-    """A tile with its lines along the first axis; what lies outside is zero."""
-    if MASK_LINES and MASK_DEPTH:
-        return tl.load(pointers, mask=line_inside[:, None] & k_inside[None, :], other=0.0)
-    elif MASK_LINES:
-        return tl.load(pointers, mask=line_inside[:, None], other=0.0)
-    elif MASK_DEPTH:
-        return tl.load(pointers, mask=k_inside[None, :], other=0.0)
-    else:
-        return tl.load(pointers)
-
-
-@triton.jit
-def store_tile(
-    total,
-    bias,
-    out,
-    row,
-    column,
-    row_inside,
-    column_inside,
-    columns,
-    SWAP: tl.constexpr,
-    MASK_ROWS: tl.constexpr,
-    MASK_COLUMNS: tl.constexpr,
-    BIAS: tl.constexpr,
-):
-    """Add the bias, round once, write."""
-    if BIAS:
-        if MASK_COLUMNS:
-            addend = tl.load(bias + column, mask=column_inside, other=0.0).to(tl.float32)
-        else:
-            addend = tl.load(bias + column).to(tl.float32)
-        if SWAP:
-            total = total + addend[:, None]
-        else:
-            total = total + addend[None, :]
-    rounded = total.to(out.dtype.element_ty)
-    if SWAP:
-        pointers = out + row[None, :] * columns + column[:, None]
-        inside = row_inside[None, :] & column_inside[:, None]
-    else:
-        pointers = out + row[:, None] * columns + column[None, :]
-        inside = row_inside[:, None] & column_inside[None, :]
-    if MASK_ROWS or MASK_COLUMNS:
-        tl.store(pointers, rounded, mask=inside)
-    else:
-        tl.store(pointers, rounded)
 
 
 @triton.jit
@@ -228,6 +140,7 @@ def descriptor_gemm(
     GROUP: tl.constexpr,
     SWAP: tl.constexpr,
     BIAS: tl.constexpr,
+    LEAVES: tl.constexpr,
     WAIT: tl.constexpr,
     PREFETCH: tl.constexpr,
     THREADS: tl.constexpr,
@@ -243,17 +156,9 @@ def descriptor_gemm(
     if WAIT > 0:
         panel = weight_pointer + column_start.to(tl.int64) * depth
         begin_dependent(panel, depth, COLUMNS, WAIT, PREFETCH, THREADS)
-    if SWAP:
-        total = tl.zeros((COLUMNS, ROWS), tl.float32)
-    else:
-        total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, depth, DEPTH):
-        left = x.load([row_start, start])
-        right = weight.load([column_start, start])
-        if SWAP:
-            total = tl.dot(right, left.T, total, input_precision="ieee")
-        else:
-            total = tl.dot(left, right.T, total, input_precision="ieee")
+    total, _ = descriptor_sums(
+        x, weight, row_start, column_start, 0, 0, depth, ROWS, COLUMNS, DEPTH, SWAP, LEAVES, False
+    )
     if WAIT == 1:
         tl.extra.cuda.gdc_launch_dependents()
     row = tl.arange(0, ROWS)
@@ -280,28 +185,30 @@ def persistent_gemm(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
+    SWAP: tl.constexpr,
     BIAS: tl.constexpr,
+    LEAVES: tl.constexpr,
+    WAIT: tl.constexpr,
 ):
     """A fixed number of programs walk the tiles; the next tile's loads run while a finished one is written."""
     columns = column_units * COLUMN_UNIT
     depth = depth_units * DEPTH_UNIT
     row_tiles = tl.cdiv(rows, ROWS)
     column_tiles = tl.cdiv(columns, COLUMNS)
+    if WAIT > 0:
+        begin_dependent(out, 0, COLUMNS, WAIT, 0, 0)
     for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, programs, flatten=True):
         row_tile, column_tile = grouped_tile(tile, row_tiles, column_tiles, GROUP)
         row_start = row_tile * ROWS
         column_start = column_tile * COLUMNS
-        total = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for start in range(0, depth, DEPTH):
-            total = tl.dot(
-                x.load([row_start, start]),
-                weight.load([column_start, start]).T,
-                total,
-                input_precision="ieee",
-            )
+        total, _ = descriptor_sums(
+            x, weight, row_start, column_start, 0, 0, depth, ROWS, COLUMNS, DEPTH, SWAP, LEAVES, False
+        )
         row = tl.arange(0, ROWS)
         column = tl.arange(0, COLUMNS)
         store_tile(
             total, bias + column_start, out + row_start.to(tl.int64) * columns + column_start,
-            row, column, row < rows - row_start, column < columns - column_start, columns, False, True, True, BIAS,
+            row, column, row < rows - row_start, column < columns - column_start, columns, SWAP, True, True, BIAS,
         )  # fmt: skip
+    if WAIT == 1:
+        tl.extra.cuda.gdc_launch_dependents()

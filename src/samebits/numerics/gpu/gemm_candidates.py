@@ -83,11 +83,11 @@ class Tile:
         whole = problem.columns % self.columns == 0 and problem.depth >= self.prefetch
         return not self.wait or (whole and size == 2)
 
-    def source(self, problem: GemmProblem, bucket: int) -> KernelSource:
-        """The binary for a problem; most problems and buckets share one."""
+    def source(self, problem: GemmProblem, bucket: int, leaves: int = 1) -> KernelSource:
+        """The binary for a problem, as one chain or as a tree of leaves; most problems and buckets share one."""
         units = (unit_of(problem.columns), unit_of(problem.depth))
         shape = (*units, self.rows, self.columns, self.depth, self.group)
-        dependent = (self.wait, self.prefetch, 32 * self.warps)
+        dependent = (leaves, self.wait, self.prefetch, 32 * self.warps)
         act, out = pointer(problem.act), pointer(problem.out)
         lengths = ("i32", "i32", "i32")
         arguments: tuple[str, ...]
@@ -103,7 +103,7 @@ class Tile:
         else:
             function = gemm.persistent_gemm
             arguments = (*self.maps(problem), act, out, *lengths, "i32")
-            constants = (*shape, problem.bias)
+            constants = (*shape, self.swap, problem.bias, leaves, self.wait)
         return KernelSource(function, arguments, constants, self.warps, self.stages, self.wait > 0)
 
     def masks(self, problem: GemmProblem, bucket: int) -> tuple[bool, bool, bool]:

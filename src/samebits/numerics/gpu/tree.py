@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from samebits.numerics.gpu.gemm import grouped_tile, load_tile, store_tile
+from samebits.numerics.gpu.gemm_tile import begin_dependent, descriptor_sums, grouped_tile, store_tile
 
 
 @triton.jit
@@ -77,10 +77,36 @@ def tree_reference(
 
 
 @triton.jit
-def tree_gemm(
+def partial_pointers(partials, place, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SWAP: tl.constexpr):
+    """Where a tile's partial sum number `place` lies."""
+    base = partials + place.to(tl.int64) * (ROWS * COLUMNS)
+    if SWAP:
+        return base + tl.arange(0, COLUMNS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+    else:
+        return base + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+
+
+@triton.jit
+def partial(partials, place, part, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SWAP: tl.constexpr):
+    """What a program left behind; not from this multiprocessor's cache, which may hold an older kernel's."""
+    return tl.load(partial_pointers(partials, place + part, ROWS, COLUMNS, SWAP), cache_modifier=".cg")
+
+
+@triton.jit
+def pair_of_partials(partials, place, part, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SWAP: tl.constexpr):
+    """The sum of two siblings."""
+    one = partial(partials, place, part, ROWS, COLUMNS, SWAP)
+    return one + partial(partials, place, part ^ 1, ROWS, COLUMNS, SWAP)
+
+
+@triton.jit
+def shared_tree_gemm(
     x,
     weight,
+    weight_pointer,
     out,
+    partials,
+    arrivals,
     rows,
     column_units,
     depth_units,
@@ -91,61 +117,100 @@ def tree_gemm(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     SWAP: tl.constexpr,
-    MASK_ROWS: tl.constexpr,
-    MASK_COLUMNS: tl.constexpr,
     LEAVES: tl.constexpr,
+    PARTS: tl.constexpr,
+    WAIT: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    THREADS: tl.constexpr,
 ):
-    """One loop over K, which folds at the borders of leaves and so keeps its pipeline full. A leaf is a whole number
-    of blocks of K, at least two."""
+    """PARTS programs share a tile: each sums the leaves of one subtree, and who comes last joins them.
+
+    `partials` float32 [tiles, PARTS, tile], `arrivals` int32 [tiles], all zero before and after. Who is last changes
+    no bit: sums commute, and the tree's shape is fixed."""
     columns = column_units * COLUMN_UNIT
     depth = depth_units * DEPTH_UNIT
-    row_tile, column_tile = grouped_tile(
-        tl.program_id(0), tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS), GROUP
-    )
-    row = tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
-    k = tl.arange(0, DEPTH)
+    tile = tl.program_id(0) // PARTS
+    part = tl.program_id(0) % PARTS
+    row_tile, column_tile = grouped_tile(tile, tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS), GROUP)
     row_start = row_tile * ROWS
     column_start = column_tile * COLUMNS
-    row_inside = row < rows - row_start
-    column_inside = column < columns - column_start
-    left_pointers = x + row_start.to(tl.int64) * depth + row[:, None] * depth + k[None, :]
-    right_pointers = weight + column_start.to(tl.int64) * depth + column[:, None] * depth + k[None, :]
-    if SWAP:
-        total = tl.zeros((COLUMNS, ROWS), tl.float32)
-    else:
-        total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    one, two, four = total, total, total
-    steps = depth // (LEAVES * DEPTH)
-    for step in range(0, steps * LEAVES):
-        left = load_tile(left_pointers, row_inside, row_inside, MASK_ROWS, False)
-        right = load_tile(right_pointers, column_inside, column_inside, MASK_COLUMNS, False)
-        if SWAP:
-            total = tl.dot(right, left.T, total, input_precision="ieee")
-        else:
-            total = tl.dot(left, right.T, total, input_precision="ieee")
-        left_pointers += DEPTH
-        right_pointers += DEPTH
-        if LEAVES > 1:
-            if (step + 1) % steps == 0:
-                leaf = step // steps
-                if leaf % 2 == 0:
-                    one = total
-                else:
-                    total = one + total
-                    if LEAVES > 2:
-                        if leaf % 4 == 1:
-                            two = total
-                        else:
-                            total = two + total
-                            if LEAVES > 4:
-                                if leaf == 3:
-                                    four = total
-                                else:
-                                    total = four + total
-                if leaf < LEAVES - 1:
-                    total = tl.zeros_like(total)
-    store_tile(
-        total, out, out + row_start.to(tl.int64) * columns + column_start,
-        row, column, row_inside, column_inside, columns, SWAP, MASK_ROWS, MASK_COLUMNS, False,
+    share = depth // PARTS
+    if WAIT > 0:
+        panel = weight_pointer + column_start.to(tl.int64) * depth + part * share
+        begin_dependent(panel, depth, COLUMNS, WAIT, PREFETCH, THREADS)
+    total, _ = descriptor_sums(
+        x, weight, row_start, column_start, 0, part * share, (part + 1) * share,
+        ROWS, COLUMNS, DEPTH, SWAP, LEAVES // PARTS, False,
     )  # fmt: skip
+    if WAIT == 1:
+        tl.extra.cuda.gdc_launch_dependents()
+    place = tile * PARTS
+    tl.store(partial_pointers(partials, place + part, ROWS, COLUMNS, SWAP), total, cache_modifier=".cg")
+    tl.debug_barrier()
+    before = tl.atomic_add(arrivals + tile, 1, sem="acq_rel")
+    if before == PARTS - 1:
+        total += partial(partials, place, part ^ 1, ROWS, COLUMNS, SWAP)
+        if PARTS >= 4:
+            total += pair_of_partials(partials, place, part ^ 2, ROWS, COLUMNS, SWAP)
+        if PARTS >= 8:
+            other = pair_of_partials(partials, place, part ^ 4, ROWS, COLUMNS, SWAP)
+            total += other + pair_of_partials(partials, place, part ^ 6, ROWS, COLUMNS, SWAP)
+        row = tl.arange(0, ROWS)
+        column = tl.arange(0, COLUMNS)
+        store_tile(
+            total, out, out + row_start.to(tl.int64) * columns + column_start,
+            row, column, row < rows - row_start, column < columns - column_start, columns, SWAP, True, True, False,
+        )  # fmt: skip
+        tl.store(arrivals + tile, 0)
+
+
+@triton.jit
+def parked_tree_gemm(
+    x,
+    weight,
+    out,
+    partials,
+    rows,
+    column_units,
+    depth_units,
+    programs,
+    COLUMN_UNIT: tl.constexpr,
+    DEPTH_UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    SWAP: tl.constexpr,
+    LEAVES: tl.constexpr,
+):
+    """A fixed number of programs walk the halves of the tiles; the sum of a tile's first half of leaves is parked in
+    `partials`, float32 [programs, tile], while the second is computed."""
+    columns = column_units * COLUMN_UNIT
+    depth = depth_units * DEPTH_UNIT
+    row_tiles = tl.cdiv(rows, ROWS)
+    column_tiles = tl.cdiv(columns, COLUMNS)
+    half = depth // 2
+    mine = 2 * tl.cdiv(row_tiles * column_tiles - tl.program_id(0), programs)
+    parked = partial_pointers(partials, tl.program_id(0), ROWS, COLUMNS, SWAP)
+    for item in tl.range(0, mine, flatten=True):
+        tile = tl.program_id(0) + item // 2 * programs
+        second = item % 2
+        row_tile, column_tile = grouped_tile(tile, row_tiles, column_tiles, GROUP)
+        row_start = row_tile * ROWS
+        column_start = column_tile * COLUMNS
+        total, _ = descriptor_sums(
+            x, weight, row_start, column_start, 0, second * half, (second + 1) * half,
+            ROWS, COLUMNS, DEPTH, SWAP, LEAVES // 2, False,
+        )  # fmt: skip
+        if second == 0:
+            tl.store(parked, total, cache_modifier=".cg")
+            tl.debug_barrier()
+        else:
+            total = tl.load(parked, cache_modifier=".cg") + total
+            tl.debug_barrier()
+            row = tl.arange(0, ROWS)
+            column = tl.arange(0, COLUMNS)
+            store_tile(
+                total, out, out + row_start.to(tl.int64) * columns + column_start,
+                row, column, row < rows - row_start, column < columns - column_start, columns, SWAP, True, True, False,
+            )  # fmt: skip

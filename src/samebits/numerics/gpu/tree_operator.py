@@ -7,12 +7,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
-from samebits.numerics.gpu import tree
-from samebits.numerics.gpu.gemm_candidates import Tile, unit_of
-from samebits.numerics.gpu.gemm_operator import timing_weights, timing_workload
+from samebits.numerics.gpu import gemm_candidates, tree
+from samebits.numerics.gpu.gemm_candidates import (
+    DESCRIPTORS,
+    PERSISTENT,
+    POINTERS,
+    Tile,
+    launch_tile,
+    mapped,
+    processors,
+    unit_of,
+)
+from samebits.numerics.gpu.gemm_operator import LIBRARY_PROPOSALS, timing_weights, timing_workload
 from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, target_name
@@ -20,6 +30,11 @@ from samebits.numerics.gpu.operator import Recipe, Round
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
 REFERENCE_TILE = 32
+WORKSPACE_ELEMENTS, MOST_TILES = 1 << 24, 1 << 16
+MOST_SUMS = 192
+"""In the registers of a thread; beyond that they spill."""
+LARGEST_GRID = 256
+"""No fewer programs than a GPU has multiprocessors."""
 
 
 @dataclass(frozen=True)
@@ -58,24 +73,80 @@ class TreeProblem:
             )
 
 
-def tree_source(tile: Tile, problem: TreeProblem, bucket: int) -> KernelSource:
-    act = pointer(problem.act)
-    masks = tile.masks(problem.product, bucket)[:2]
-    return KernelSource(
-        tree.tree_gemm,
-        (act, act, pointer(problem.out), "i32", "i32", "i32"),
-        (
+@dataclass(frozen=True)
+class TreeTile:
+    """How one kernel cuts a tree."""
+
+    tile: Tile
+    parts: int = 1
+    """programs that share a tile, each with the leaves of one subtree"""
+    parked: bool = False
+    """persistent programs, which keep the sum of the first half of the leaves in memory while they compute the other"""
+
+    @property
+    def name(self) -> str:
+        shared = [f"in {self.parts} parts"] * (self.parts > 1)
+        return " ".join([self.tile.name, *shared, *["parked"] * self.parked])
+
+    @property
+    def pieces(self) -> int:
+        """Subtrees that are summed one by one."""
+        return 2 if self.parked else self.parts
+
+    def fits(self, problem: TreeProblem, bucket: int, target: str) -> bool:
+        """Whether a leaf is a whole number of the tile's blocks of K, at least two, and the workspace is enough."""
+        if problem.leaf % (2 * self.tile.depth) or not self.tile.fits(problem.product, bucket, target):
+            return False
+        if problem.leaves < self.pieces or self.sums(problem) > MOST_SUMS:
+            return False
+        if self.pieces == 1:
+            return True
+        tiles = blocks(bucket, self.tile.rows) * blocks(problem.columns, self.tile.columns)
+        held = LARGEST_GRID if self.parked else tiles * self.parts
+        enough = held * self.tile.rows * self.tile.columns <= WORKSPACE_ELEMENTS and tiles <= MOST_TILES
+        return enough and self.tile.kind != POINTERS
+
+    def sums(self, problem: TreeProblem) -> int:
+        """Float32 values that a thread holds: of the leaf at work, and of one subtree a level below the root."""
+        levels = (problem.leaves // self.pieces).bit_length()
+        return levels * self.tile.rows * self.tile.columns // (32 * self.tile.warps)
+
+    def source(self, problem: TreeProblem, bucket: int) -> KernelSource:
+        tile = self.tile
+        if self.pieces == 1:
+            return tile.source(problem.product, bucket, problem.leaves)
+        maps, out = tile.maps(problem.product), pointer(problem.out)
+        shape = (
             unit_of(problem.columns), unit_of(problem.depth), tile.rows, tile.columns, tile.depth, tile.group,
-            tile.swap, *masks, problem.leaves,
-        ),
-        tile.warps,
-        tile.stages,
-    )  # fmt: skip
+            tile.swap, problem.leaves,
+        )  # fmt: skip
+        if self.parked:
+            parked = (*maps, out, "*fp32", "i32", "i32", "i32", "i32")
+            return KernelSource(tree.parked_tree_gemm, parked, shape, tile.warps, tile.stages)
+        shared = (*maps, pointer(problem.act), out, "*fp32", "*i32", "i32", "i32", "i32")
+        dependent = (self.parts, tile.wait, tile.prefetch, 32 * tile.warps)
+        return KernelSource(
+            tree.shared_tree_gemm, shared, (*shape, *dependent), tile.warps, tile.stages, tile.wait > 0
+        )
 
 
-def fits(tile: Tile, problem: TreeProblem, bucket: int, target: str) -> bool:
-    """Whether a leaf is a whole number of the tile's blocks of K, at least two."""
-    return problem.leaf % (2 * tile.depth) == 0 and tile.fits(problem.product, bucket, target)
+@dataclass(frozen=True)
+class Workspace:
+    """Memory in which the programs of one kernel meet. A kernel that uses it never overlaps with another: all
+    products of a process run on one stream, and one that may start early waits before it touches anything."""
+
+    partials: Tensor
+    """float32: sums of subtrees"""
+    arrivals: Tensor
+    """int32: how many programs of each tile are done; zero between kernels"""
+
+
+@functools.cache
+def workspace(device: torch.device) -> Workspace:
+    return Workspace(
+        torch.empty(WORKSPACE_ELEMENTS, dtype=torch.float32, device=device),
+        torch.zeros(MOST_TILES, dtype=torch.int32, device=device),
+    )
 
 
 def reference_source(problem: TreeProblem) -> KernelSource:
@@ -91,50 +162,52 @@ def reference_source(problem: TreeProblem) -> KernelSource:
     )  # fmt: skip
 
 
-def _candidate(
-    source: KernelSource, problem: TreeProblem, name: str, tiles: tuple[int, int], flat: bool
-) -> Candidate:
+def reference_candidate(problem: TreeProblem) -> Candidate:
+    """The clause on this device."""
     problem.check()
-    kernel = load(source)
+    kernel = load(reference_source(problem))
     columns, depth = problem.columns // unit_of(problem.columns), problem.depth // unit_of(problem.depth)
 
     def run(inputs: Tensors, outputs: Tensors) -> None:
         rows = inputs[0].shape[0]
-        row_tiles, column_tiles = blocks(rows, tiles[0]), blocks(problem.columns, tiles[1])
-        grid = (row_tiles * column_tiles, 1, 1) if flat else (row_tiles, column_tiles, 1)
+        grid = (blocks(rows, REFERENCE_TILE), blocks(problem.columns, REFERENCE_TILE), 1)
         kernel.launch(grid, inputs[0], inputs[1], outputs[0], rows, columns, depth)
 
-    return Candidate(name, kernel.digest, run)
+    return Candidate("reference", kernel.digest, run)
 
 
-def reference_candidate(problem: TreeProblem) -> Candidate:
-    """The clause on this device."""
-    return _candidate(
-        reference_source(problem), problem, "reference", (REFERENCE_TILE, REFERENCE_TILE), False
-    )
+def tile_candidate(cut: TreeTile, problem: TreeProblem, bucket: int, device: torch.device) -> Candidate:
+    problem.check()
+    tile, kernel = cut.tile, load(cut.source(problem, bucket))
+    columns, depth = problem.columns // unit_of(problem.columns), problem.depth // unit_of(problem.depth)
+    shared = workspace(device) if cut.pieces > 1 else None
+
+    def run(inputs: Tensors, outputs: Tensors) -> None:
+        if shared is None:
+            launch_tile(kernel, tile, problem.product, inputs, outputs)
+            return
+        x, weight, out = inputs[0], inputs[1], outputs[0]
+        maps = (mapped(x, (tile.rows, tile.depth)), mapped(weight, (tile.columns, tile.depth)))
+        rows = x.shape[0]
+        tiles = blocks(rows, tile.rows) * blocks(problem.columns, tile.columns)
+        if cut.parked:
+            programs = min(tiles, processors(device))
+            kernel.launch((programs, 1, 1), *maps, out, shared.partials, rows, columns, depth, programs)
+            return
+        grid = (tiles * cut.parts, 1, 1)
+        kernel.launch(grid, *maps, weight, out, shared.partials, shared.arrivals, rows, columns, depth)
+
+    return Candidate(cut.name, kernel.digest, run)
 
 
-def tile_candidate(tile: Tile, problem: TreeProblem, bucket: int) -> Candidate:
-    return _candidate(tree_source(tile, problem, bucket), problem, tile.name, (tile.rows, tile.columns), True)
-
-
-def tiles_for(bucket: int) -> tuple[Tile, ...]:
+def tiles_for(problem: TreeProblem, bucket: int) -> tuple[TreeTile, ...]:
     """The tiles that are worth trying; the last one is portable and fits every depth that the contract allows."""
-    rows = 16 if bucket <= 16 else 32 if bucket <= 32 else 64
-    decode = (
-        Tile(rows, 32, 256, 4, 4),
-        Tile(rows, 32, 128, 4, 6),
-        Tile(rows, 64, 128, 4, 5, swap=True),
-        Tile(rows, 64, 64, 4, 8, swap=True),
-    )
-    # Four accumulators a tile: larger ones do not fit the registers.
-    prefill = (
-        Tile(128, 64, 64, 8, 4),
-        Tile(64, 128, 64, 8, 4),
-        Tile(64, 128, 64, 8, 4, swap=True),
-        Tile(64, 64, 64, 4, 5),
-    )
-    return (*(decode if bucket <= 64 else prefill), Tile(64, 64, 32, 4, 3), Tile(32, 32, ATOM, 4, 2))
+    if bucket <= 64 or problem.act is torch.float32:
+        few = map(TreeTile, gemm_candidates.tiles_for(problem.product, bucket))
+        rows = 16 if bucket <= 16 else 32 if bucket <= 32 else 64
+        shared = Tile(rows, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1)
+        return (*few, TreeTile(shared, parts=2), TreeTile(PORTABLE_TILE))
+    return (*(MIDDLE if bucket <= 512 else PREFILL), TreeTile(gemm_candidates.PLAIN), TreeTile(PORTABLE_TILE))
 
 
 class TreeOperator:
@@ -148,13 +221,18 @@ class TreeOperator:
     def sources(self, problem: TreeProblem, buckets: Sequence[int]) -> Iterable[KernelSource]:
         yield reference_source(problem)
         for bucket in buckets:
-            yield from (tree_source(tile, problem, bucket) for tile in self._tiles(problem, bucket))
+            yield from (tile.source(problem, bucket) for tile in self._tiles(problem, bucket))
 
     def recipes(self, problem: TreeProblem, bucket: int) -> Iterable[Recipe]:
+        if problem.leaves == 1:  # a chain, which the library computes, too
+            yield from gemm_candidates.library_recipes(problem.product, bucket, LIBRARY_PROPOSALS)
         for tile in self._tiles(problem, bucket):
-            yield Recipe(tile.name, functools.partial(tile_candidate, tile, problem, bucket))
+            yield Recipe(tile.name, functools.partial(tile_candidate, tile, problem, bucket, self.device))
 
     def restore(self, problem: TreeProblem, bucket: int, name: str, identity: str) -> Recipe | None:
+        if name.startswith("cublaslt "):
+            text, place = identity.split()[-1], int(name.split()[1])
+            return gemm_candidates.library_recipe(problem.product, bucket, text, place)
         return next((recipe for recipe in self.recipes(problem, bucket) if recipe.name == name), None)
 
     def rounds(self, problem: TreeProblem, buckets: Sequence[int]) -> Iterator[Round]:
@@ -167,6 +245,30 @@ class TreeOperator:
                 bucket, trials.trial(bucket), functools.partial(timing_workload, product, bucket, weights)
             )
 
-    def _tiles(self, problem: TreeProblem, bucket: int) -> Iterator[Tile]:
+    def _tiles(self, problem: TreeProblem, bucket: int) -> Iterator[TreeTile]:
         target = target_name()
-        return (tile for tile in tiles_for(bucket) if fits(tile, problem, bucket, target))
+        return (tile for tile in tiles_for(problem, bucket) if tile.fits(problem, bucket, target))
+
+
+PORTABLE_TILE = Tile(32, 32, ATOM, 4, 2)
+
+MIDDLE = (
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parts=2),
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parts=4),
+    TreeTile(Tile(64, 128, 128, 4, 4, DESCRIPTORS), parts=2),
+    TreeTile(Tile(64, 128, 128, 4, 4, DESCRIPTORS), parts=4),
+    TreeTile(Tile(64, 64, 128, 4, 6, DESCRIPTORS), parts=2),
+    TreeTile(Tile(128, 64, 128, 8, 4, DESCRIPTORS), parts=2),
+    TreeTile(Tile(128, 64, 128, 8, 4, DESCRIPTORS)),
+    TreeTile(Tile(64, 128, 64, 8, 6, DESCRIPTORS)),
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS)),
+)
+"""Too few tiles for all multiprocessors, unless several programs share one."""
+
+PREFILL = (
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS)),
+    TreeTile(Tile(128, 128, 64, 8, 4, PERSISTENT)),
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parked=True),
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parts=2),
+    TreeTile(Tile(128, 64, 64, 8, 4, PERSISTENT)),
+)
