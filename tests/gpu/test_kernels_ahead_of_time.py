@@ -138,15 +138,6 @@ def test_kernels_of_rows(target: str, recorder: Recorder) -> None:
     check_texts(recorder, target)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
-def test_the_short_activation(target: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It begins with an estimate of the inverse, and serves where all its results were compared."""
-    monkeypatch.setattr(activation, "is_short_silu_exact", lambda dtype, device: dtype.itemsize == 2)
-    for dtype in (torch.bfloat16, torch.float16):
-        activation.silu_mul(act(ROWS, WIDTH, dtype=dtype))
-    check_texts(recorder, target, frozenset({"rcp.approx.ftz.f32", ".ftz"}))
-
-
 @pytest.mark.parametrize("target", PORTABLE)
 def test_attention(target: str, recorder: Recorder) -> None:
     launch_attention(torch.bfloat16)

@@ -36,7 +36,8 @@ def check_sizes(engine: EngineConfig) -> None:
         raise ConfigError(
             f"--page-tokens must be a multiple of {CONTRACT.key_block_tokens}, got {engine.page_tokens}"
         )
-    for name, least in (("step_tokens", 0), ("max_running", 0), ("max_waiting", 1)):
+    least_of = {"kv_pages": 0, "kv_memory_mib": 0, "step_tokens": 0, "max_running": 0, "max_waiting": 1}
+    for name, least in least_of.items():
         if getattr(engine, name) < least:
             raise ConfigError(
                 f"--{name.replace('_', '-')} must be at least {least}, got {getattr(engine, name)}"

@@ -44,7 +44,8 @@ def read_json(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
     except FileNotFoundError as error:
-        raise ModelFileError(f"{path} does not exist") from error
+        holds = "a checkpoint is a folder with config.json, tokenizer.json and *.safetensors"
+        raise ModelFileError(f"{path} does not exist; {holds}") from error
     except OSError as error:
         raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
