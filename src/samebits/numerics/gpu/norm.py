@@ -17,6 +17,8 @@ from samebits.numerics.gpu.dependent import allow_next, wait_ahead
 
 LANES = CONTRACT.device_reduction_lanes
 NORM_LAUNCH = Launch(warps=8, stages=1)
+MANY_ROWS, MANY_ROWS_LAUNCH = 192, Launch(warps=1, stages=1)
+"""Where rows fill the card, a row is one warp's, which folds without waiting for others."""
 
 
 @triton.jit
@@ -48,38 +50,50 @@ def rms_norm_rows(
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     ADDED: tl.constexpr,
-    AHEAD: tl.constexpr,
+    HELD: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Grid (rows,). y = norm(x), or of the sum with the residual, which is written to `total`. With AHEAD the weights
-    are on their way before the wait."""
-    if AHEAD:
-        allow_next(DEPENDENT)
-    else:
-        wait_ahead(DEPENDENT)
+    """Grid (rows,). y = norm(x), or of the sum with the residual, which is written to `total`. HELD: a row and its
+    weights stay in registers, and the weights are on their way before the wait; else they are read where they are used,
+    the row twice."""
     columns = tl.arange(0, LANES)
     factors = ()
-    for begin in tl.static_range(0, WIDTH, LANES):
-        factor = tl.load(weight + begin + columns, mask=begin + columns < WIDTH, other=0.0)
-        factors = factors + (factor,)  # type: ignore[assignment]
-    if AHEAD:
-        wait_ahead(DEPENDENT)
-    row = tl.program_id(0).to(tl.int64) * WIDTH
     values = ()
-    for begin in tl.static_range(0, WIDTH, LANES):
-        value = load_part(x + row, residual + row, begin + columns, WIDTH, ADDED)
-        values = values + (value,)  # type: ignore[assignment]
+    if HELD:
+        allow_next(DEPENDENT)
+        for begin in tl.static_range(0, WIDTH, LANES):
+            factor = tl.load(weight + begin + columns, mask=begin + columns < WIDTH, other=0.0)
+            factors = factors + (factor,)  # type: ignore[assignment]
+    wait_ahead(DEPENDENT)
+    row = tl.program_id(0).to(tl.int64) * WIDTH
+    if HELD:
+        for begin in tl.static_range(0, WIDTH, LANES):
+            value = load_part(x + row, residual + row, begin + columns, WIDTH, ADDED)
+            values = values + (value,)  # type: ignore[assignment]
     squares = tl.zeros((LANES,), tl.float32)
-    for part in tl.static_range(len(values)):
-        wide = values[part].to(tl.float32)  # type: ignore[misc,var-annotated]
-        squares = tl.fma(wide, wide, squares)
+    for begin in tl.static_range(0, WIDTH, LANES):
+        if HELD:
+            value = values[begin // LANES]  # type: ignore[misc]
+        else:
+            value = load_part(x + row, residual + row, begin + columns, WIDTH, ADDED)
+        squares = tl.fma(value.to(tl.float32), value.to(tl.float32), squares)
     scale = inverse_root_mean_square(tl.reshape(squares, (1, LANES)), LANES, WIDTH, eps)
-    for part in tl.static_range(len(values)):
-        place = part * LANES + columns
+    for begin in tl.static_range(0, WIDTH, LANES):
+        place = begin + columns
+        if HELD:
+            value = values[begin // LANES]  # type: ignore[misc]
+            factor = factors[begin // LANES]  # type: ignore[misc]
+        else:
+            value = load_part(x + row, residual + row, place, WIDTH, ADDED)
+            factor = tl.load(weight + place, mask=place < WIDTH, other=0.0)
         if ADDED:
-            tl.store(total + row + place, values[part], mask=place < WIDTH)
-        normed = factors[part].to(tl.float32) * (values[part].to(tl.float32) * scale)
+            tl.store(total + row + place, value, mask=place < WIDTH)
+        normed = factor.to(tl.float32) * (value.to(tl.float32) * scale)
         tl.store(y + row + place, normed.to(y.dtype.element_ty), mask=place < WIDTH)
+
+
+def norm_launch(rows: int) -> Launch:
+    return MANY_ROWS_LAUNCH if rows >= MANY_ROWS else NORM_LAUNCH
 
 
 def rms_norm(
@@ -87,8 +101,8 @@ def rms_norm(
     weight: Tensor,
     eps: float,
     out: Tensor | None = None,
+    launch: Launch | None = None,
     constant: bool = True,
-    launch: Launch = NORM_LAUNCH,
 ) -> Tensor:
     """Norm clause. x act [rows, width], weight [width] -> act [rows, width]. `constant`: no kernel that may still run
     writes `weight`."""
@@ -108,8 +122,8 @@ def rms_norm(
             WIDTH=width,
             LANES=LANES,
             ADDED=False,
-            AHEAD=constant,
-            launch=launch,
+            HELD=constant and rows < MANY_ROWS,
+            launch=launch or norm_launch(rows),
         )
     return y
 
@@ -120,7 +134,7 @@ def add_rms_norm(
     weight: Tensor,
     eps: float,
     out: tuple[Tensor, Tensor] | None = None,
-    launch: Launch = NORM_LAUNCH,
+    launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(norm(x + residual), x + residual), the sum rounded to act first. `out` may not overlap the inputs; no kernel
     that may still run writes `weight`."""
@@ -142,7 +156,7 @@ def add_rms_norm(
             WIDTH=width,
             LANES=LANES,
             ADDED=True,
-            AHEAD=True,
-            launch=launch,
+            HELD=rows < MANY_ROWS,
+            launch=launch or norm_launch(rows),
         )
     return y, total
