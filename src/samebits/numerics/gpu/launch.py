@@ -27,6 +27,8 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.interpreter import InterpretedFunction
 
 from samebits.errors import NumericsError
@@ -60,6 +62,10 @@ TYPE_NAMES = {
 """torch dtype -> Triton's name of it in a signature."""
 
 
+GLUON_TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+"""torch dtype -> Gluon's, of what tensor cores multiply."""
+
+
 def pointer(dtype: torch.dtype) -> str:
     """Signature of a pointer to `dtype`: `*bf16`."""
     return f"*{TYPE_NAMES[dtype]}"
@@ -68,6 +74,13 @@ def pointer(dtype: torch.dtype) -> str:
 def descriptor(dtype: torch.dtype, block: Sequence[int]) -> str:
     """Signature of a tensor descriptor that moves blocks of `block` elements of `dtype`."""
     return f"tensordesc<{TYPE_NAMES[dtype]}{list(block)}>"
+
+
+def swizzled_descriptor(dtype: torch.dtype, block: Sequence[int]) -> str:
+    """As `descriptor`, for a kernel in Gluon, whose signature names the layout in shared memory too: the one that
+    Hopper's products read."""
+    layout = gl.NVMMASharedLayout.get_default_for(list(block), GLUON_TYPES[dtype])
+    return f"tensordesc<{TYPE_NAMES[dtype]}{list(block)},{layout!r}>"
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,8 @@ class KernelSource:
     stages: int = 3
     dependent: bool = False
     """programmatic dependent launch: the kernel may start before the one ahead of it ends, and waits by itself"""
+    registers: int = 0
+    """of a thread at the kernel's start, for kernels that deal them out among their warps; 0: as many as there are"""
 
     @property
     def name(self) -> str:
@@ -96,6 +111,8 @@ class KernelSource:
         options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
         if target.backend == "cuda":
             options["launch_pdl"] = self.dependent
+            if self.registers:
+                options["maxnreg"] = self.registers
         return options
 
     def compile(self, target: GPUTarget) -> Any:
@@ -115,7 +132,8 @@ class KernelSource:
             for index, kind in enumerate(self.arguments)
             if kind.startswith("*")
         }
-        source = ASTSource(self.function, types, constants, aligned)
+        language = GluonASTSource if self.function.is_gluon() else ASTSource
+        source = language(self.function, types, constants, aligned)
         return triton.compile(source, target=target, options=self.options(target))
 
 
