@@ -182,9 +182,15 @@ def test_an_unknown_flag_is_status_2() -> None:
     assert found.returncode == 2 and "'double' is none of all, single" in found.stderr
 
 
+def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "samebits serve" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ("bench", "samebits bench: error: the following arguments are required: WHAT"),
         ("serve --prot 8000", "samebits serve: error: unknown: --prot; is --port meant?"),
         ("serve --max-runing=3", "is --max-running meant?"),
         ("serve --speculative-thing 3", "--speculative-thing: speculation is not offered yet"),

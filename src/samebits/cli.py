@@ -50,7 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 well, 1 checks failed, 2 an error, 130 interrupted."""
-    options, unknown = build_parser().parse_known_args(arguments)
+    parser = build_parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        return EXIT_ERROR
+    options, unknown = parser.parse_known_args(arguments)
     if unknown:
         options.parser.error(about_unknown(unknown, options.parser._option_string_actions))
     try:

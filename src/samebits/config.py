@@ -106,6 +106,11 @@ class EngineConfig:
     data_parallel: int = setting(
         1, "engines behind one server, each with the whole model; it changes no bit", flag="--dp"
     )
+    all_reduce: str = setting(
+        "auto",
+        "how the ranks of GPUs add; nccl promises nothing, and is for unpinned",
+        ("auto", "one-shot", "two-shot", "gather", "nccl"),
+    )
     cuda_graph_max_bs: int = setting(-1, "largest batch run as a CUDA graph; 0: none, -1: all")
 
 

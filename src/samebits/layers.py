@@ -67,10 +67,12 @@ def column_linear(operators: Operators, x: Tensor, weight: PackedLinear) -> Tens
     return operators.linear(x, weight)
 
 
-def row_linear(operators: Operators, x: Tensor, weight: PackedLinear) -> Tensor:
-    """A linear whose inputs are split over ranks, with the collective that joins their partial sums.
-    x act [rows, in of this rank] -> act [rows, out], the same on every rank."""
-    return operators.row_linear(x, weight)
+def row_linear_add_norm(
+    operators: Operators, x: Tensor, weight: PackedLinear, residual: Tensor, norm: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """A linear whose inputs are split over ranks, with the collective that joins their partial sums, and what follows
+    it: (the norm of its sum with the residual, that sum), both act [rows, out], the same on every rank."""
+    return operators.row_linear_add_norm(x, weight, residual, norm, eps)
 
 
 def attention_block(
@@ -84,7 +86,8 @@ def attention_block(
     kept: Tensor | None = None,
 ) -> Tensor:
     """Attention over normed activations; writes the rows' keys and values into `kv` and may set fault flags.
-    x act [rows, hidden] -> act [rows, hidden] of the rows `kept` int64 (None: of all), before the residual add."""
+    x act [rows, hidden] -> act [rows, query width of this rank] of the rows `kept` int64 (None: of all), which the
+    output projection takes."""
     qkv = column_linear(operators, x, weights.qkv)
     queries = operators.norm_rope_store(
         qkv, shape.heads, weights.query_norm, weights.key_norm, shape.norm_eps, rope, batch, kv
@@ -92,9 +95,10 @@ def attention_block(
     mixed = operators.attention(queries, shape.heads, shape.scale, batch, kv)
     if kept is not None:
         mixed = mixed.index_select(0, kept)
-    return row_linear(operators, mixed, weights.output)
+    return mixed
 
 
 def gated_mlp(operators: Operators, x: Tensor, weights: MlpWeights) -> Tensor:
-    """down(silu(gate) * up) over normed activations. x act [rows, hidden] -> act [rows, hidden]."""
-    return row_linear(operators, operators.gated_linear(x, weights.gate_up), weights.down)
+    """silu(gate) * up over normed activations, which the down projection takes.
+    x act [rows, hidden] -> act [rows, intermediate of this rank]."""
+    return operators.gated_linear(x, weights.gate_up)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from samebits.config import EngineConfig
-from samebits.engine.sizes import DeviceMemory, filled_in, kv_page_count
+from samebits.engine.sizes import DeviceMemory, check_sizes, filled_in, kv_page_count
 from samebits.errors import ConfigError
 
 GIB = 1 << 30
@@ -32,6 +34,23 @@ def test_a_given_amount_goes_before_the_share() -> None:
     assert kv_page_count(EngineConfig(kv_pages=7), PAGE, CARD) == 7
     assert kv_page_count(EngineConfig(kv_memory_mib=64), PAGE, CARD) == 64
     assert kv_page_count(EngineConfig(), PAGE, None) == 1024
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kv_pages": -1},
+        {"kv_memory_mib": -1},
+        {"step_tokens": -1},
+        {"max_waiting": 0},
+        {"page_tokens": 100},
+        {"memory_fraction": 1.0},
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
+    check_sizes(EngineConfig())
+    with pytest.raises(ConfigError, match="--" + next(iter(settings)).replace("_", "-")):
+        check_sizes(EngineConfig(**settings))
 
 
 def test_too_little_is_refused_with_the_remedy() -> None:

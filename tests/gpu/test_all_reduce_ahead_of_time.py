@@ -10,10 +10,10 @@ pytest.importorskip("triton")
 
 from ahead_of_time import TARGETS, compile_for, estimates, fusable_operations
 
-from samebits.numerics.gpu import all_reduce
+from samebits.numerics.gpu import all_reduce, gathers
 
 TABLES = {"inputs": "*i64", "pads": "*i64", "epochs": "*i64"}
-FLAT: dict[str, Any] = {"BLOCK": 2048, "MEET": True}
+FLAT: dict[str, Any] = {"BLOCK": 2048, "MEET": True, "DEPENDENT": False}
 KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
     "one_shot": (
         all_reduce.one_shot,
@@ -34,13 +34,23 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
         {**FLAT, "TREE": False},
     ),
     "all_gather": (all_reduce.all_gather, {**TABLES, "y": "*bf16", "pieces": "i32", "rank": "i32"}, FLAT),
+    "gather_columns": (
+        gathers.gather_columns,
+        {**TABLES, "y": "*fp32", "rows": "i32", "held_pieces": "i32", "pieces": "i32", "rank": "i32"},
+        FLAT,
+    ),
+    "gather_rows": (
+        gathers.gather_rows,
+        {**TABLES, "ids": "*i64", "y": "*bf16", "rows": "i32", "held": "i32", "rank": "i32"},
+        {**FLAT, "WIDTH": 5120},
+    ),
     "one_shot_add_norm": (
         all_reduce.one_shot_add_norm,
         {
             **TABLES, "like": "*bf16", "residual": "*bf16", "weight": "*bf16", "y": "*bf16", "total": "*bf16",
             "rows": "i32", "rank": "i32", "eps": "fp32",
         },
-        {"WIDTH": 4096, "LANES": 1024, "TREE": False, "MEET": True},
+        {"WIDTH": 4096, "LANES": 1024, "TREE": False, "MEET": True, "DEPENDENT": False},
     ),
 }  # fmt: skip
 
@@ -59,3 +69,19 @@ def test_collectives_compile_everywhere_and_leave_nothing_to_fuse(name: str, tar
             assert "multimem" not in texts["ptx"]
             # Peers are read in as wide accesses as there are elements for a thread.
             assert "ld.global.v2.b32" in texts["ptx"] or "ld.global.v4.b32" in texts["ptx"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_meeting_alone_compiles_everywhere(target: str) -> None:
+    arguments = {"pads": "*i64", "epochs": "*i64", "rank": "i32"}
+    compile_for(target, gathers.meet_alone, arguments, {"WORLD": 2, "DEPENDENT": False}, num_warps=8)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_collectives_wait_for_the_kernel_ahead_before_they_touch_memory(name: str) -> None:
+    kernel, arguments, constants = KERNELS[name]
+    constants = {**constants, "WORLD": 2, "DEPENDENT": True}
+    ptx = compile_for("sm_90", kernel, arguments, constants, num_warps=8, launch_pdl=True).asm["ptx"]
+    assert "griddepcontrol.wait" in ptx
+    before = ptx[: ptx.index("griddepcontrol.wait")]
+    assert not any(access in before for access in ("ld.global", "ld.volatile", "st.global", "atom.global"))

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from samebits.errors import NumericsError
-from samebits.numerics.gpu.attention import AttentionShape, default_ranges, default_tile, softmax_factor
+from samebits.numerics.gpu.attention import AttentionShape, default_ranges, softmax_factor
 from samebits.numerics.gpu.attention_plan import Units, plan_attention
+from samebits.numerics.gpu.attention_prefill import default_tile
 from samebits.numerics.operators import HeadLayout
 
 LENGTHS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 70)), min_size=1, max_size=9)

@@ -23,6 +23,7 @@ from samebits.models import decoder
 from samebits.models.load import load_model
 from samebits.numerics.gpu import (
     attention,
+    attention_prefill,
     configuration,
     gated_operator,
     gemm_candidates,
@@ -38,7 +39,7 @@ from samebits.numerics.gpu.products import ProvenProducts
 from samebits.numerics.probe_sampling import VOCABULARY, probe_batch
 
 CPU = torch.device("cpu")
-LOADERS = (attention, configuration, gated_operator, gemm_candidates, gemm_operator)
+LOADERS = (attention, attention_prefill, configuration, gated_operator, gemm_candidates, gemm_operator)
 """Modules that load binaries."""
 
 

@@ -20,6 +20,7 @@ from sampling_reference import Row, make_batch
 from samebits.numerics.gpu import (
     activation,
     attention,
+    attention_prefill,
     configuration,
     embedding,
     log_sum_exp,
@@ -28,8 +29,9 @@ from samebits.numerics.gpu import (
     sampling,
     top,
 )
-from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch, TileLaunch
+from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch
 from samebits.numerics.gpu.attention_plan import decode_units, plan_attention
+from samebits.numerics.gpu.attention_prefill import HopperLaunch, TileLaunch
 from samebits.numerics.gpu.launch import PORTABLE, TARGETS, KernelSource
 from samebits.numerics.operators import HeadLayout
 
@@ -88,7 +90,7 @@ def launch_attention(dtype: torch.dtype, described: bool = False) -> None:
     work = plan_attention(np.array([0, ROWS], np.int32), positions.numpy(), 16, 1, CPU)
     assert work.tiles is not None
     tile = TileLaunch(described=described)
-    attention.tiles(shape, queries, context, work.tiles, 0.1, output, tile)
+    attention_prefill.tiles(shape, queries, context, work.tiles, 0.1, output, tile)
     units, ranges = decode_units(ROWS, ROWS, CPU), RangeLaunch(8)
     buffers = attention.range_buffers(shape, ROWS, 1, 8, 64, CPU)
     attention.plan_ranges(shape, positions, units, buffers, ranges)
@@ -111,7 +113,7 @@ def launch_sampling() -> None:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     made = Recorder()
-    for module in (configuration, attention):
+    for module in (configuration, attention, attention_prefill):
         monkeypatch.setattr(module, "load", made)
     yield made
 
@@ -136,15 +138,6 @@ def test_kernels_of_rows(target: str, recorder: Recorder) -> None:
     check_texts(recorder, target)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
-def test_the_short_activation(target: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It begins with an estimate of the inverse, and serves where all its results were compared."""
-    monkeypatch.setattr(activation, "is_short_silu_exact", lambda dtype, device: dtype.itemsize == 2)
-    for dtype in (torch.bfloat16, torch.float16):
-        activation.silu_mul(act(ROWS, WIDTH, dtype=dtype))
-    check_texts(recorder, target, frozenset({"rcp.approx.ftz.f32", ".ftz"}))
-
-
 @pytest.mark.parametrize("target", PORTABLE)
 def test_attention(target: str, recorder: Recorder) -> None:
     launch_attention(torch.bfloat16)
@@ -158,6 +151,31 @@ def test_attention(target: str, recorder: Recorder) -> None:
 def test_attention_by_tensor_descriptors(target: str, recorder: Recorder) -> None:
     launch_attention(torch.bfloat16, described=True)
     check_texts(recorder, target, RECIPROCAL)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "group", "head_dim"),
+    [(torch.bfloat16, 4, 128), (torch.float16, 4, 128), (torch.bfloat16, 5, 64), (torch.float16, 1, 64)],
+)
+def test_attention_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> None:
+    shape = AttentionShape(HeadLayout(2 * group, 2, head_dim), 64)
+    launch = HopperLaunch()
+    compiled = attention_prefill.tile_source(shape, dtype, launch).compile(TARGETS["sm_90"])
+    ptx = compiled.asm["ptx"]
+    assert not fusable_operations(ptx)
+    assert set(estimates(ptx)) <= RECIPROCAL
+    assert "wgmma.mma_async" in ptx and "setmaxnreg" in ptx
+    # The assembler makes products wait for each other, one by one, where it cannot follow who holds an accumulator.
+    machine_code = compiled.asm["sass"]
+    assert machine_code.count("WARPGROUP.DEPBAR") < machine_code.count("HGMMA") / 2
+
+
+def test_only_hopper_is_offered_its_kernel() -> None:
+    launch, shape = HopperLaunch(), AttentionShape(HEADS, 64)
+    assert [name for name in PORTABLE if launch.serves(shape, torch.bfloat16, name)] == ["sm_90"]
+    assert not launch.serves(shape, torch.float32, "sm_90")
+    assert not launch.serves(AttentionShape(HeadLayout(8, 2, 256), 64), torch.bfloat16, "sm_90")
+    assert all(TileLaunch().serves(shape, torch.bfloat16, name) for name in PORTABLE)
 
 
 @pytest.mark.parametrize("target", PORTABLE)

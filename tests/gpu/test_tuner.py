@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("triton")
 
 from samebits.errors import NumericsError
+from samebits.numerics.gpu import tuner
 from samebits.numerics.gpu.bindings import bind_all
 from samebits.numerics.gpu.gemm_trials import RowTrials, windows
 from samebits.numerics.gpu.launch import KernelSource
@@ -106,6 +107,14 @@ def test_the_fastest_proven_candidate_is_bound_and_all_are_on_record() -> None:
     assert reasons["faster but wrong"].startswith("case values, output 0 [0, 0]:")
     assert reasons["broken"] == "RuntimeError: does not compile"
     assert bound.record().seconds == 1.0
+
+
+def test_heavy_work_is_compared_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner, "interleaved_seconds", lambda *given: ["short"])
+    monkeypatch.setattr(tuner, "seconds_under_load", lambda *given: ["loaded"])
+    for operations, replays, expected in ((1e9, 15, "short"), (1e12, 15, "loaded"), (1e12, 5, "short")):
+        workload = Workload((), bytes=10, operations=int(operations))
+        assert tuner.tuning_seconds([], workload, replays) == [expected]
 
 
 def test_where_nothing_is_proven_the_shape_is_named() -> None:

@@ -46,6 +46,9 @@ class ThreadGroup:
         self.meeting.barrier.wait()
         return gathered
 
+    def settle(self) -> None:
+        pass
+
 
 def on_ranks(size: int, work: Callable[[ThreadGroup], Result]) -> list[Result]:
     """What `work` returns on each of `size` ranks. An exception on one of them ends all."""

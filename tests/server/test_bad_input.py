@@ -104,6 +104,32 @@ def assert_error(response: requests.Response, status: int, param: str | None) ->
     assert param is None or param in error["message"] or param in ("text", "input_ids"), error
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "hint"),
+    [
+        ("/generate", {"text": "a", "max_new_tokens": 8}, "it belongs in sampling_params"),
+        ("/generate", {"text": "a", "input_idz": [5]}, "is input_ids meant?"),
+        (
+            "/generate",
+            {"text": "a", "sampling_params": {"temprature": 1}},
+            "is sampling_params.temperature meant?",
+        ),
+        ("/v1/completions", {"prompt": "a", "max_token": 8}, "is max_tokens meant?"),
+        ("/v1/completions", {"prompt": "a", "echos": True}, "is echo meant?"),
+    ],
+)
+def test_a_mistyped_field_is_guessed_at(server: LiveServer, path: str, body: Any, hint: str) -> None:
+    error = server.post(path, body).json()["error"]
+    assert error["code"] == "unknown_parameter" and error["message"].endswith(hint)
+    far = server.post(path, {"quite_another_thing": 1}).json()["error"]
+    assert far["message"] == "unknown field quite_another_thing"
+
+
+def test_an_empty_body_is_said_to_be_empty(server: LiveServer) -> None:
+    error = requests.post(server.url + "/generate", data=b"", timeout=10).json()["error"]
+    assert error["message"] == "the body is empty: it must be a JSON object"
+
+
 @pytest.mark.parametrize("body", BAD_JSON, ids=range(len(BAD_JSON)))
 def test_malformed_bodies(server: LiveServer, body: bytes) -> None:
     assert_error(requests.post(server.url + "/generate", data=body, timeout=10), 400, None)

@@ -206,6 +206,9 @@ def test_cors_for_the_named_origin_alone(locked: LiveServer, server: LiveServer)
         {"cors_origins": ("example.org",)},
         {"cors_origins": ("https://example.org/page",)},
         {"engine_restarts": -1},
+        {"max_body_mib": 0},
+        {"drain_seconds": -1.0},
+        {"default_deadline_seconds": float("inf")},
         {"api_key": ("a b",)},
     ],
 )

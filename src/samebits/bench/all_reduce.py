@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,11 +55,24 @@ class Rank:
 
 def run(ranks: int) -> dict[str, Any]:
     """The whole benchmark on the first `ranks` GPUs of this machine."""
+    found = _on_ranks(ranks, _everything)
+    return {"machine": machine(), "gpus": ranks, "gpu": torch.cuda.get_device_name(0), **found}
+
+
+def microseconds_alone(ranks: int, rows: Sequence[int], width: int) -> dict[int, dict[str, float]]:
+    """By rows: what one sum of [rows, width] takes in a graph of nothing else, ours in both orders and NCCL's."""
+    found: dict[int, dict[str, float]] = _on_ranks(ranks, partial(_alone, list(rows), width))
+    return found
+
+
+def _on_ranks(ranks: int, work: Callable[[Rank], Any]) -> Any:
+    """What `work` returns on rank 0, done by a process for each GPU."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.pt"
         context = multiprocessing.get_context("spawn")
         processes = [
-            context.Process(target=_rank, args=(index, ranks, folder, str(result))) for index in range(ranks)
+            context.Process(target=_rank, args=(index, ranks, folder, str(result), work))
+            for index in range(ranks)
         ]
         for process in processes:
             process.start()
@@ -67,32 +80,50 @@ def run(ranks: int) -> dict[str, Any]:
             process.join()
         if any(process.exitcode for process in processes):
             raise RuntimeError(f"ranks ended with {[process.exitcode for process in processes]}")
-        found: dict[str, Any] = torch.load(result, weights_only=True)
-    return {"machine": machine(), "gpus": ranks, "gpu": torch.cuda.get_device_name(0), **found}
+        return torch.load(result, weights_only=True)
 
 
-def _rank(index: int, size: int, folder: str, result: str) -> None:
+def _rank(index: int, size: int, folder: str, result: str, work: Callable[[Rank], Any]) -> None:
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
     os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     store = dist.FileStore(f"{folder}/store", size)
     dist.init_process_group("nccl", store=store, rank=index, world_size=size, device_id=device)
-    rank = Rank(index, size, device)
-    found = {
-        "determinism": [row for name in DTYPES for row in determinism(rank, name)],
-        "clauses": clauses(rank),
-        "microseconds": latency(rank),
-    }
+    found = work(Rank(index, size, device))
     if index == 0:
         torch.save(found, result)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _part(rank: Rank, rows: int, dtype: torch.dtype) -> Tensor:
+def _everything(rank: Rank) -> dict[str, Any]:
+    return {
+        "determinism": [row for name in DTYPES for row in determinism(rank, name)],
+        "clauses": clauses(rank),
+        "microseconds": latency(rank),
+    }
+
+
+def _alone(rows: Sequence[int], width: int, rank: Rank) -> dict[int, dict[str, float]]:
+    act = torch.bfloat16
+    found = {}
+    exact = RankCollectives(max(rows) * width * act.itemsize, rank.device)
+    tree = RankCollectives(max(rows) * width * 4, rank.device, tree=True)
+    for count in rows:
+        x = _part(rank, count, act, width)
+        work: dict[str, Callable[[], object]] = {
+            "exact": partial(_sum, exact, x),
+            "tp-invariant": lambda x=x: tree.all_reduce(tree.input(x.shape, torch.float32), act),  # type: ignore[misc]
+            "nccl": partial(dist.all_reduce, x),
+        }
+        found[count] = {name: round(_median_microseconds(rank, call), 2) for name, call in work.items()}
+    return found
+
+
+def _part(rank: Rank, rows: int, dtype: torch.dtype, width: int = WIDTH) -> Tensor:
     """What this rank adds: values of many magnitudes."""
-    return wide_rows(900 + rank.index, rows, WIDTH, 4).to(rank.device, dtype)
+    return wide_rows(900 + rank.index, rows, width, 4).to(rank.device, dtype)
 
 
 def _folded(rank: Rank, part: Tensor, act: torch.dtype, tree: bool = False) -> Tensor:
@@ -117,12 +148,11 @@ def _differing(left: Tensor, right: Tensor) -> float:
 
 
 def _methods(rank: Rank, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
-    ours = RankCollectives(CHECKED_ROWS * WIDTH, dtype, dtype, rank.device)
+    ours = RankCollectives(CHECKED_ROWS * WIDTH * dtype.itemsize, rank.device)
 
     def of(method: str) -> Callable[[Tensor], Tensor]:
         def reduce(x: Tensor) -> Tensor:
-            ours.input(x.shape).copy_(x)
-            return ours.all_reduce(x.shape, method).clone()
+            return ours.all_reduce(_given(ours, x), dtype, method).clone()
 
         return reduce
 
@@ -132,6 +162,11 @@ def _methods(rank: Rank, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Ten
         return y
 
     return {"samebits one-shot": of("one-shot"), "samebits two-shot": of("two-shot"), "nccl": nccl}
+
+
+def _given(ours: RankCollectives, values: Tensor) -> Tensor:
+    """The values in the place where the next collective reads them."""
+    return ours.input(values.shape, values.dtype).copy_(values)
 
 
 def determinism(rank: Rank, name: str) -> list[dict[str, Any]]:
@@ -162,33 +197,29 @@ def clauses(rank: Rank) -> dict[str, float]:
     """Shares of elements that leave the clause, in the tree, reduce-scatter, all-gather, fused norm and a graph."""
     rows, act = 64, torch.bfloat16
     found: dict[str, float] = {}
-    tree = RankCollectives(rows * WIDTH, torch.float32, act, rank.device, tree=True)
+    tree = RankCollectives(rows * WIDTH * 4, rank.device, tree=True)
     wide = _part(rank, rows, torch.float32)
     for method in ("one-shot", "two-shot"):
-        tree.input(wide.shape).copy_(wide)
         found[f"tree, {method}"] = _differing(
-            tree.all_reduce(wide.shape, method), _folded(rank, wide, act, True)
+            tree.all_reduce(_given(tree, wide), act, method), _folded(rank, wide, act, True)
         )
     found["tree against ascending (must differ with 4 ranks or more)"] = _differing(
         _folded(rank, wide, torch.float32, True), _folded(rank, wide, torch.float32)
     )
-    plain = RankCollectives(rows * WIDTH, act, act, rank.device)
+    plain = RankCollectives(rows * WIDTH * act.itemsize, rank.device)
     part = _part(rank, rows, act)
     clause = _folded(rank, part, act)
-    plain.input(part.shape).copy_(part)
     share = part.numel() // rank.size
     own = clause.flatten()[rank.index * share : (rank.index + 1) * share]
-    found["reduce-scatter"] = _differing(plain.reduce_scatter(part.numel()), own)
-    plain.input(part.shape).copy_(part)
+    found["reduce-scatter"] = _differing(plain.reduce_scatter(_given(plain, part), act), own)
     gathered = torch.empty((rank.size, part.numel()), dtype=act, device=rank.device)
-    plain.all_gather(part.numel(), gathered)
+    plain.all_gather(_given(plain, part), gathered)
     found["all-gather"] = _differing(gathered[rank.index], part.flatten())
     residual = wide_rows(5, rows, WIDTH, 2).to(rank.device, act)
     weight = wide_rows(6, 1, WIDTH, 1)[0].to(rank.device, act)
     expected = add_rms_norm(clause, residual, weight, EPS)
     out = torch.empty_like(residual), torch.empty_like(residual)
-    plain.input(part.shape).copy_(part)
-    plain.add_rms_norm(residual, weight, EPS, out)
+    plain.add_rms_norm(_given(plain, part), residual, weight, EPS, out)
     found["fused add and norm"] = max(_differing(out[0], expected[0]), _differing(out[1], expected[1]))
     found["replayed graph, new inputs"] = _replayed(rank, plain, rows)
     return found
@@ -201,8 +232,8 @@ def _replayed(rank: Rank, ours: RankCollectives, rows: int) -> float:
 
     def pair() -> None:
         for factor, y in enumerate(sums, start=1):
-            torch.mul(part, factor, out=ours.input(part.shape))
-            y.copy_(ours.all_reduce(part.shape, "two-shot" if factor == 2 else "one-shot"))
+            product = torch.mul(part, factor, out=ours.input(part.shape, part.dtype))
+            y.copy_(ours.all_reduce(product, part.dtype, "two-shot" if factor == 2 else "one-shot"))
 
     graph = _captured(pair)
     worst = 0.0
@@ -248,9 +279,9 @@ def _median_microseconds(rank: Rank, work: Callable[[], object]) -> float:
 def latency(rank: Rank) -> list[dict[str, Any]]:
     """Microseconds of a bf16 sum of [rows, 4096], with the inputs in place."""
     dtype = torch.bfloat16
-    ours = RankCollectives(MOST_ROWS * WIDTH, dtype, dtype, rank.device)
+    ours = RankCollectives(MOST_ROWS * WIDTH * dtype.itemsize, rank.device)
     name = dist.group.WORLD.group_name if dist.group.WORLD is not None else ""
-    theirs = ours._inputs[0].local
+    theirs = ours.input((MOST_ROWS * WIDTH,), dtype)
     weight = wide_rows(6, 1, WIDTH, 1)[0].to(rank.device, dtype)
     torch_ops = torch.ops.symm_mem
     table = []
@@ -263,10 +294,10 @@ def latency(rank: Rank) -> list[dict[str, Any]]:
             "nccl": partial(dist.all_reduce, x),
             "torch one_shot": partial(torch_ops.one_shot_all_reduce, in_place, "sum", name),
             "torch two_shot": partial(torch_ops.two_shot_all_reduce_, in_place, "sum", name),
-            "samebits one-shot": partial(ours.all_reduce, shape, "one-shot"),
-            "samebits two-shot": partial(ours.all_reduce, shape, "two-shot"),
-            "samebits": partial(ours.all_reduce, shape),
-            "samebits, norm fused": partial(ours.add_rms_norm, residual, weight, EPS, out),
+            "samebits one-shot": partial(_sum, ours, x, "one-shot"),
+            "samebits two-shot": partial(_sum, ours, x, "two-shot"),
+            "samebits": partial(_sum, ours, x),
+            "samebits, norm fused": partial(_sum_with_norm, ours, residual, weight, out),
             "samebits, then norm": partial(_sum_then_norm, ours, residual, weight, out),
         }
         row: dict[str, Any] = {"rows": rows, "kib": rows * WIDTH * dtype.itemsize / 1024}
@@ -277,10 +308,21 @@ def latency(rank: Rank) -> list[dict[str, Any]]:
     return table
 
 
+def _sum(ours: RankCollectives, like: Tensor, method: str = "") -> Tensor:
+    """The sum of what lies in the inputs, of the shape and type of `like`."""
+    return ours.all_reduce(ours.input(like.shape, like.dtype), like.dtype, method)
+
+
+def _sum_with_norm(
+    ours: RankCollectives, residual: Tensor, weight: Tensor, out: tuple[Tensor, Tensor]
+) -> object:
+    return ours.add_rms_norm(ours.input(residual.shape, residual.dtype), residual, weight, EPS, out)
+
+
 def _sum_then_norm(
     ours: RankCollectives, residual: Tensor, weight: Tensor, out: tuple[Tensor, Tensor]
 ) -> object:
-    return add_rms_norm(ours.all_reduce(residual.shape), residual, weight, EPS, out)
+    return add_rms_norm(_sum(ours, residual), residual, weight, EPS, out)
 
 
 def lines(found: dict[str, Any]) -> list[str]:

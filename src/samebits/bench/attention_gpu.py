@@ -7,11 +7,12 @@ random data, shuffled pages.
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,13 +21,17 @@ from samebits.bench.facts import machine, write_result
 from samebits.errors import ConfigError
 from samebits.numerics.operators import HeadLayout
 
+if TYPE_CHECKING:
+    from samebits.numerics.gpu.attention_prefill import AnyTile
+
 ROUNDS = 9
 GRAPH_LAUNCHES = 10
+PREFILL_LAUNCHES = 3
 CAPACITY = 16384
 PAGE_TOKENS = 64
 
 Say = Callable[[str], None]
-Work = Callable[[], None]
+Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,10 @@ def run(output: Path, say: Say = print) -> dict[str, Any]:
     for setting in DECODES:
         say(f"decode: {setting.batch} x {setting.tokens}")
         result["decode"].append(measure_decode(setting, ceilings.bytes_per_second, device))
+    launch = bound_tile(result, device)
     for setting in PREFILLS:
-        say(f"prefill: {setting.batch} x {setting.tokens}")
-        result["prefill"].append(measure_prefill(setting, device))
+        say(f"prefill: {setting.batch} x {setting.tokens}, {launch.name}")
+        result["prefill"].append(measure_prefill(setting, launch, device))
     write_result(output, result)
     return result
 
@@ -115,7 +121,7 @@ def measure_decode(setting: Setting, bytes_per_second: float, device: torch.devi
         def launch_once() -> None:
             attention.shared(shape, queries, context, units, scale, output, buffers, launch, pinned)
 
-        return captured(launch_once)
+        return captured(launch_once, GRAPH_LAUNCHES)
 
     seconds = interleaved({"exact": work(True), "unpinned": work(False)}, GRAPH_LAUNCHES)
     moved = 2 * setting.batch * setting.tokens * HEADS.kv_width * keys.element_size()
@@ -129,13 +135,38 @@ def measure_decode(setting: Setting, bytes_per_second: float, device: torch.devi
     }
 
 
-def measure_prefill(setting: Setting, device: torch.device) -> dict[str, Any]:
-    """Seconds and operations a second of whole prompts; causal, so half of the score matrix counts."""
+def bound_tile(result: dict[str, Any], device: torch.device) -> AnyTile:
+    """The launch that an engine binds for prefill: the fastest of those that are proven here. What became of each
+    goes into `result`."""
+    from samebits.numerics.gpu import tuner
+    from samebits.numerics.gpu.attention import AttentionShape
+    from samebits.numerics.gpu.attention_operator import TILES, AttentionOperator, AttentionProblem
+    from samebits.numerics.gpu.attention_prefill import tile_launches
+    from samebits.numerics.gpu.launch import target_name
+
+    operator = AttentionOperator(device)
+    problem = AttentionProblem(AttentionShape(HEADS, PAGE_TOKENS), torch.bfloat16)
+    bound = tuner.bind(operator, problem, next(operator.rounds(problem, (TILES,))))
+    result["prefill_candidates"] = [
+        {
+            "name": entry.name,
+            "operations_per_second": entry.seconds and bound.operations / entry.seconds,
+            "rejection": entry.rejection,
+        }
+        for entry in bound.tried
+    ]
+    launches = tile_launches(problem.shape, problem.act, target_name())
+    return next(launch for launch in launches if launch.name == bound.candidate.name)
+
+
+def measure_prefill(setting: Setting, launch: AnyTile, device: torch.device) -> dict[str, Any]:
+    """Seconds and operations a second of whole prompts; causal, so half of the score matrix counts. `exact` is what
+    the engine runs, `portable` the kernel for every architecture, which gives the same bits."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from samebits.numerics.gpu import attention
-    from samebits.numerics.gpu.attention_operator import TILE_LAUNCHES
     from samebits.numerics.gpu.attention_plan import plan_attention
+    from samebits.numerics.gpu.attention_prefill import default_tile, tiles
 
     keys, values, table = paged(setting, device)
     shape = attention.AttentionShape(HEADS, PAGE_TOKENS)
@@ -143,20 +174,19 @@ def measure_prefill(setting: Setting, device: torch.device) -> dict[str, Any]:
     context = attention.Context(keys, values, positions, table)
     rows = setting.batch * setting.tokens
     queries = torch.randn(rows, HEADS.query_heads, HEADS.head_dim, device=device, dtype=torch.bfloat16)
-    output = torch.empty_like(queries)
-    launch = TILE_LAUNCHES[0]
     start = np.arange(setting.batch + 1, dtype=np.int32) * setting.tokens
-    work = plan_attention(start, positions.cpu().numpy(), launch.tokens(shape.group), 1, device)
-    assert work.tiles is not None
-    tiles = work.tiles
     scale = HEADS.head_dim**-0.5
     q, k, v = (
         torch.randn(setting.batch, count, setting.tokens, HEADS.head_dim, device=device, dtype=torch.bfloat16)
         for count in (HEADS.query_heads, HEADS.kv_heads, HEADS.kv_heads)
     )
 
-    def ours() -> None:
-        attention.tiles(shape, queries, context, tiles, scale, output, launch)
+    def of_ours(launch: AnyTile) -> Work:
+        work = plan_attention(start, positions.cpu().numpy(), launch.tokens(shape.group), 1, device)
+        assert work.tiles is not None
+        return functools.partial(
+            tiles, shape, queries, context, work.tiles, scale, torch.empty_like(queries), launch
+        )
 
     def of_torch(backend: Any) -> Work:
         def run_dense() -> None:
@@ -165,27 +195,32 @@ def measure_prefill(setting: Setting, device: torch.device) -> dict[str, Any]:
 
         return run_dense
 
-    contenders: dict[str, Work] = {"exact": ours}
+    contenders: dict[str, Work] = {
+        "exact": of_ours(launch),
+        "portable": of_ours(default_tile(shape, torch.bfloat16)),
+    }
     for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
         contenders[name] = of_torch(backend)
-    seconds = interleaved(contenders, 1)
+    graphs = {name: captured(work, PREFILL_LAUNCHES) for name, work in contenders.items()}
+    seconds = interleaved(graphs, PREFILL_LAUNCHES)
     operations = 2 * setting.batch * setting.tokens**2 * HEADS.query_width
     return {
         "batch": setting.batch,
         "tokens": setting.tokens,
+        "launch": launch.name,
         "seconds": seconds,
         "operations": operations,
         "operations_per_second": {name: operations / taken for name, taken in seconds.items()},
     }
 
 
-def captured(work: Work) -> Work:
-    """A graph of several launches."""
+def captured(work: Work, launches: int) -> Work:
+    """A graph of several launches: what the device does counts, not what the host does to ask for it."""
     work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(GRAPH_LAUNCHES):
+        for _ in range(launches):
             work()
     return graph.replay
 
@@ -224,14 +259,14 @@ def decode_rows(result: dict[str, Any]) -> list[Sequence[str]]:
 
 def prefill_rows(result: dict[str, Any]) -> list[Sequence[str]]:
     """The prefill table as text: TFLOP/s."""
-    rows: list[Sequence[str]] = [("batch", "prompt", "exact", "cudnn", "flash", "of cudnn")]
+    rows: list[Sequence[str]] = [("batch", "prompt", "exact", "portable", "cudnn", "flash", "of cudnn")]
     for found in result["prefill"]:
         rates = found["operations_per_second"]
         rows.append(
             (
                 f"{found['batch']}",
                 f"{found['tokens']}",
-                *(f"{rates[name] / 1e12:.0f}" for name in ("exact", "cudnn", "flash")),
+                *(f"{rates[name] / 1e12:.0f}" for name in ("exact", "portable", "cudnn", "flash")),
                 f"{rates['exact'] / rates['cudnn']:.2f}x",
             )
         )

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.build import build_engine
@@ -53,6 +55,8 @@ class BenchEngine:
     engine: Engine
     runner: TimedRunner
     start_seconds: float
+    fresh: int = 0
+    """prompts that were made for prefills alone"""
 
     def step(self) -> list[RequestEvent]:
         return self.engine.step()
@@ -65,6 +69,19 @@ class BenchEngine:
             request.uncomputed > 1 for request in self.engine.scheduler.running
         ):
             self.engine.step()
+
+    def prefill_seconds(self, count: int, prompt_tokens: int) -> float:
+        """What `count` new prompts take from their submission to their first tokens, nothing else running."""
+        started = time.perf_counter()
+        for number in range(count):
+            self.fresh += 1
+            one = long_request(100_000 + self.fresh, prompt_tokens, self.engine.facts.vocabulary, 1.0)
+            sampling = msgspec.structs.replace(one.sampling, max_new_tokens=1)
+            self.engine.submit(msgspec.structs.replace(one, rid=f"prefill {number}", sampling=sampling))
+        while self.engine.has_work():
+            self.engine.step()
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
 
     def keep(self, count: int) -> None:
         """Abort all running requests but `count`."""
@@ -83,6 +100,23 @@ class BenchEngine:
         wall = 1e3 * (time.perf_counter() - started) / steps
         busy, idle = self.runner.busy_and_idle()
         return {"wall": wall, "busy": busy / steps, "idle": idle / max(steps - 1, 1)}
+
+    def kernel_milliseconds(self, steps: int) -> dict[str, float]:
+        """Milliseconds a step inside each kernel of this process's device, by the kernel's name."""
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as traced:
+            for _ in range(steps):
+                self.engine.step()
+            torch.cuda.synchronize()
+        self.runner.busy_and_idle()
+        return {
+            entry.key: entry.self_device_time_total / 1e3 / steps
+            for entry in traced.key_averages()
+            if entry.self_device_time_total
+        }
+
+    def context(self) -> int:
+        """Tokens of the first running request."""
+        return len(self.engine.scheduler.running[0].tokens)
 
     def close(self) -> None:
         self.engine.close()
@@ -112,7 +146,7 @@ def open_engine(model: ModelConfig, engine: EngineConfig, say: Any) -> BenchEngi
     seconds = time.perf_counter() - started
     assert isinstance(built.loop, DeviceLoop) and isinstance(built.loop.runner, DeviceRunner)
     timed = TimedRunner(built.loop.runner)
-    built.loop = DeviceLoop(timed)
+    built.loop.runner = timed
     return BenchEngine(built, timed, seconds)
 
 

@@ -47,7 +47,7 @@ def read_batch(path: str) -> list[BatchRequest]:
     try:
         lines = sys.stdin.readlines() if path == "-" else Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the batch {path}: {error}") from error
+        raise ConfigError(f"cannot read the batch {path}: {getattr(error, 'strerror', error)}") from error
     requests: list[BatchRequest] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):

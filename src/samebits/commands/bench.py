@@ -16,6 +16,7 @@ from samebits.commands import (
     bench_gemm,
     bench_http,
     bench_logprobs,
+    bench_parallel,
     bench_row_parallel,
     bench_serve,
 )
@@ -56,7 +57,8 @@ def add(commands: Any) -> None:
         + bench_gemm.EXAMPLES
         + bench_row_parallel.EXAMPLES
         + bench_attention.EXAMPLES
-        + bench_allreduce.EXAMPLES,
+        + bench_allreduce.EXAMPLES
+        + bench_parallel.EXAMPLES,
         run,
         "bench WHAT",
     )
@@ -82,6 +84,7 @@ def add(commands: Any) -> None:
     bench_row_parallel.add(kinds)
     bench_attention.add(kinds)
     bench_allreduce.add_allreduce(kinds)
+    bench_parallel.add(kinds)
 
 
 def add_common(parser: argparse.ArgumentParser, output: str) -> None:

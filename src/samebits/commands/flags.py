@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any, TypeVar, get_type_hints
 
 from samebits.commands.foreign import FOREIGN, translate
@@ -67,7 +68,7 @@ def command(
     """A subcommand whose help ends with examples. `usage` is what its usage line shows, without the flags."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
-        prog=f"samebits {usage.split(' [')[0]}",
+        prog=" ".join(["samebits", *takewhile(str.islower, usage.split())]),
         usage=f"samebits {usage} [FLAGS]",
         help=help_text,
         description=help_text[0].upper() + help_text[1:] + ".",

@@ -48,7 +48,7 @@ def lines(records: Iterable[ProofRecord], ceilings: Ceilings) -> list[str]:
         rows.append(
             (
                 f"{record.clause} {record.problem}",
-                str(record.bucket),
+                str(record.bucket or "prefill"),
                 str(len(record.tried)),
                 str(sum(entry.seconds is None for entry in record.tried)),
                 record.chosen,
@@ -63,5 +63,5 @@ def rejections(records: Iterable[ProofRecord]) -> Iterator[str]:
     for record in records:
         for entry in record.tried:
             if entry.seconds is None:
-                place = f"{record.clause} {record.problem}, {record.bucket} rows"
+                place = f"{record.clause} {record.problem}, {record.bucket or 'prefill'} rows"
                 yield f"rejected: {place}, {entry.name}: {entry.rejection}"

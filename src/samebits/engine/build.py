@@ -6,35 +6,22 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch
-
 from samebits.cache.pages import PagePool
 from samebits.config import EngineConfig, ModelConfig
-from samebits.engine.decoder_runner import DecoderRunner
 from samebits.engine.engine import Engine
 from samebits.engine.loops import LOOPS, Loop
 from samebits.engine.messages import EngineFacts
 from samebits.engine.parallel_runner import ParallelRunner
-from samebits.engine.rank_worker import AllocateKv, check_fingerprints
 from samebits.engine.ranks import RankProcesses
 from samebits.engine.runner import Runner
-from samebits.engine.sizes import check_sizes, device_memory, filled_in, kv_page_count, log_idle_settings
-from samebits.engine.threads import default_threads
-from samebits.errors import ConfigError, NumericsError, RanksLostError
+from samebits.engine.shard import Ranks, Shard, check_parallel, load_shard, make_numerics
+from samebits.engine.sizes import check_sizes, log_idle_settings
+from samebits.errors import ConfigError, RanksLostError
 from samebits.grammar.compiler import GrammarCompiler, GrammarError, read_compiler
 from samebits.grammar.matchers import GrammarMasks
-from samebits.models.load import (
-    LoadedModel,
-    ModelFiles,
-    load_model,
-    make_plan,
-    read_model_files,
-    weights_dtype,
-)
+from samebits.models.load import LoadedModel, ModelFiles, read_model_files
 from samebits.models.shards import ModelShard
-from samebits.numerics.collectives.group import SOLO, Group
 from samebits.numerics.operators import Operators
-from samebits.numerics.profiles import make_operators
 from samebits.plan import Plan
 from samebits.schedule.scheduler import Scheduler, SchedulerLimits
 
@@ -53,6 +40,8 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
     ModelShard(0, model.tensor_parallel).check(files.spec)
     reading = _start_reading(files)
     size = model.tensor_parallel
+    if size > 1:
+        check_parallel(model, engine)
     ranks = RankProcesses(model, engine, default_seed, size) if size > 1 else None
     try:
         return _build(model, engine, default_seed, ranks, reading, progress)
@@ -75,42 +64,19 @@ def _build(
     reading: Future[GrammarCompiler],
     progress: Progress,
 ) -> Engine:
-    group: Group = SOLO if ranks is None else ranks.group
-    try:
-        threads = engine.threads or (0 if ranks is None else default_threads(group.size))
-        dtype: torch.dtype = getattr(torch, weights_dtype(model, read_model_files(model)))
-        operators = make_operators(
-            model.numerics, model.device, threads, group, dtype, model.attention_split_tokens
-        )
-    except NumericsError as error:
-        raise ConfigError(str(error)) from error
+    met = Ranks() if ranks is None else Ranks(ranks.group, ranks.meeting)
+    operators, group = make_numerics(model, engine, met)
+    if ranks is not None:
+        ranks.on_lost = getattr(group, "abandon", ranks.on_lost)
     if not operators.promises_bits:
         log.warning(
             "numerics profile '%s' promises nothing: bits may change with the batch", operators.profile
         )
-    operators.compile(lambda name, done, total: progress("compiling kernels", done, total))
-    shard = ModelShard(group.rank, group.size)
-    loaded = load_model(model, operators, progress, shard=shard)
-    plan = make_plan(loaded, operators, default_seed)
-    check_fingerprints(group, plan)
+    shard = load_shard(model, engine, default_seed, met, operators, group, progress)
+    engine, pages, loaded, plan = shard.engine, shard.pages, shard.loaded, shard.plan
     on_gpu = operators.device.type == "cuda"
-    engine = filled_in(engine, operators.device)
-    if on_gpu:
-        from samebits.engine.device.build import prepare_operators
-
-        prepare_operators(operators, engine, progress)
-    bytes_per_page = operators.kv_bytes_per_token(loaded.spec.layers, loaded.spec.heads) * engine.page_tokens
-    pages = kv_page_count(engine, bytes_per_page, device_memory(operators.device) if on_gpu else None)
-    runner: Runner = DecoderRunner(
-        spec=loaded.spec,
-        weights=loaded.weights,
-        operators=operators,
-        rope=loaded.rope,
-        # On a GPU one page more, for padding rows.
-        kv=operators.allocate_kv(loaded.spec.layers, pages + on_gpu, engine.page_tokens, loaded.spec.heads),
-    )
-    if ranks is not None:
-        ranks.tell(AllocateKv(pages))
+    runner: Runner = shard.runner
+    if ranks is not None and not on_gpu:
         runner = ParallelRunner(runner, ranks)
     facts = _facts(model, engine, loaded, operators, plan, pages, default_seed)
     limits = SchedulerLimits(
@@ -121,7 +87,7 @@ def _build(
     )
     _log_decisions(facts, engine, operators, pages)
     scheduler = Scheduler(limits, PagePool(pages))
-    loop = _make_loop(runner, engine, limits, pages, progress) if on_gpu else LOOPS[engine.loop](runner)
+    loop: Loop = LOOPS[engine.loop](runner) if not on_gpu else _device_loop(shard, limits, ranks, progress)
     masks = _make_masks(reading, progress)
     built = Engine(
         facts, runner, scheduler, loop, engine.max_waiting, masks, prefix_cache=engine.prefix_cache
@@ -152,13 +118,13 @@ def _make_masks(reading: Future[GrammarCompiler], progress: Progress) -> Grammar
     )  # an error is for requests with a grammar; others are served all the same
 
 
-def _make_loop(
-    runner: Runner, engine: EngineConfig, limits: SchedulerLimits, pages: int, progress: Progress
+def _device_loop(
+    shard: Shard, limits: SchedulerLimits, ranks: RankProcesses | None, progress: Progress
 ) -> Loop:
     """The loop of a GPU."""
     from samebits.engine.device.build import build_device_loop
 
-    return build_device_loop(runner, engine, limits, pages, progress)
+    return build_device_loop(shard, limits, ranks, progress)
 
 
 def parse_default_seed(text: str) -> int | None:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
+import threading
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from samebits.config import EngineConfig, ModelConfig
-from samebits.engine.threads import default_threads
-from samebits.errors import NumericsError
-from samebits.models import decoder
-from samebits.models.load import load_model, make_plan
-from samebits.models.shards import ModelShard
+from samebits.engine.device.forward import LogitsOrder, StepOrder
+from samebits.engine.device.inputs import StepShape
+from samebits.engine.device.place import CudaCapture
+from samebits.engine.device.rank_steps import BuildSteps, RankSteps
+from samebits.engine.shard import Ranks, load_shard, make_numerics
 from samebits.numerics.batch import RaggedBatch
 from samebits.numerics.collectives.gloo import GlooGroup
 from samebits.numerics.collectives.group import Group
-from samebits.numerics.operators import KvLayer
-from samebits.numerics.profiles import make_operators
-from samebits.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,13 @@ class Logits:
 
 
 @dataclass(frozen=True)
-class AllocateKv:
-    """Make the KV storage."""
+class DeviceStep:
+    """Compute a step's forward on the device."""
 
-    pages: int
+    shape: StepShape
+    captured: bool
+    forward: Forward
+    wanted: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Stop:
     """Leave."""
 
 
-Order = Forward | Logits | AllocateKv | Stop
+Order = Forward | Logits | BuildSteps | DeviceStep | LogitsOrder | Stop
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,11 @@ def join_faults(group: Group, faults: torch.Tensor) -> None:
     torch.amax(group.all_gather(faults), dim=0, out=faults)
 
 
-def check_fingerprints(group: Group, plan: Plan) -> None:
-    """Raises `NumericsError` naming the ranks whose plan is not rank 0's."""
-    own = torch.tensor(list(plan.fingerprint.encode()), dtype=torch.uint8)
-    found = [bytes(row.tolist()).decode() for row in group.all_gather(own)]
-    others = [f"rank {rank}: {text}" for rank, text in enumerate(found) if text != found[0]]
-    if others:
-        raise NumericsError(
-            f"the ranks have different plans (rank 0: {found[0]}, {', '.join(others)}); do all see the same files?"
-        )
+def device_order(order: StepOrder | LogitsOrder) -> Order:
+    """What the other ranks are told of it."""
+    if isinstance(order, LogitsOrder):
+        return order
+    return DeviceStep(order.shape, order.captured, forward_order(order.batch), order.wanted)
 
 
 def rank_process(
@@ -111,8 +110,9 @@ def rank_process(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     status = 0
+    _leave_with_parent()
     try:
-        _serve(model, engine, default_seed, GlooGroup(meeting_file, rank, size), orders)
+        _serve(model, engine, default_seed, Ranks(GlooGroup(meeting_file, rank, size), meeting_file), orders)
     except (EOFError, BrokenPipeError):  # rank 0 is gone, and whoever watches it knows
         status = 1
     except BaseException as error:
@@ -123,33 +123,54 @@ def rank_process(
     os._exit(status)
 
 
+def _leave_with_parent() -> None:
+    """End this process when rank 0's ends, even if the device keeps the main thread waiting."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="samebits-parent", daemon=True).start()
+
+
 def _serve(
-    model: ModelConfig, engine: EngineConfig, default_seed: int | None, group: Group, orders: Connection
+    model: ModelConfig, engine: EngineConfig, default_seed: int | None, ranks: Ranks, orders: Connection
 ) -> None:
     """Load this rank's shard and obey until told to stop."""
-    operators = make_operators(
-        model.numerics, model.device, engine.threads or default_threads(group.size), group
-    )
-    operators.compile(lambda name, done, total: None)
-    loaded = load_model(model, operators, shard=ModelShard(group.rank, group.size))
-    check_fingerprints(group, make_plan(loaded, operators, default_seed))
-    spec = loaded.spec
-    kv: tuple[KvLayer, ...] = ()
+    operators, group = make_numerics(model, engine, ranks)
+    shard = load_shard(model, engine, default_seed, ranks, operators, group, lambda *news: None)
+    steps: RankSteps | None = None
     while True:
         match orders.recv():
-            case AllocateKv(pages=pages):
-                kv = operators.allocate_kv(spec.layers, pages, engine.page_tokens, spec.heads)
             case Forward() as order:
-                batch = _batch(order)
-                decoder.forward(spec, loaded.weights, operators, batch, kv, loaded.rope)
+                batch = host_batch(order)
+                shard.runner.forward(batch)
                 join_faults(group, batch.row_faults)
             case Logits(hidden=hidden):
-                decoder.logits(spec, loaded.weights, operators, torch.from_numpy(hidden))
+                shard.runner.logits(torch.from_numpy(hidden))
+            case BuildSteps(sizes=sizes, buckets=buckets):
+                steps = RankSteps(shard.runner, shard.loaded.spec.hidden, group, sizes)
+                if buckets:
+                    steps.capture(buckets, CudaCapture())
+            case DeviceStep() as step:
+                assert steps is not None
+                steps.follow(step_order(step))
+            case LogitsOrder() as logits:
+                assert steps is not None
+                steps.follow(logits)
             case Stop():
                 return
 
 
-def _batch(order: Forward) -> RaggedBatch:
+def step_order(told: DeviceStep) -> StepOrder:
+    """What rank 0 did, as far as another rank does it, too."""
+    return StepOrder(told.shape, told.captured, host_batch(told.forward), wanted=told.wanted)
+
+
+def host_batch(order: Forward) -> RaggedBatch:
+    """The batch that an order was made of."""
     return RaggedBatch(
         token_ids=torch.from_numpy(order.token_ids),
         positions=torch.from_numpy(order.positions),

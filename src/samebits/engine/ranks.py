@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,10 +36,12 @@ class RankProcesses:
 
     def __init__(self, model: ModelConfig, engine: EngineConfig, default_seed: int | None, size: int) -> None:
         self._folder = tempfile.mkdtemp(prefix="samebits-ranks-")
-        meeting = Path(self._folder) / "meeting"
+        self.meeting = meeting = Path(self._folder) / "meeting"
         self._processes: list[SpawnProcess] = []
         self._pipes: list[Connection] = []
         self._lost: str = ""
+        self.on_lost: Callable[[], None] = lambda: None
+        """called by another thread as soon as a rank is found dead"""
         self._noticed = threading.Event()
         self._closing = False
         context = multiprocessing.get_context("spawn")
@@ -65,8 +68,9 @@ class RankProcesses:
         """Send an order to every rank. Raises `RanksLostError` when one is gone."""
         self.check()
         try:
+            told = ForkingPickler.dumps(order)
             for pipe in self._pipes:
-                pipe.send(order)
+                pipe.send_bytes(told)
         except OSError as error:
             raise self.explanation(error) from error
 
@@ -111,6 +115,7 @@ class RankProcesses:
             return
         self._lost = self._told_by(sentinels[ended[0]])
         self._noticed.set()
+        self.on_lost()
         log.error("%s", self._lost)
 
     def _told_by(self, index: int) -> str:

@@ -36,7 +36,8 @@ def check_sizes(engine: EngineConfig) -> None:
         raise ConfigError(
             f"--page-tokens must be a multiple of {CONTRACT.key_block_tokens}, got {engine.page_tokens}"
         )
-    for name, least in (("step_tokens", 0), ("max_running", 0), ("max_waiting", 1)):
+    least_of = {"kv_pages": 0, "kv_memory_mib": 0, "step_tokens": 0, "max_running": 0, "max_waiting": 1}
+    for name, least in least_of.items():
         if getattr(engine, name) < least:
             raise ConfigError(
                 f"--{name.replace('_', '-')} must be at least {least}, got {getattr(engine, name)}"
@@ -51,6 +52,8 @@ def log_idle_settings(engine: EngineConfig) -> None:
     """Say which settings of a GPU were given to an engine that runs on the CPU."""
     if engine.cuda_graph_max_bs != EngineConfig.cuda_graph_max_bs:
         log.info("--cuda-graph-max-bs has no effect: there are no CUDA graphs on a CPU")
+    if engine.all_reduce != EngineConfig.all_reduce:
+        log.info("--all-reduce has no effect: ranks on a CPU gather all parts and add them")
     if engine.memory_fraction:
         log.info(
             "--memory-fraction is of a GPU's memory and has no effect: KV pages get --kv-memory-mib = %d",

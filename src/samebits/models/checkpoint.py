@@ -6,7 +6,7 @@ Every problem is a `ModelFileError` that names the file or tensor.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ def read_json(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
     except FileNotFoundError as error:
-        raise ModelFileError(f"{path} does not exist") from error
+        holds = "a checkpoint is a folder with config.json, tokenizer.json and *.safetensors"
+        raise ModelFileError(f"{path} does not exist; {holds}") from error
     except OSError as error:
         raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -56,6 +57,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ModelFileError(f"{path} must hold a JSON object, not a {type(values).__name__}")
     return values
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor."""
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,17 @@ class Checkpoint:
     """in ascending order of name"""
     tensors: Mapping[str, StoredTensor]
 
-    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """A copy of the tensor in its stored type, through the memory map and straight to `device`: what the file
-        becomes afterwards cannot change a weight that is in use."""
+    def read(
+        self, name: str, device: torch.device | str = "cpu", take: Callable[[Tensor], Tensor] = whole
+    ) -> Tensor:
+        """A copy of what `take` takes of the tensor, in its stored type, through the memory map and straight to
+        `device`: what the file becomes afterwards cannot change a weight that is in use, and what is not taken is
+        not read."""
         stored = self.tensors[name]
         try:
             with safe_open(stored.shard, framework="pt") as file:
                 tensor: Tensor = file.get_tensor(name)
-                return tensor.to(device, copy=True)
+                return take(tensor).to(device, copy=True)
         except (SafetensorError, OSError) as error:
             raise ModelFileError(f"{stored.shard}: cannot read tensor {name!r}: {error}") from error
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samebits.layers import AttentionShape, LayerWeights, attention_block, gated_mlp
+from samebits.layers import AttentionShape, LayerWeights, attention_block, gated_mlp, row_linear_add_norm
 from samebits.models.spec import ModelSpec
 from samebits.numerics.batch import RaggedBatch
 from samebits.numerics.operators import KvLayer, Operators, PackedLinear
@@ -47,9 +47,13 @@ def forward(
         kept = batch.wanted if index + 1 == len(weights.layers) else None
         mixed = attention_block(operators, x, layer.attention, shape, rope, batch, pages, kept)
         residual = residual if kept is None else residual.index_select(0, kept)
-        x, residual = operators.add_rms_norm(mixed, residual, layer.mlp.input_norm, spec.norm_eps)
-        mlp = gated_mlp(operators, x, layer.mlp)
-        x, residual = operators.add_rms_norm(mlp, residual, _norm_after(weights, index), spec.norm_eps)
+        x, residual = row_linear_add_norm(
+            operators, mixed, layer.attention.output, residual, layer.mlp.input_norm, spec.norm_eps
+        )
+        gated = gated_mlp(operators, x, layer.mlp)
+        x, residual = row_linear_add_norm(
+            operators, gated, layer.mlp.down, residual, _norm_after(weights, index), spec.norm_eps
+        )
     return x
 
 

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samebits.models.checkpoint import whole
 from samebits.models.family import WeightNames
 from samebits.models.spec import ModelSpec
-from samebits.models.weights import expected_shapes
+from samebits.models.weights import Cut, expected_shapes
 
 GENERATOR_VERSION = 1
 """A change of any number below is a change of this version."""
@@ -74,11 +75,12 @@ class DummySource:
     shapes: Mapping[str, tuple[int, ...]]
     device: torch.device
 
-    def tensor(self, name: str) -> Tensor:
-        """The named tensor in the storage dtype of the spec, on `device`. Its values are the same on every device."""
+    def tensor(self, name: str, take: Cut = whole) -> Tensor:
+        """What `take` takes of the named tensor, in the storage dtype of the spec, on `device`. Values are the same
+        on every device, and of a part those of the whole."""
         recipe = recipe_for(self.spec, self.names, name)
         make = _tensor if self.device.type == "cpu" else partial(device_tensor, device=self.device)
-        return make(name, self.shapes[name], recipe, self.seed, getattr(torch, self.spec.dtype))
+        return take(make(name, self.shapes[name], recipe, self.seed, getattr(torch, self.spec.dtype)))
 
     def description(self) -> dict[str, str]:
         """What stands for the digests of weight files in the plan."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from samebits.errors import ModelFileError
 from samebits.layers import AttentionWeights, LayerWeights, MlpWeights
-from samebits.models.checkpoint import Checkpoint
+from samebits.models.checkpoint import Checkpoint, whole
 from samebits.models.decoder import DecoderWeights
 from samebits.models.family import WeightNames
 from samebits.models.progress import Progress
@@ -28,8 +28,9 @@ Cut = Callable[[Tensor], Tensor]
 class TensorSource(Protocol):
     """Where the loader takes a weight from, by its name in a checkpoint."""
 
-    def tensor(self, name: str) -> Tensor:
-        """The whole tensor, in the storage dtype of the spec, on the host or on the device that it is for."""
+    def tensor(self, name: str, take: Cut = whole) -> Tensor:
+        """What `take` takes of the tensor, in the storage dtype of the spec, on the host or on the device that it is
+        for."""
 
 
 def expected_shapes(spec: ModelSpec, names: WeightNames) -> dict[str, tuple[int, ...]]:
@@ -118,8 +119,8 @@ class CheckpointSource:
     dtype: torch.dtype
     device: torch.device | str = "cpu"
 
-    def tensor(self, name: str) -> Tensor:
-        stored = self.checkpoint.read(name, self.device)
+    def tensor(self, name: str, take: Cut = whole) -> Tensor:
+        stored = self.checkpoint.read(name, self.device, take)
         if stored.dtype == self.dtype:
             return stored
         converted = stored.to(self.dtype)
@@ -142,7 +143,7 @@ def build_weights(
     """Read, cut, fuse and pack all weights for the operators. `spec` is the whole model's."""
     total = spec.layers + 2
     progress(STAGE, 0, total)
-    embedding = shard.vocabulary(source.tensor(names.embedding)).to(operators.device)
+    embedding = source.tensor(names.embedding, shard.vocabulary).to(operators.device)
     progress(STAGE, 1, total)
     layers = []
     for index in range(spec.layers):
@@ -152,7 +153,7 @@ def build_weights(
     if spec.tied_embeddings:
         output = embedding
     else:
-        output = shard.vocabulary(source.tensor(names.output + ".weight")).to(operators.device)
+        output = source.tensor(names.output + ".weight", shard.vocabulary).to(operators.device)
     packed = operators.pack_output(output, spec.vocabulary)
     progress(STAGE, total, total)
     return DecoderWeights(embedding, tuple(layers), final_norm, packed)
@@ -178,14 +179,14 @@ def _layer(
         """A column-parallel linear, fused of several; each part is cut by itself."""
 
         def fused(ending: str) -> Tensor:
-            cut = [take(source.tensor(at(name) + ending)) for name, take in parts.items()]
+            cut = [source.tensor(at(name) + ending, take) for name, take in parts.items()]
             return torch.cat(cut).to(operators.device)
 
         return operators.pack_linear(fused(".weight"), fused(".bias") if bias else None)
 
     def inputs(name: str, bias: bool) -> PackedLinear:
         """A row-parallel linear; its bias is of the joined sum, and every rank has it whole."""
-        weight = shard.inputs(source.tensor(at(name) + ".weight")).to(operators.device)
+        weight = source.tensor(at(name) + ".weight", shard.inputs).to(operators.device)
         whole_bias = source.tensor(at(name) + ".bias").to(operators.device) if bias else None
         return operators.pack_row_linear(weight, whole_bias)
 

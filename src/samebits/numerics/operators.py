@@ -120,6 +120,11 @@ class Operators(Protocol):
         """GEMM clause of the profile over all ranks, joined by its collective clause, for a weight of
         `pack_row_linear`. x act [rows, in of this rank] -> act [rows, out], the same on every rank."""
 
+    def row_linear_add_norm(
+        self, x: Tensor, weight: PackedLinear, residual: Tensor, norm_weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """add_rms_norm(row_linear(x, weight), residual, norm_weight, eps), bit for bit, perhaps in one go."""
+
     def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
         """GEMM clause with float32 out of the accumulator, for a weight of `pack_output`.
         x act [rows, hidden] -> float32 [rows, vocabulary], on every rank."""

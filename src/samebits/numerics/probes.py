@@ -93,12 +93,15 @@ def _probe_gemm(operators: Operators, dtype: torch.dtype) -> str:
     return digest_of(operators.linear(rows, packed), operators.logits(rows[:1].contiguous(), packed))
 
 
-def probe_row_linear(operators: Operators, dtypes: Sequence[torch.dtype]) -> str:
+def probe_row_linear(
+    operators: Operators, dtypes: Sequence[torch.dtype], depth: int = 1152, with_bias: bool = True
+) -> str:
     """Digest of a product that is reduced in leaves, over the whole of K."""
     products = []
     for dtype in dtypes:
-        x, weight, bias = product_inputs(16, dtype)
-        packed = operators.pack_row_linear(weight.to(operators.device), bias.to(operators.device))
+        x, weight, bias = product_inputs(16, dtype, depth)
+        given = bias.to(operators.device) if with_bias else None
+        packed = operators.pack_row_linear(weight.to(operators.device), given)
         products.append(operators.row_linear(_act(operators, x), packed))
     return digest_of(*products)
 

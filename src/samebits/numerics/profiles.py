@@ -12,7 +12,7 @@ from samebits.numerics.contract import CONTRACT
 from samebits.numerics.operators import Operators
 
 CPU_PROFILES = ("exact", "tp-invariant")
-GPU_PROFILES = ("exact", "unpinned")
+GPU_PROFILES = ("exact", "tp-invariant", "unpinned")
 
 
 def choose_device(device: str) -> torch.device:
@@ -43,10 +43,8 @@ def make_operators(
         raise NumericsError(
             f"--attention-split-tokens must be a multiple of {CONTRACT.key_block_tokens}, got {split_tokens}"
         )
-    if profile in GPU_PROFILES and place.type == "cuda" and group.size == 1:
-        from samebits.numerics.gpu.operators import make_gpu_operators
-
-        return make_gpu_operators(profile, place, dtype, split_tokens or CONTRACT.split_tokens)
+    if profile in GPU_PROFILES and place.type == "cuda":
+        return _gpu_operators(profile, place, group, dtype, split_tokens or CONTRACT.split_tokens)
     if split_tokens not in (0, CONTRACT.split_tokens):
         raise NumericsError(
             f"--attention-split-tokens {split_tokens}: the splits of this profile on {place.type} hold "
@@ -59,13 +57,27 @@ def make_operators(
     if group.size > 1:
         raise NumericsError(
             f"--tensor-parallel {group.size}: --numerics {profile} runs on one rank on {place.type}; several ranks are "
-            "for 'exact' and 'tp-invariant' on cpu"
+            "for 'exact' and 'tp-invariant', and for 'unpinned' on cuda"
         )
     if profile == "torch":
         from samebits.numerics.torch_profile.operators import torch_operators
 
         return torch_operators(place, dtype)
     raise NumericsError(
-        f"--numerics {profile} has no proven kernels on {place.type}; this version offers 'exact' on cpu and cuda, "
-        "'tp-invariant' on cpu, and, without any promise, 'torch' on both and 'unpinned' on cuda"
+        f"--numerics {profile} has no proven kernels on {place.type}; this version offers 'exact' and "
+        "'tp-invariant' on cpu and cuda, and, without any promise, 'torch' on both and 'unpinned' on cuda"
     )
+
+
+def _gpu_operators(
+    profile: str, device: torch.device, group: Group, dtype: torch.dtype, split_tokens: int
+) -> Operators:
+    """One rank's operators, on the GPU of its number."""
+    from samebits.numerics.gpu.operators import make_gpu_operators
+    from samebits.numerics.gpu.rank_group import GatheringGroup, PeerGroup
+
+    if group.size == 1:
+        return make_gpu_operators(profile, device, dtype, split_tokens)
+    if not isinstance(group, PeerGroup | GatheringGroup):
+        raise NumericsError(f"ranks on GPUs need a group that adds there, not a {type(group).__name__}")
+    return make_gpu_operators(profile, torch.device("cuda", group.rank), dtype, split_tokens, group)

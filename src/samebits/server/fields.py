@@ -3,7 +3,8 @@ field is dropped, a refused field is accepted only with a value that asks for no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import msgspec
@@ -39,12 +40,18 @@ REFUSED_SAMPLING_FIELDS = {
 }
 """The same of the fields that say how tokens are drawn."""
 
+LONGEST_NAME = 64
+"""characters of an unknown field that are compared with known ones"""
+CLOSE_ENOUGH = 0.8
+"""likeness from which an unknown field is taken for a mistyped one"""
 DEEPEST = 100
 """levels of lists and objects in a body: whatever reads or writes them later may go down by recursion"""
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a request's body. NaN and Infinity are no JSON. Raises `RequestError`."""
+    if not body.strip():
+        raise RequestError("the body is empty: it must be a JSON object")
     try:
         value = decode_json(body)
     except ValueError as error:
@@ -86,8 +93,10 @@ def convert_object(
     path: str,
     inert: Mapping[str, str],
     refused: Mapping[str, str],
+    others: Sequence[str] = (),
 ) -> Body:
-    """Check an object's fields against the tables and `kind`. Raises `RequestError` naming the field."""
+    """Check an object's fields against the tables and `kind`. Raises `RequestError` naming the field. `others` are
+    fields that belong elsewhere in the body."""
     kept = {}
     for name, content in value.items():
         if name in refused:
@@ -97,7 +106,8 @@ def convert_object(
         elif name in kind.__struct_fields__:
             kept[name] = content
         elif name not in inert:
-            raise RequestError(f"unknown field {path}{name}", path + name, "unknown_parameter")
+            message = f"unknown field {path}{name}{_guess(name, (*kind.__struct_fields__, *others), path)}"
+            raise RequestError(message, path + name, "unknown_parameter")
     try:
         return msgspec.convert(kept, kind)
     except msgspec.ValidationError as error:
@@ -105,6 +115,12 @@ def convert_object(
         name = path + where.rstrip("`").lstrip(".")
         message = f"{name}: {message[:1].lower()}{message[1:]}"
         raise RequestError(message, name or None, "invalid_type") from error
+
+
+def _guess(name: str, known: Sequence[str], path: str) -> str:
+    """What a mistyped field may have been meant for, to be said after it."""
+    near = get_close_matches(name[:LONGEST_NAME], known, 1, CLOSE_ENOUGH)
+    return f"; is {path}{near[0]} meant?" if near else ""
 
 
 def _is_blank(content: object) -> bool:

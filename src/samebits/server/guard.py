@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from samebits.config import ServerConfig
+from samebits.config import ServerConfig, flag_name
 from samebits.engine.logs import request_id
 from samebits.errors import ConfigError
 from samebits.server.front import Front
@@ -45,14 +45,12 @@ log = logging.getLogger("samebits.server.requests")
 def guarded(app: Starlette, front: Front) -> ASGIApp:
     """`app` behind everything that the settings of `front` ask for. Raises `ConfigError` naming a bad one."""
     config, metrics = front.config, front.metrics
-    if config.max_in_flight < 1:
-        raise ConfigError(f"--max-in-flight must be at least 1, got {config.max_in_flight}")
-    if config.engine_restarts < 0:
-        raise ConfigError(f"--engine-restarts must not be negative, got {config.engine_restarts}")
-    if not 0 <= config.default_deadline_seconds < math.inf:
-        raise ConfigError(
-            f"--default-deadline-seconds must not be negative, got {config.default_deadline_seconds:g}"
-        )
+    for name in ("max_in_flight", "max_body_mib"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{flag_name(name)} must be at least 1, got {getattr(config, name)}")
+    for name in ("engine_restarts", "default_deadline_seconds", "drain_seconds"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ConfigError(f"{flag_name(name)} must not be negative, got {getattr(config, name):g}")
     inner: ASGIApp = LimitInFlight(app, metrics, config.max_in_flight)
     if keys := load_keys(config):
         inner = RequireKey(inner, keys, HEALTH_PATHS | (PAGE_PATHS if config.page else frozenset()))

@@ -199,7 +199,8 @@ def decode_request(
     for name, content in given.items():
         home = next((index for index, names in enumerate(homes) if name in names), 2)
         parts[home][name] = content
-    own = convert_object(parts[2], kind, "", inert, {**REFUSED_FIELDS, **refused})
+    shared = [name for names in homes for name in names]
+    own = convert_object(parts[2], kind, "", inert, {**REFUSED_FIELDS, **refused}, shared)
     return (
         own,
         convert_object(parts[1], CommonFields, "", {}, {}),

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from samebits.errors import RequestError
 from samebits.server import fields
 from samebits.server.fields import convert_object, decode_object
 
@@ -125,7 +126,12 @@ class AbortBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 def decode_native(body: bytes) -> NativeRequest:
     """Read the body of /generate. Raises `RequestError` naming the field."""
-    return convert_object(decode_object(body), NativeRequest, "", INERT_FIELDS, REFUSED_FIELDS)
+    value = decode_object(body)
+    for name in value:
+        if name in NativeSampling.__struct_fields__:
+            message = f"unknown field {name}: it belongs in sampling_params"
+            raise RequestError(message, name, "unknown_parameter")
+    return convert_object(value, NativeRequest, "", INERT_FIELDS, REFUSED_FIELDS)
 
 
 def convert_sampling(value: Mapping[str, Any], path: str) -> NativeSampling:

@@ -10,9 +10,10 @@ import torch
 from attention_cases import Case, Inputs, in_float64, make_inputs
 
 from conftest import INTERPRETED
-from samebits.numerics.gpu import attention
-from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch, TileLaunch
+from samebits.numerics.gpu import attention, attention_prefill
+from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch
 from samebits.numerics.gpu.attention_plan import plan_attention
+from samebits.numerics.gpu.attention_prefill import TileLaunch
 from samebits.numerics.operators import HeadLayout
 
 # Relative to the largest output: rounding of weights and output to the activation's type.
@@ -65,7 +66,7 @@ def by_kernels(
     work = plan_attention(inputs.query_start, positions, tokens, unit_tokens, inputs.queries.device)
     output = torch.full_like(inputs.queries, math.nan)
     if work.tiles is not None:
-        attention.tiles(shape, inputs.queries, context, work.tiles, scale, output, tile)
+        attention_prefill.tiles(shape, inputs.queries, context, work.tiles, scale, output, tile)
     if work.shared is not None:
         buffers = attention.range_buffers(
             shape, work.shared.units, unit_tokens, ranges.programs, capacity, output.device

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from attention_mutants import MUTANTS, ONLY_IN_HALF, RIGHT, mutant_candidate
@@ -11,16 +13,22 @@ from samebits.errors import NumericsError
 from samebits.numerics.gpu import attention_operator as operator_module
 from samebits.numerics.gpu.attention import AttentionShape
 from samebits.numerics.gpu.attention_operator import (
+    TILE_ROWS,
     TILES,
     AttentionOperator,
     AttentionProblem,
     Ragged,
+    context_of,
     make_case,
     proof_cases,
     prove_defaults,
     reference_candidate,
+    tile_candidate,
+    units_of,
 )
-from samebits.numerics.gpu.prover import Case, Proof, Rejection, Trial
+from samebits.numerics.gpu.attention_prefill import HopperLaunch, tiles
+from samebits.numerics.gpu.launch import target_name
+from samebits.numerics.gpu.prover import Candidate, Case, Proof, Rejection, Tensors, Trial
 from samebits.numerics.operators import HeadLayout
 
 SMALL = Ragged((0, 580), (2, 1))
@@ -73,6 +81,44 @@ def check_every_launch_is_proven(
                     refused.append(f"{act} bucket {found.bucket} {recipe.name}: {verdict.reason}")
     wrong = [line for line in refused if "out of resource" not in line and "shared memory" not in line]
     assert not wrong, "\n".join(wrong)
+
+
+def with_two_blocks_swapped(problem: AttentionProblem, launch: HopperLaunch) -> Candidate:
+    """The kernel for Hopper, told that the first two pages of every request lie in each other's place: where every
+    row sees both, the same keys in another order."""
+
+    def run(inputs: Tensors, outputs: Tensors) -> None:
+        context = context_of(inputs)
+        table = context.page_table.clone()
+        table[:, :2] = context.page_table[:, :2].flip(1)
+        units = units_of(inputs, 1 + TILE_ROWS.index(launch.rows))
+        swapped = replace(context, page_table=table)
+        tiles(problem.shape, inputs[0], swapped, units, problem.scale, outputs[0], launch)
+
+    return Candidate("two key blocks swapped", "", run)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="there is no interpreter for Gluon")
+def check_wrong_orders_of_the_kernel_for_hopper_are_rejected(device: torch.device) -> None:
+    if target_name() != "sm_90":
+        pytest.skip("the kernel is for Hopper")
+    launch = HopperLaunch()
+    for act in (torch.bfloat16, torch.float16):
+        problem = problem_of(act)
+        shape = problem.shape
+        seen_by_all = Ragged((2 * shape.split_tokens, 4 * shape.split_tokens - 3), (130, 70))
+        cases = [make_case(problem, kind, seen_by_all, 9, device) for kind in ("sharp", "cancelling")]
+        trial = Trial.of(reference_candidate(problem), cases)
+        right = trial.prove(tile_candidate(problem, launch))
+        assert isinstance(right, Proof), right
+        wrong = [with_two_blocks_swapped(problem, launch)]
+        for split in (shape.split_tokens // 2, 2 * shape.split_tokens, 64 * shape.split_tokens):
+            other = replace(problem, shape=replace(shape, split_tokens=split))
+            wrong.append(tile_candidate(other, launch))
+        for candidate in wrong:
+            verdict = trial.prove(candidate)
+            assert isinstance(verdict, Rejection), candidate.name
+            assert verdict.difference is not None, verdict.error
 
 
 @pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (4, 128), (5, 64), (7, 128)])

@@ -132,16 +132,6 @@ def check_activation(device: torch.device, dtypes: list[torch.dtype]) -> None:
         assert same_bits(activation.silu_mul(x.to(device)), torch.from_numpy(expected).to(dtype))
 
 
-def check_short_activation(device: torch.device) -> None:
-    """The short form has the clause's bits for every gate of 16 bits, zeros, subnormals and infinities among them. It
-    does not serve where it was not compared."""
-    if device.type == "cuda":
-        assert activation.is_short_silu_exact(torch.bfloat16, device)
-        assert activation.is_short_silu_exact(torch.float16, device)
-    assert not activation.is_short_silu_exact(torch.float32, device)
-    assert not activation.is_short_silu_exact(torch.bfloat16, torch.device("cpu"))
-
-
 def check_embedding(device: torch.device, dtypes: list[torch.dtype]) -> None:
     for dtype in dtypes:
         table = rows_of(4, 50, 1100, dtype)

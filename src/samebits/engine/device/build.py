@@ -9,12 +9,16 @@ from collections.abc import Callable, Sequence
 import torch
 
 from samebits.config import EngineConfig
+from samebits.engine.device.forward import ALONE, StepRanks
 from samebits.engine.device.inputs import InputSizes
 from samebits.engine.device.loop import DeviceLoop
 from samebits.engine.device.place import CudaCapture, Place
+from samebits.engine.device.rank_steps import BuildSteps
 from samebits.engine.device.runner import DeviceRunner
-from samebits.engine.runner import Runner
+from samebits.engine.rank_worker import device_order
+from samebits.engine.ranks import RankProcesses
 from samebits.engine.sampling_stage import SCORED_ROWS_AT_ONCE
+from samebits.engine.shard import Shard
 from samebits.errors import ConfigError, NumericsError
 from samebits.models.digests import user_cache_folder
 from samebits.numerics.gpu.buckets import BUCKETS, bucket_of
@@ -37,31 +41,37 @@ def check_device_sizes(engine: EngineConfig) -> None:
 
 
 def build_device_loop(
-    model: Runner, engine: EngineConfig, limits: SchedulerLimits, pages: int, progress: Progress
+    shard: Shard, limits: SchedulerLimits, ranks: RankProcesses | None, progress: Progress
 ) -> DeviceLoop:
-    """The loop of a model whose KV storage has `pages` pages for requests and one more for padding rows."""
+    """The loop of a model whose KV storage has one page more than requests may own, for padding rows; together with
+    the other ranks where there are some."""
     started = time.monotonic()
+    engine = shard.engine
     sizes = InputSizes(
         rows=bucket_of(limits.step_tokens),
         requests=limits.max_running,
         sampled=bucket_of(limits.max_running),
         pages_per_request=limits.pages_per_request,
         page_tokens=limits.page_tokens,
-        padding_page=pages,
+        padding_page=shard.pages,
     )
-    runner = DeviceRunner(model, Place(model.operators.device), sizes, bucket_of)
-    buckets = graph_buckets(engine)
-    if buckets and model.operators.captures:
+    buckets = graph_buckets(engine) if shard.operators.captures else []
+    others = ALONE
+    if ranks is not None:
+        ranks.tell(BuildSteps(sizes, buckets))
+        others = StepRanks(shard.group, lambda order: ranks.tell(device_order(order)))
+    runner = DeviceRunner(shard.runner, Place(shard.operators.device), sizes, bucket_of, others)
+    if buckets:
         runner.capture(buckets, CudaCapture(), progress)
         log.info("decode graphs of %s rows, %.1f s", buckets, time.monotonic() - started)
     else:
         log.info("no CUDA graphs: every step is eager")
     torch.cuda.synchronize()
-    return DeviceLoop(runner, ahead=engine.loop == "overlapped")
+    return DeviceLoop(runner, ahead=engine.loop == "overlapped", ranks=ranks)
 
 
 def prepare_operators(operators: Operators, engine: EngineConfig, progress: Progress) -> None:
-    """Prove the products of the model, or find their proofs, before KV pages take the memory. Raises `ConfigError`
+    """Prove the kernels of the model, or find their proofs, before KV pages take the memory. Raises `ConfigError`
     where nothing is proven for one, or where a step could hold more rows than any bucket."""
     check_device_sizes(engine)
     if not isinstance(operators, GpuOperators):
@@ -70,7 +80,7 @@ def prepare_operators(operators: Operators, engine: EngineConfig, progress: Prog
     rows = bucket_of(engine.step_tokens)
     sampled = max(bucket_of(engine.max_running), bucket_of(SCORED_ROWS_AT_ONCE))
     try:
-        operators.bind(rows, sampled, user_cache_folder() / "proofs", progress)
+        operators.bind(rows, sampled, engine.page_tokens, user_cache_folder() / "proofs", progress)
     except NumericsError as error:
         raise ConfigError(str(error)) from error
     log.info("kernels bound in %.1f s", time.monotonic() - started)

@@ -25,8 +25,8 @@ class DecodeGraph:
 
     forward: Captured[tuple[Tensor, Tensor]]
     """hidden states act [rows, hidden] and their logits float32 [rows, vocabulary]"""
-    sampling: tuple[Captured[Tensor], Captured[Tensor]]
-    """what `sample_plain` returns, without logprobs and with them"""
+    sampling: tuple[Captured[Tensor], ...]
+    """what `sample_plain` returns, without logprobs and with them; none on a rank that does not sample"""
 
 
 class DecodeGraphs:
@@ -52,21 +52,23 @@ def capture_graphs(
     buckets: Sequence[int],
     capture: Capture,
     forward: Callable[[int], tuple[Tensor, Tensor]],
-    sampling: Callable[[int, Tensor, bool], Tensor],
+    sampling: Callable[[int, Tensor, bool], Tensor] | None,
     progress: Progress,
 ) -> DecodeGraphs:
     """Capture the buckets, largest first, so that the smaller ones fit into its memory. `forward` and `sampling` do
-    the work of a bucket on the fixed buffers."""
+    the work of a bucket on the fixed buffers. All ranks capture the same buckets at the same time."""
     graphs: dict[int, DecodeGraph] = {}
     progress(STAGE, 0, len(buckets))
     with torch.inference_mode():
         for number, bucket in enumerate(sorted(buckets, reverse=True), start=1):
             captured = capture(lambda bucket=bucket: forward(bucket))  # type: ignore[misc]
             logits = captured.outputs[1]
-            silent, reporting = (
-                capture(lambda b=bucket, x=logits, wanted=wanted: sampling(b, x, wanted))  # type: ignore[misc]
-                for wanted in (False, True)
-            )
-            graphs[bucket] = DecodeGraph(captured, (silent, reporting))
+            samplings: tuple[Captured[Tensor], ...] = ()
+            if sampling is not None:
+                samplings = tuple(
+                    capture(lambda b=bucket, x=logits, wanted=wanted: sampling(b, x, wanted))  # type: ignore[misc]
+                    for wanted in (False, True)
+                )
+            graphs[bucket] = DecodeGraph(captured, samplings)
             progress(STAGE, number, len(buckets))
     return DecodeGraphs(graphs)

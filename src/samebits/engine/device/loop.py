@@ -10,6 +10,7 @@ import torch
 
 from samebits.engine.device.launched import Launched
 from samebits.engine.loops import Prepare, StepFailure
+from samebits.engine.ranks import RankProcesses
 from samebits.engine.step import ChunkResult, PreparedStep
 from samebits.errors import DeviceLostError
 
@@ -32,12 +33,14 @@ class DeviceLoop:
     """Prepare step i + 1 and queue it while the device computes step i, then read what step i did.
 
     Sampled tokens stay on the device, where step i + 1 takes them. The host waits for nothing but the end of step i.
-    With `ahead` off, every step is read before the next one is prepared.
+    With `ahead` off, every step is read before the next one is prepared. `ranks` are the processes that share the
+    model: what goes wrong with one of them, or while they are out of step, ends the engine.
     """
 
-    def __init__(self, runner: Launcher, ahead: bool = True) -> None:
+    def __init__(self, runner: Launcher, ahead: bool = True, ranks: RankProcesses | None = None) -> None:
         self.runner = runner
         self._ahead = ahead
+        self._ranks = ranks
         self._tokens: Mapping[str, int] = {}
         """where the device keeps the tokens of the step that was queued last, by rid"""
         self._running: Launched | Broken | None = None
@@ -62,9 +65,12 @@ class DeviceLoop:
         if isinstance(before, Broken):
             raise self._lost(before)
         try:
-            return before.read()
+            results = before.read()
         except Exception as error:
             raise self._lost(Broken(before.step, error)) from error
+        if self._ranks is not None:
+            self._ranks.check()  # what was computed while a rank died is worthless
+        return results
 
     def close(self) -> None:
         if isinstance(self._running, Launched):
@@ -81,7 +87,9 @@ class DeviceLoop:
 
     def _lost(self, broken: Broken) -> StepFailure:
         """Forget the broken step and the one queued after it, which has no sound tokens to begin with. Raises
-        `DeviceLostError` where no later step could run: the process has to be started anew."""
+        `DeviceLostError` or `RanksLostError` where no later step could run: the process has to be started anew."""
+        if self._ranks is not None:
+            raise self._ranks.explanation(broken.cause) from broken.cause
         if isinstance(broken.cause, torch.AcceleratorError):
             raise DeviceLostError(f"the device failed: {broken.cause}") from broken.cause
         steps = [broken.step]

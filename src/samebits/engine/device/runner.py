@@ -7,13 +7,14 @@ to their bucket. Which of the two it is changes no bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from samebits.engine.device.forward import ALONE, LogitsOrder, StepForward, StepOrder, StepRanks
 from samebits.engine.device.graphs import DecodeGraph, DecodeGraphs, Progress, capture_graphs, decode_shape
-from samebits.engine.device.inputs import InputSizes, StepInputs, StepShape, StepValues, ragged
+from samebits.engine.device.inputs import InputSizes, StepShape, StepValues
 from samebits.engine.device.launched import Launched, QueuedOutcomes
 from samebits.engine.device.place import Capture, Place
 from samebits.engine.device.sampling import (
@@ -29,7 +30,7 @@ from samebits.engine.device.scores import queue_scores
 from samebits.engine.runner import Runner
 from samebits.engine.sampling_stage import with_masks, with_unread
 from samebits.engine.step import HeldRow, PreparedStep
-from samebits.numerics.batch import RaggedBatch, SamplingBatch
+from samebits.numerics.batch import SamplingBatch
 
 Buckets = Callable[[int], int]
 """Rows -> the bucket that they are padded to."""
@@ -55,22 +56,30 @@ class Computed:
 
 class DeviceRunner:
     """A model whose steps run on a device. `model` computes; its KV storage has one page more than requests may own,
-    `sizes.padding_page`."""
+    `sizes.padding_page`. Where several ranks share the model, this is rank 0's, and samples for all."""
 
-    def __init__(self, model: Runner, place: Place, sizes: InputSizes, bucket_of: Buckets) -> None:
+    def __init__(
+        self, model: Runner, place: Place, sizes: InputSizes, bucket_of: Buckets, ranks: StepRanks = ALONE
+    ) -> None:
         self.model = model
         self.sizes = sizes
         self.graphs = DecodeGraphs()
         self._place = place
         self._bucket_of = bucket_of
-        self._inputs = StepInputs(place, sizes)
+        self._ranks = ranks
+        self._step_forward = StepForward(model, place, sizes, ranks)
+        self._inputs = self._step_forward.inputs
         self._constants = plain_constants(place.device, sizes.sampled)
 
     def capture(self, buckets: Sequence[int], capture: Capture, progress: Progress) -> None:
         """Capture decode steps of these buckets. Every place that they read must be sound already: it is, for the
         buffers start as zeros, which are rows of page 0 that belong to no request."""
         self.graphs = capture_graphs(
-            buckets, capture, self._forward_and_logits, self._sample_bucket, progress
+            buckets,
+            capture,
+            lambda bucket: self._step_forward.captured_work(decode_shape(bucket)),
+            self._sample_bucket,
+            progress,
         )
 
     def launch(self, step: PreparedStep, before: Mapping[str, int]) -> Launched:
@@ -131,13 +140,11 @@ class DeviceRunner:
                 step.sampling if len(plain) == len(step.sampled_rows) else _select(step.sampling, plain)
             )
         unread = [(row, before[rid]) for row, rid in step.unread_rows if rid in before]
-        self._inputs.fill(shape, batch, unread, sampling, last_rows, places)
-        values = self._inputs.on_device(shape)
-        if graph is not None:
-            graph.forward.replay()
-            return Computed(values, *graph.forward.outputs, graph)
-        kept = None if wanted is None else self._send(self._padded(list(wanted)))
-        return Computed(values, self._hidden(values, batch, kept), None, None, wanted)
+        kept = None if wanted is None else self._padded(list(wanted))
+        order = StepOrder(shape, graph is not None, batch, unread, sampling, last_rows, places, kept)
+        self._ranks.tell(order)
+        values, hidden = self._step_forward.run(order, None if graph is None else graph.forward)
+        return Computed(values, hidden, None if graph is None else graph.forward.outputs[1], graph, wanted)
 
     def _wanted(self, step: PreparedStep, rows: StepRows, bucket: int) -> Mapping[int, int] | None:
         """The rows whose hidden states somebody reads, with the place of each; None where it is most of them."""
@@ -148,21 +155,17 @@ class DeviceRunner:
             return None
         return {row: place for place, row in enumerate(wanted)}
 
-    def _hidden(self, values: StepValues, host: RaggedBatch | None, wanted: Tensor | None = None) -> Tensor:
-        batch = ragged(values, self._inputs.token_ids(values), self.sizes.page_tokens)
-        batch = self.model.operators.share_out(replace(batch, wanted=wanted), host)
-        return self.model.forward(batch)
-
-    def _forward_and_logits(self, bucket: int) -> tuple[Tensor, Tensor]:
-        hidden = self._hidden(self._inputs.on_device(decode_shape(bucket)), None)
-        return hidden, self.model.logits(hidden)
+    def _logits_of(self, hidden: Tensor) -> Tensor:
+        """Logits outside of a graph."""
+        self._ranks.tell(LogitsOrder(hidden.shape[0]))
+        return self._step_forward.logits(hidden)
 
     def _logits(self, computed: Computed, rows: Sequence[int]) -> Tensor:
         """Logits of rows of the step, perhaps with padding behind them."""
         if computed.logits is not None:
             return torch.index_select(computed.logits, 0, self._send(rows))
         places = self._padded([computed.place(row) for row in rows])
-        return self.model.logits(torch.index_select(computed.hidden, 0, self._send(places)))
+        return self._logits_of(torch.index_select(computed.hidden, 0, self._send(places)))
 
     def _padded(self, rows: Sequence[int]) -> Sequence[int]:
         """As many as their bucket holds, the first row again and again behind them."""
@@ -191,7 +194,7 @@ class DeviceRunner:
             places = [rows.last_rows[at] for at in rows.ready]
             return PlainSamples(self._place.fetch(captured.outputs), places, sampled)
         last = torch.index_select(computed.hidden, 0, computed.values.last_rows)
-        packed = self._plain(computed.values, self.model.logits(last), reporting)
+        packed = self._plain(computed.values, self._logits_of(last), reporting)
         return PlainSamples(self._place.fetch(packed), list(range(len(sampled))), sampled)
 
     def _sample_general(
@@ -227,7 +230,7 @@ class DeviceRunner:
         kept = self._inputs.kept_tokens
         source = kept if held.unread_token is None else held.unread_token
         moved = with_kept(self._place, batch, [held.row], [0], source)
-        logits = self.model.logits(held.hidden)
+        logits = self._logits_of(held.hidden)
         return queue_sampling(self._place, self.model.operators, logits, [held.row], moved, kept[place:])
 
 

@@ -48,3 +48,6 @@ class GlooGroup:
         except RuntimeError as error:
             raise RanksLostError(f"rank {self.rank} lost another rank: {error}") from error
         return gathered
+
+    def settle(self) -> None:
+        """Gloo keeps nothing between calls."""

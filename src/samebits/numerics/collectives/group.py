@@ -21,6 +21,10 @@ class Group(Protocol):
         """The tensors of all ranks, of one shape and dtype, in rank order: [size, *shape]. Bytes are copied,
         nothing is added. Raises `RanksLostError` when another rank is gone."""
 
+    def settle(self) -> None:
+        """Called before work that is captured in a graph begins, and where it ends: such work is run again in any
+        order, and finds the group as it was when it was captured."""
+
 
 @dataclass(frozen=True)
 class Solo:
@@ -31,6 +35,9 @@ class Solo:
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         return tensor[None]
+
+    def settle(self) -> None:
+        pass
 
 
 SOLO = Solo()

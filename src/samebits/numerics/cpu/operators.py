@@ -227,6 +227,11 @@ class CpuOperators:
             self._run_rows(row_parallel.JOIN.address, arguments, rows, columns * count)
         return y
 
+    def row_linear_add_norm(
+        self, x: Tensor, weight: PackedLinear, residual: Tensor, norm_weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return self.add_rms_norm(self.row_linear(x, weight), residual, norm_weight, eps)
+
     def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
         if not isinstance(weight, VocabularyLinear):
             return self.linear(x, weight)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from samebits.numerics.gpu.dependent import wait_ahead
 from samebits.numerics.gpu.norm import inverse_root_mean_square
 from samebits.numerics.gpu.symmetric import meet, peer_pointer
 
@@ -62,8 +63,10 @@ def sum_of_ranks(peers, like, offsets, mask, WORLD: tl.constexpr, TREE: tl.const
 def one_shot(
     inputs, pads, epochs, like, y, pieces, rank,
     WORLD: tl.constexpr, TREE: tl.constexpr, BLOCK: tl.constexpr, MEET: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs,). y [elements] of this rank = the sum of all ranks' inputs."""
+    wait_ahead(DEPENDENT)
     if MEET:
         meet(pads, epochs, rank, WORLD)
     lanes = tl.arange(0, BLOCK)
@@ -79,9 +82,11 @@ def one_shot(
 def two_shot(
     inputs, results, pads, epochs, like, y, pieces, share_pieces, rank,
     WORLD: tl.constexpr, TREE: tl.constexpr, BLOCK: tl.constexpr, MEET: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs,). Every rank sums the `share` elements from rank * share on and writes them into the results of
     all ranks, whose type is that of `y` (a pointer that is not read)."""
+    wait_ahead(DEPENDENT)
     if MEET:
         meet(pads, epochs, rank, WORLD)
     lanes = tl.arange(0, BLOCK)
@@ -104,8 +109,10 @@ def two_shot(
 def reduce_scatter(
     inputs, pads, epochs, like, y, pieces, share_pieces, rank,
     WORLD: tl.constexpr, TREE: tl.constexpr, BLOCK: tl.constexpr, MEET: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs,). y [share] = the sum of all ranks' elements from rank * share on."""
+    wait_ahead(DEPENDENT)
     if MEET:
         meet(pads, epochs, rank, WORLD)
     lanes = tl.arange(0, BLOCK)
@@ -124,8 +131,10 @@ def reduce_scatter(
 def all_gather(
     inputs, pads, epochs, y, pieces, rank,
     WORLD: tl.constexpr, BLOCK: tl.constexpr, MEET: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs,). y [WORLD, elements] = every rank's input, copied."""
+    wait_ahead(DEPENDENT)
     if MEET:
         meet(pads, epochs, rank, WORLD)
     lanes = tl.arange(0, BLOCK)
@@ -143,9 +152,11 @@ def all_gather(
 def one_shot_add_norm(
     inputs, pads, epochs, like, residual, weight, y, total, rows, rank, eps,
     WIDTH: tl.constexpr, LANES: tl.constexpr, WORLD: tl.constexpr, TREE: tl.constexpr, MEET: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs,). The sum over ranks, rounded to act; the residual added, rounded to act, into `total`; the norm
     clause of that into `y`: the bits of `one_shot` and then the norm kernel, without the trip through memory."""
+    wait_ahead(DEPENDENT)
     if MEET:
         meet(pads, epochs, rank, WORLD)
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):

@@ -1,4 +1,4 @@
-"""Launching the attention kernels: the reference, tiles (prefill) and shared ranges (decode, verify)."""
+"""What attention kernels are launched with, and launching the reference and shared ranges (decode, verify)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu import attention_ranges as ranges
 from samebits.numerics.gpu.attention_plan import Units
 from samebits.numerics.gpu.attention_reference import attention_reference
-from samebits.numerics.gpu.attention_tiles import attention_tiles
-from samebits.numerics.gpu.configuration import Launch, dependent_launches, named_source, start
-from samebits.numerics.gpu.launch import KernelSource, descriptor, load, pointer
+from samebits.numerics.gpu.configuration import Launch, named_source, start
+from samebits.numerics.gpu.launch import KernelSource, load, pointer
 from samebits.numerics.operators import HeadLayout
 
 LOG2_E = 1.4426950408889634
@@ -132,93 +131,6 @@ def reference_source(shape: AttentionShape, dtype: torch.dtype) -> KernelSource:
     arguments = (act, act, act, act, wide, narrow, narrow, "i32", "fp32")
     constants = {"ROWS": shape.rows_for(1), **shape.constants()}
     return named_source(attention_reference, arguments, constants, Launch(warps=4, stages=1))
-
-
-@dataclass(frozen=True)
-class TileLaunch:
-    """Rows (query tokens times group, padded) of a tile; `described`: blocks are read by tensor descriptors
-    (Hopper and later)."""
-
-    rows: int = 64
-    warps: int = 4
-    stages: int = 2
-    described: bool = False
-
-    def tokens(self, group: int) -> int:
-        """Query tokens of a tile."""
-        return self.rows // group
-
-
-def default_tile(shape: AttentionShape, dtype: torch.dtype) -> TileLaunch:
-    """A launch that suits a model's heads. Float32 products have no tensor cores and want small tiles."""
-    wide = shape.width > 128
-    rows = 16 if dtype == torch.float32 else 64
-    rows = max(rows, int(triton.next_power_of_2(shape.group)))
-    whole_lines = shape.width == shape.heads.head_dim and shape.width * dtype.itemsize >= 128
-    described = dependent_launches() and whole_lines and dtype != torch.float32
-    return TileLaunch(rows, 8 if wide else 4, 2, described)
-
-
-def tiles(
-    shape: AttentionShape,
-    queries: Tensor,
-    context: Context,
-    units: Units,
-    scale: float,
-    output: Tensor,
-    launch: TileLaunch,
-) -> Tensor:
-    """Attention of the rows named by `units`, each of at most `launch.tokens(group)` rows; other rows of `output`
-    are not touched."""
-    if units.units == 0:
-        return output
-    keys: Any = context.keys
-    values: Any = context.values
-    if launch.described:
-        keys, values = describe(shape, context.keys), describe(shape, context.values)
-    load(tile_source(shape, queries.dtype, launch)).launch(
-        (units.units * shape.heads.kv_heads, 1, 1),
-        queries,
-        keys,
-        values,
-        output,
-        context.positions,
-        units.first,
-        units.count,
-        units.request,
-        context.page_table,
-        context.page_table.stride(0),
-        softmax_factor(scale),
-    )
-    return output
-
-
-def tile_source(shape: AttentionShape, dtype: torch.dtype, launch: TileLaunch) -> KernelSource:
-    """The binary that `tiles` launches."""
-    storage = act = pointer(dtype)
-    if launch.described:
-        storage = descriptor(dtype, (shape.key_block_tokens, shape.width))
-    wide, narrow = pointer(torch.int64), pointer(torch.int32)
-    arguments = (act, storage, storage, act, wide, narrow, narrow, narrow, narrow, "i32", "fp32")
-    constants = {
-        "ROWS": launch.rows,
-        "DESCRIBED": launch.described,
-        "STAGES": launch.stages,
-        **shape.constants(),
-    }
-    return named_source(attention_tiles, arguments, constants, Launch(launch.warps, launch.stages))
-
-
-def describe(shape: AttentionShape, storage: Tensor) -> Any:
-    """A tensor descriptor of KV storage seen as [rows, head_dim], read one key block at a time."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    if shape.width != shape.heads.head_dim:
-        raise NumericsError(
-            f"tensor descriptors want a head_dim that is a power of two, not {shape.heads.head_dim}"
-        )
-    flat = storage.view(-1, shape.heads.head_dim)
-    return TensorDescriptor.from_tensor(flat, [shape.key_block_tokens, shape.width])
 
 
 @dataclass(frozen=True)

@@ -22,27 +22,24 @@ from samebits.numerics.gpu.attention import (
     AttentionShape,
     Context,
     RangeLaunch,
-    TileLaunch,
     default_ranges,
-    default_tile,
 )
 from samebits.numerics.gpu.attention_plan import Units, split_units
+from samebits.numerics.gpu.attention_prefill import (
+    AnyTile,
+    default_tile,
+    tile_launches,
+    tile_source,
+    tiles,
+)
 from samebits.numerics.gpu.gemm_problem import floats_of, hashed_words
-from samebits.numerics.gpu.launch import KernelSource, load
+from samebits.numerics.gpu.launch import KernelSource, load, target_name
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
 from samebits.numerics.gpu.prover import Candidate, Case, Output, Proof, Tensors, Trial
 
 TILES = 0
 """The bucket of prefill."""
 TILE_ROWS = (16, 32, 64, 128)
-TILE_LAUNCHES = (
-    TileLaunch(64, 4, 2, True),
-    TileLaunch(128, 8, 2, True),
-    TileLaunch(128, 4, 2, True),
-    TileLaunch(64, 4, 2, False),
-    TileLaunch(128, 8, 2, False),
-    TileLaunch(16, 4, 2, False),
-)
 RANGE_OPTIONS = ((2, 3, 8), (4, 3, 8), (1, 3, 8), (2, 2, 8))
 """(warps, stages, partials read at once) of shared ranges."""
 RANGES_A_PROCESSOR = (4, 6, 3)
@@ -191,24 +188,15 @@ def reference_candidate(problem: AttentionProblem) -> Candidate:
     return Candidate("reference", identity(attention.reference_source(problem.shape, problem.act)), run)
 
 
-def tile_candidate(problem: AttentionProblem, launch: TileLaunch) -> Candidate:
+def tile_candidate(problem: AttentionProblem, launch: AnyTile) -> Candidate:
     """Tiles of one of TILE_ROWS."""
     number = 1 + TILE_ROWS.index(launch.rows)
 
     def run(inputs: Tensors, outputs: Tensors) -> None:
         units = units_of(inputs, number)
-        attention.tiles(
-            problem.shape, inputs[0], context_of(inputs), units, problem.scale, outputs[0], launch
-        )
+        tiles(problem.shape, inputs[0], context_of(inputs), units, problem.scale, outputs[0], launch)
 
-    return Candidate(
-        tile_name(launch), identity(attention.tile_source(problem.shape, problem.act, launch)), run
-    )
-
-
-def tile_name(launch: TileLaunch) -> str:
-    way = "descriptors" if launch.described else "pointers"
-    return f"tiles of {launch.rows}, {launch.warps} warps, {launch.stages} stages, {way}"
+    return Candidate(launch.name, identity(tile_source(problem.shape, problem.act, launch)), run)
 
 
 def range_launches(shape: AttentionShape, tokens: int, processors: int) -> list[RangeLaunch]:
@@ -264,8 +252,8 @@ class AttentionOperator:
         yield attention.reference_source(problem.shape, problem.act)
         for bucket in buckets:
             if bucket == TILES:
-                for tile in TILE_LAUNCHES:
-                    yield attention.tile_source(problem.shape, problem.act, tile)
+                for tile in tile_launches(problem.shape, problem.act, target_name()):
+                    yield tile_source(problem.shape, problem.act, tile)
             else:
                 stride = bucket * problem.shape.group
                 for launch in range_launches(problem.shape, bucket, 1):
@@ -273,11 +261,8 @@ class AttentionOperator:
 
     def recipes(self, problem: AttentionProblem, bucket: int) -> Iterable[Recipe]:
         if bucket == TILES:
-            for tile in TILE_LAUNCHES:
-                if tile.tokens(problem.shape.group) and (
-                    not tile.described or problem.shape.width == problem.shape.heads.head_dim
-                ):
-                    yield Recipe(tile_name(tile), functools.partial(tile_candidate, problem, tile))
+            for tile in tile_launches(problem.shape, problem.act, target_name()):
+                yield Recipe(tile.name, functools.partial(tile_candidate, problem, tile))
             return
         for launch in range_launches(problem.shape, bucket, self._processors()):
             make = functools.partial(range_candidate, problem, bucket, launch, self._units, self.device)

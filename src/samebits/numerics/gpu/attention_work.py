@@ -7,7 +7,9 @@ the bits of one clause.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,8 +23,19 @@ from samebits.numerics.gpu.attention import (
     RangeLaunch,
     range_buffers,
 )
-from samebits.numerics.gpu.attention_operator import prove_defaults
+from samebits.numerics.gpu.attention_operator import (
+    TILES,
+    AttentionOperator,
+    AttentionProblem,
+    prove_defaults,
+)
 from samebits.numerics.gpu.attention_plan import AttentionWork, Units, plan_attention
+from samebits.numerics.gpu.attention_prefill import AnyTile, default_tile, tile_launches, tiles
+from samebits.numerics.gpu.bindings import bind_all
+from samebits.numerics.gpu.device_key import device_key
+from samebits.numerics.gpu.launch import target_name
+from samebits.numerics.gpu.operator import Wish
+from samebits.numerics.gpu.proofs import ProofStore
 from samebits.numerics.operators import HeadLayout, KvLayer
 
 UNIT_TOKENS = 1
@@ -49,6 +62,8 @@ class AttentionScheduler:
         self._split_tokens = split_tokens
         self._pinned = pinned
         self._buffers: dict[AttentionShape, RangeBuffers] = {}
+        self._tiles: dict[AttentionProblem, AnyTile] = {}
+        """the fastest proven tiles, where they were looked for"""
         processors = 8
         if device.type == "cuda":
             processors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -65,6 +80,23 @@ class AttentionScheduler:
         if self._pinned and self._device.type == "cuda":
             _prove_once(self._shape, dtype, self._launch.programs, self._device)
 
+    def bind(self, page_tokens: int, folder: Path, progress: Callable[[str, int, int], None]) -> None:
+        """Prove every kernel that may serve prefill over pages of that size, or find the proofs in `folder`, and take
+        the fastest. Raises `NumericsError` where none is proven. Heads are those that `prepare` was told."""
+        if self._shape is None or self._device.type != "cuda":
+            return
+        problem = AttentionProblem(replace(self._shape, page_tokens=page_tokens), self._dtype)
+        operator = AttentionOperator(self._device)
+        store = ProofStore(folder, device_key(self._device))
+        bindings = bind_all([Wish(operator, problem, (TILES,))], store, progress)
+        chosen = bindings.candidate(operator.clause, problem, TILES).name
+        launches = tile_launches(problem.shape, problem.act, target_name())
+        self._tiles[problem] = next(launch for launch in launches if launch.name == chosen)
+
+    def tile(self, shape: AttentionShape, dtype: torch.dtype) -> AnyTile:
+        """The launch that serves prefill: what was bound, or until then what `prepare` proved."""
+        return self._tiles.get(AttentionProblem(shape, dtype)) or default_tile(shape, dtype)
+
     def reserve(self, units: int) -> None:
         """Room for so many decoding requests, at an address that stays: captured steps keep using it."""
         self._room = max(units, self._room)
@@ -74,7 +106,7 @@ class AttentionScheduler:
         """Plan a step; queues what the device must know, waits for nothing."""
         shape = self._shape
         assert shape is not None, "no KV storage was made yet"
-        tile_tokens = attention.default_tile(shape, self._dtype).tokens(shape.group)
+        tile_tokens = self.tile(shape, self._dtype).tokens(shape.group)
         if host is None:
             counts = batch.query_start[1:] - batch.query_start[:-1]
             places = torch.arange(batch.requests, dtype=torch.int32, device=self._device)
@@ -111,8 +143,8 @@ class AttentionScheduler:
         output = torch.empty_like(queries)
         context = Context(kv.keys, kv.values, batch.positions, batch.page_table)
         if work.units.tiles is not None:
-            tile = attention.default_tile(shape, queries.dtype)
-            attention.tiles(shape, queries, context, work.units.tiles, scale, output, tile)
+            tile = self.tile(shape, queries.dtype)
+            tiles(shape, queries, context, work.units.tiles, scale, output, tile)
         if work.units.shared is not None:
             assert work.buffers is not None
             launch = attention.default_ranges(shape, queries.dtype, UNIT_TOKENS, self._launch.programs)

@@ -14,7 +14,7 @@ from samebits.numerics.gpu.launch import KernelSource, load
 from samebits.numerics.gpu.operator import Problem, Wish
 from samebits.numerics.gpu.proofs import ProofRecord, ProofStore
 from samebits.numerics.gpu.prover import Candidate
-from samebits.numerics.gpu.tuner import Stopwatch, bind, interleaved_seconds
+from samebits.numerics.gpu.tuner import Stopwatch, bind, tuning_seconds
 
 COMPILING, PROVING = "compiling kernels", "proving kernels"
 Progress = Callable[[str, int, int], None]
@@ -49,7 +49,7 @@ def bind_all(
     wishes: Sequence[Wish[Any]],
     store: ProofStore,
     progress: Progress,
-    stopwatch: Stopwatch = interleaved_seconds,
+    stopwatch: Stopwatch = tuning_seconds,
 ) -> Bindings:
     """Bind every wish at every bucket, and keep new proofs in the store. Raises `NumericsError` where nothing is
     proven for one."""

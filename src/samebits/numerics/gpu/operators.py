@@ -1,4 +1,4 @@
-"""The profiles `exact` and `unpinned` on a GPU, behind the Operators interface."""
+"""The profiles `exact`, `tp-invariant` and `unpinned` on a GPU, behind the Operators interface."""
 
 from __future__ import annotations
 
@@ -26,15 +26,21 @@ from samebits.numerics.gpu.attention_work import AttentionScheduler
 from samebits.numerics.gpu.buckets import buckets_up_to
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.products import FreeProducts, GpuLinear, Products, ProvenProducts, pack_linear
+from samebits.numerics.gpu.rank_group import RankGroup
+from samebits.numerics.gpu.rank_proof import prove_sums
+from samebits.numerics.gpu.row_products import TreeLinear, TreeProducts, leaves_of_rank, pack_tree
 from samebits.numerics.gpu.sampling import SamplingWorkspace, Wants, sampling_workspace
 from samebits.numerics.operators import HeadLayout, KvLayer, PackedLinear
-from samebits.numerics.probes import probe_digests
+from samebits.numerics.probes import probe_digests, probe_row_linear
+from samebits.numerics.vocabulary import VocabularyLinear
 
 ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
+TREE_PROBE_DEPTH = 2048
 
 
 class GpuOperators:
-    """Numerics on one GPU. Activations have the weights' dtype."""
+    """Numerics on one GPU. Activations have the weights' dtype. `group` holds the ranks that share the model, each on
+    a GPU of its own (None: there is one); `leaves` has row-parallel products reduced as `tp-invariant` does."""
 
     def __init__(
         self,
@@ -43,6 +49,8 @@ class GpuOperators:
         split_tokens: int,
         products: Products,
         promises: bool = True,
+        group: RankGroup | None = None,
+        leaves: bool = False,
     ) -> None:
         if act not in ACTIVATIONS:
             raise NumericsError(f"activations on a GPU are bfloat16, float16 or float32, not {act}")
@@ -51,12 +59,21 @@ class GpuOperators:
         self._split_tokens = split_tokens
         self.products = products
         self._promises = promises
+        self._group = group
+        self._ranks = 1 if group is None else group.size
+        if leaves:
+            leaves_of_rank(self._ranks)
+        self._trees = TreeProducts(device) if leaves else None
         self._problems: list[GemmProblem] = []
+        self._row_parallel: list[TreeLinear | GpuLinear] = []
+        self._vocabulary = 0
         self._workspace: SamplingWorkspace | None = None
         self._attention = AttentionScheduler(device, split_tokens, pinned=promises)
 
     @property
     def profile(self) -> str:
+        if self._trees is not None:
+            return "tp-invariant"
         return "exact" if self._promises else "unpinned"
 
     @property
@@ -85,6 +102,7 @@ class GpuOperators:
             "cuda": str(torch.version.cuda),
             "triton": triton.__version__,
             "attention split": f"{self._split_tokens} keys",
+            **({} if self._group is None else {"sums over ranks": self._group.describe()}),
         }
 
     def compile(self, progress: Callable[[str, int, int], None]) -> None:
@@ -95,11 +113,25 @@ class GpuOperators:
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> GpuLinear:
         return self._pack(weight, bias, self._act)
 
-    def pack_row_linear(self, weight: Tensor, bias: Tensor | None = None) -> GpuLinear:
-        return self.pack_linear(weight, bias)
+    def pack_row_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
+        if self._ranks == 1 and self._trees is None:
+            return self.pack_linear(weight, bias)
+        if bias is not None:
+            raise NumericsError(
+                "a bias of a row-parallel product has no kernel on a GPU with several ranks, or under tp-invariant"
+            )
+        packed: TreeLinear | GpuLinear
+        if self._trees is None:
+            packed = self.pack_linear(weight)
+        else:
+            packed = pack_tree(weight, self._device, self._act, self._ranks)
+        self._row_parallel.append(packed)
+        return packed
 
-    def pack_output(self, weight: Tensor, vocabulary: int) -> GpuLinear:
-        return self._pack(weight, None, torch.float32)
+    def pack_output(self, weight: Tensor, vocabulary: int) -> PackedLinear:
+        self._vocabulary = vocabulary
+        shard = self._pack(weight, None, torch.float32)
+        return shard if self._ranks == 1 else VocabularyLinear(shard, vocabulary)
 
     def _pack(self, weight: Tensor, bias: Tensor | None, out: torch.dtype) -> GpuLinear:
         linear = pack_linear(weight, bias, self._device, self._act, out)
@@ -107,22 +139,44 @@ class GpuOperators:
         return linear
 
     def bind(
-        self, step_rows: int, sampled_rows: int, folder: Path, progress: Callable[[str, int, int], None]
+        self,
+        step_rows: int,
+        sampled_rows: int,
+        page_tokens: int,
+        folder: Path,
+        progress: Callable[[str, int, int], None],
     ) -> None:
         """Prove and choose the products of all weights that were packed, for steps of up to `step_rows` rows of which
-        up to `sampled_rows` get logits at once; proofs are kept in `folder`. Raises `NumericsError` where nothing
-        is proven for a shape."""
+        up to `sampled_rows` get logits at once, and the attention of prefill over pages of `page_tokens`; proofs are
+        kept in `folder`. Raises `NumericsError` where nothing is proven for a shape."""
 
         def buckets(problem: GemmProblem) -> Sequence[int]:
             gives_logits = problem.out == torch.float32 != self._act
             return buckets_up_to(sampled_rows if gives_logits else max(step_rows, sampled_rows))
 
         self.products.bind(self._problems, buckets, folder, progress)
+        self._attention.bind(page_tokens, folder, progress)
+        most_rows = buckets_up_to(max(step_rows, sampled_rows))
+        if self._trees is not None:
+            trees = [one.problem for one in self._row_parallel if isinstance(one, TreeLinear)]
+            self._trees.bind(trees, most_rows, folder, progress)
         # What captured steps use stays where it is.
         self._attention.reserve(sampled_rows)
-        for problem in self._problems:
-            if problem.out == torch.float32:
-                self._sampling_workspace(sampled_rows, problem.columns)
+        if self._vocabulary:
+            self._sampling_workspace(sampled_rows, self._vocabulary)
+        if self._group is not None:
+            held = [problem.columns for problem in self._problems if problem.out == torch.float32]
+            width = max((one.out_features for one in self._row_parallel), default=0)
+            rows = width * self._part_type.itemsize * most_rows[-1]
+            self._group.reserve(max(rows, 4 * sampled_rows * max(held, default=0)))
+            if self._promises and width:
+                tree = self._trees is not None
+                prove_sums(self._group, width, self._part_type, self._act, tree, self._device)
+
+    @property
+    def _part_type(self) -> torch.dtype:
+        """Type in which a rank's part of a row-parallel product travels."""
+        return self._act if self._trees is None else torch.float32
 
     def allocate_kv(
         self, layers: int, pages: int, page_tokens: int, heads: HeadLayout
@@ -144,18 +198,46 @@ class GpuOperators:
         return replace(batch, work=self._attention.share_out(batch, host))
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
-        return embedding.embed(token_ids, table)
+        if self._group is None:
+            return embedding.embed(token_ids, table)
+        held, width = table.shape
+        part = self._group.part((token_ids.shape[0], width), table.dtype)
+        # Ids of other ranks are none of this table's: their rows are zeros, and nobody reads them.
+        embedding.embed(token_ids - held * self._group.rank, table, part)
+        return self._group.gather_rows(part, token_ids, held)
 
     def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
         return self.products.run(x, weight)
 
     def row_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
-        return self.linear(x, weight)
+        if self._group is None:
+            return self._row_product(x, weight, None)
+        part = self._group.part((x.shape[0], weight.out_features), self._part_type)
+        return self._group.all_reduce(self._row_product(x, weight, part), self._act)
+
+    def row_linear_add_norm(
+        self, x: Tensor, weight: PackedLinear, residual: Tensor, norm_weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        if self._group is None:
+            return self.add_rms_norm(self._row_product(x, weight, None), residual, norm_weight, eps)
+        part = self._group.part((x.shape[0], weight.out_features), self._part_type)
+        return self._group.all_reduce_add_norm(self._row_product(x, weight, part), residual, norm_weight, eps)
+
+    def _row_product(self, x: Tensor, weight: PackedLinear, out: Tensor | None) -> Tensor:
+        if isinstance(weight, TreeLinear):
+            assert self._trees is not None
+            return self._trees.run(x, weight, out)
+        assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
+        return self.products.run(x, weight, out)
 
     def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
-        assert isinstance(weight, GpuLinear), "the weight was packed by other operators"
-        return self.products.run(x, weight)
+        if isinstance(weight, GpuLinear):
+            return self.products.run(x, weight)
+        assert isinstance(weight, VocabularyLinear), "the weight was packed by other operators"
+        assert isinstance(weight.shard, GpuLinear) and self._group is not None
+        part = self._group.part((x.shape[0], weight.shard.out_features), torch.float32)
+        return self._group.gather_columns(self.products.run(x, weight.shard, part), weight.vocabulary)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)
@@ -231,14 +313,25 @@ class GpuOperators:
         """The clauses' references decide; other kernels are proven to give the same."""
         if not self._promises:
             return {}
-        fresh = GpuOperators(self._device, self._act, self._split_tokens, ProvenProducts(self._device))
-        return probe_digests(fresh, dtypes) | {"attention split": f"{self._split_tokens} keys"}
+        trees = self._trees is not None
+        products = ProvenProducts(self._device)
+        fresh = GpuOperators(self._device, self._act, self._split_tokens, products, leaves=trees)
+        digests = probe_digests(fresh, dtypes) | {"attention split": f"{self._split_tokens} keys"}
+        if trees:  # of the whole K: the same at every degree
+            digests["row-parallel gemm"] = probe_row_linear(fresh, dtypes, TREE_PROBE_DEPTH, with_bias=False)
+        return digests
 
 
 def make_gpu_operators(
-    profile: str, device: torch.device, dtype: torch.dtype, split_tokens: int
+    profile: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    split_tokens: int,
+    group: RankGroup | None = None,
 ) -> GpuOperators:
-    """The operators of `exact`, or of `unpinned`: the same engine with every freedom that costs bits."""
+    """The operators of `exact` or `tp-invariant`, or of `unpinned`: the same engine with every freedom that costs
+    bits."""
     if profile == "unpinned":
-        return GpuOperators(device, dtype, split_tokens, FreeProducts(), promises=False)
-    return GpuOperators(device, dtype, split_tokens, ProvenProducts(device))
+        return GpuOperators(device, dtype, split_tokens, FreeProducts(), promises=False, group=group)
+    products = ProvenProducts(device)
+    return GpuOperators(device, dtype, split_tokens, products, group=group, leaves=profile == "tp-invariant")

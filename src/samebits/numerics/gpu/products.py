@@ -73,8 +73,8 @@ class Products(Protocol):
         """Make ready what the problems need at their buckets; proofs are kept in `folder`. Afterwards nothing else
         may run."""
 
-    def run(self, x: Tensor, linear: GpuLinear) -> Tensor:
-        """x act [bucket, in] -> `linear.out` [bucket, out features]."""
+    def run(self, x: Tensor, linear: GpuLinear, out: Tensor | None = None) -> Tensor:
+        """x act [bucket, in] -> `linear.out` [bucket, out features], written to `out` where it is given."""
 
     def run_gated(self, x: Tensor, linear: GpuLinear) -> Tensor | None:
         """The same with the gated activation behind it, act [bucket, out features / 2]; None: to be done in two."""
@@ -138,10 +138,12 @@ class ProvenProducts:
             for bucket in some:
                 self._fused[problem, bucket] = fused.candidate(gated.clause, self._gated[problem], bucket)
 
-    def run(self, x: Tensor, linear: GpuLinear) -> Tensor:
+    def run(self, x: Tensor, linear: GpuLinear, out: Tensor | None = None) -> Tensor:
         rows = x.shape[0]
         candidate = self._candidate(linear.problem, rows)
-        result = torch.empty((rows, linear.out_features), dtype=linear.out, device=x.device)
+        result = out
+        if result is None:
+            result = torch.empty((rows, linear.out_features), dtype=linear.out, device=x.device)
         inputs = (x, linear.weight) if linear.bias is None else (x, linear.weight, linear.bias)
         candidate.run(inputs, (result,))
         return result
@@ -188,9 +190,10 @@ class FreeProducts:
     def run_gated(self, x: Tensor, linear: GpuLinear) -> Tensor | None:
         return None
 
-    def run(self, x: Tensor, linear: GpuLinear) -> Tensor:
+    def run(self, x: Tensor, linear: GpuLinear, out: Tensor | None = None) -> Tensor:
         if linear.out != x.dtype:
-            return torch.mm(x, linear.weight.t(), out_dtype=linear.out)
+            product = torch.mm(x, linear.weight.t(), out_dtype=linear.out)
+            return product if out is None else out.copy_(product)
         if linear.bias is not None:
-            return torch.addmm(linear.bias, x, linear.weight.t())
-        return torch.mm(x, linear.weight.t())
+            return torch.addmm(linear.bias, x, linear.weight.t(), out=out)
+        return torch.mm(x, linear.weight.t(), out=out)

@@ -2,6 +2,7 @@
 
 The choice is free, because every kernel gives the same bits. Buffers come in pairs that take turns: a rank that has
 met the others in one collective knows that all have left the one before, so a buffer's next writer disturbs nobody.
+What is captured in a graph begins and ends at the same turn (`settle`), so graphs may follow each other in any order.
 NVLink multicast is not used.
 """
 
@@ -19,7 +20,7 @@ from torch.distributed import _symmetric_memory as symmetric_memory
 
 from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
-from samebits.numerics.gpu import all_reduce
+from samebits.numerics.gpu import all_reduce, gathers
 from samebits.numerics.gpu.configuration import Launch, start
 
 BLOCK = 2048
@@ -28,10 +29,16 @@ LAUNCH = Launch(warps=8, stages=1)
 NORM_LAUNCH = Launch(warps=8, stages=1)
 MOST_PROGRAMS = 128
 """Programs that meet must all run at once: no more than the smallest GPU served has multiprocessors."""
-ONE_SHOT_BYTES = {2: 1 << 62, 4: 512 << 10, 8: 256 << 10}
+ONE_SHOT_BYTES = {2: 1 << 62, 4: 256 << 10, 8: 256 << 10}
 """Messages up to this size are summed in one shot, by number of ranks; with two ranks both ways move as much."""
+FUSED_BYTES = {2: 1 << 62, 4: 512 << 10, 8: 256 << 10}
+"""Up to this size one shot with the norm behind it in one kernel is faster than the fastest sum and then the norm."""
 METHODS = ("auto", "one-shot", "two-shot")
 KINDS = (torch.bfloat16, torch.float16, torch.float32)
+BYTE_CARRIER = torch.int32
+"""Tensors of any type are gathered as if they were of this one."""
+ABANDONED = 1 << 62
+"""More often than any program meets."""
 
 log = logging.getLogger(__name__)
 
@@ -41,36 +48,39 @@ class PeerBuffer:
     """A buffer of this rank that all ranks reach."""
 
     local: Tensor
+    """uint8 [size]"""
     table: Tensor
     """int64 [ranks] on the device: where this rank reaches everyone's"""
 
+    def view(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The beginning of the buffer as a tensor."""
+        return self.local[: prod(shape) * dtype.itemsize].view(dtype).view(tuple(shape))
 
-def peer_buffer(elements: int, dtype: torch.dtype, device: torch.device, group_name: str) -> PeerBuffer:
-    """Allocate one; all ranks of the group must do so together. Raises `NumericsError` without peer access."""
+
+def peer_buffer(size: int, device: torch.device, group_name: str) -> PeerBuffer:
+    """Allocate `size` bytes; all ranks of the group must do so together. Raises `NumericsError` without peer access."""
     try:
-        local = symmetric_memory.empty(elements, dtype=dtype, device=device)
+        local = symmetric_memory.empty(size, dtype=torch.uint8, device=device)
         handle = symmetric_memory.rendezvous(local, group_name)  # type: ignore[arg-type]
     except RuntimeError as error:
         raise NumericsError(
-            f"the GPUs of this host cannot read each other's memory, which tensor parallelism needs: {error}"
+            "the GPUs of this host cannot read each other's memory, which --all-reduce auto, one-shot and two-shot "
+            f"need; --all-reduce gather does without, and is slower: {error}"
         ) from error
     table = torch.tensor(list(handle.buffer_ptrs), dtype=torch.int64, device=device)
     return PeerBuffer(local.zero_(), table)
 
 
 class RankCollectives:
-    """Collectives of one rank over the process group `group_name`, for messages of up to `most_elements`.
+    """Collectives of one rank over the process group `group_name`, for inputs and results of up to `most_bytes`.
 
-    `part` is the type of what is added (float32 under `tp-invariant`), `act` that of the sums. Every rank makes the
-    same calls in the same order; captured in a CUDA graph they may be replayed. A sum stands in a buffer of the
-    collectives until the next call but one.
+    Every rank makes the same calls in the same order; captured in a CUDA graph they may be replayed. A result stands
+    in a buffer of the collectives until the next call but one. `tree` joins ranks as `tp-invariant` does.
     """
 
     def __init__(
         self,
-        most_elements: int,
-        part: torch.dtype,
-        act: torch.dtype,
+        most_bytes: int,
         device: torch.device,
         group_name: str = "",
         tree: bool = False,
@@ -85,66 +95,78 @@ class RankCollectives:
             raise NumericsError(f"a tree of leaves needs 2, 4 or 8 ranks, not {self.size}")
         self._tree = tree
         self._method = method
-        self._act = act
-        most_elements = _share(most_elements, self.size) * self.size
-        self._inputs = [peer_buffer(most_elements, part, device, name) for _ in range(2)]
-        self._results = [peer_buffer(most_elements, act, device, name) for _ in range(2)]
-        self._pads = peer_buffer(MOST_PROGRAMS * self.size, torch.int64, device, name)
+        self.most_bytes = _rounded(most_bytes, 4 * PIECE * self.size)
+        self._inputs = [peer_buffer(self.most_bytes, device, name) for _ in range(2)]
+        self._results = [peer_buffer(self.most_bytes, device, name) for _ in range(2)]
+        self._pads = peer_buffer(8 * MOST_PROGRAMS * self.size, device, name)
         self._epochs = torch.zeros(MOST_PROGRAMS, dtype=torch.int64, device=device)
         self._turn = 0
+        # Made now: when they are wanted, the device may be waiting for a rank that is gone.
+        self._abandoned = torch.full((MOST_PROGRAMS * self.size,), ABANDONED, pin_memory=True)
+        self._aside = torch.cuda.Stream(device)
         torch.cuda.synchronize(device)
         dist.barrier()
-        self._tell()
 
-    def input(self, shape: Sequence[int]) -> Tensor:
+    def input(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Where the next collective reads this rank's part; write it there first."""
-        return self._inputs[self._turn].local[: prod(shape)].view(tuple(shape))
+        if prod(shape) * dtype.itemsize > self.most_bytes:
+            raise NumericsError(
+                f"a message of {list(shape)} {dtype} is larger than the buffers of {self.most_bytes} bytes"
+            )
+        return self._inputs[self._turn].view(shape, dtype)
 
-    def all_reduce(self, shape: Sequence[int], method: str = "") -> Tensor:
-        """The sum over ranks of the inputs, act [shape], on every rank."""
-        elements = _checked(prod(shape))
-        chosen = method or self._method
-        if chosen == "auto":
-            chosen = self.method_of(elements)
-        source, result = self._take_turn()
-        y = result.local[:elements]
+    def all_reduce(self, part: Tensor, act: torch.dtype, method: str = "") -> Tensor:
+        """The sum over ranks of the inputs, act, on every rank. `part` is what `input` gave."""
+        elements = _checked(part.numel())
+        source, result = self._take_turn(part)
+        y = result.view((elements,), act)
         common = {"WORLD": self.size, "TREE": self._tree, "BLOCK": BLOCK, "MEET": True}
-        if chosen == "one-shot":
+        if self.method_of(part, method) == "one-shot":
             start(
                 all_reduce.one_shot, (_programs(elements),),
-                source.table, self._pads.table, self._epochs, source.local, y, _pieces(elements), self.rank,
+                source.table, self._pads.table, self._epochs, part, y, _pieces(elements), self.rank,
                 launch=LAUNCH, **common,
             )  # fmt: skip
         else:
             share = _share(elements, self.size)
             start(
                 all_reduce.two_shot, (_programs(share),),
-                source.table, result.table, self._pads.table, self._epochs, source.local, y, _pieces(elements),
+                source.table, result.table, self._pads.table, self._epochs, part, y, _pieces(elements),
                 _pieces(share), self.rank, launch=LAUNCH, **common,
             )  # fmt: skip
-        return y.view(tuple(shape))
+        return y.view(part.shape)
 
-    def method_of(self, elements: int) -> str:
-        """Which kernel serves a message of so many elements."""
+    def method_of(self, part: Tensor, method: str = "") -> str:
+        """Which kernel serves a message."""
+        chosen = method or self._method
+        if chosen != "auto":
+            return chosen
         limit = ONE_SHOT_BYTES.get(self.size, ONE_SHOT_BYTES[8])
-        return "one-shot" if elements * self._inputs[0].local.element_size() <= limit else "two-shot"
+        return "one-shot" if part.numel() * part.element_size() <= limit else "two-shot"
 
-    def reduce_scatter(self, elements: int) -> Tensor:
+    def fuses(self, part: Tensor) -> bool:
+        """Whether a sum that a norm follows is one kernel with it."""
+        if self._method != "auto":
+            return self._method == "one-shot"
+        return part.numel() * part.element_size() <= FUSED_BYTES.get(self.size, FUSED_BYTES[8])
+
+    def reduce_scatter(self, part: Tensor, act: torch.dtype) -> Tensor:
         """This rank's share of the sum, act [share]; the last share may end early."""
-        share = _share(_checked(elements), self.size)
-        source, result = self._take_turn()
-        y = result.local[:share]
+        elements = _checked(part.numel())
+        share = _share(elements, self.size)
+        source, result = self._take_turn(part)
+        y = result.view((share,), act)
         start(
             all_reduce.reduce_scatter, (_programs(share),),
-            source.table, self._pads.table, self._epochs, source.local, y, _pieces(elements), _pieces(share), self.rank,
+            source.table, self._pads.table, self._epochs, part, y, _pieces(elements), _pieces(share), self.rank,
             launch=LAUNCH, WORLD=self.size, TREE=self._tree, BLOCK=BLOCK, MEET=True,
         )  # fmt: skip
         return y
 
-    def all_gather(self, elements: int, out: Tensor) -> Tensor:
-        """Every rank's input, copied into `out` [ranks, elements] of the parts' type."""
-        source, _ = self._take_turn()
-        _checked(elements)
+    def all_gather(self, part: Tensor, out: Tensor) -> Tensor:
+        """Every rank's input, copied into `out` [ranks, *shape]."""
+        source, _ = self._take_turn(part)
+        elements = _checked(part.numel())
         start(
             all_reduce.all_gather, (_programs(elements),),
             source.table, self._pads.table, self._epochs, out, _pieces(elements), self.rank,
@@ -152,38 +174,75 @@ class RankCollectives:
         )  # fmt: skip
         return out
 
+    def gather_columns(self, part: Tensor, columns: int) -> Tensor:
+        """The inputs [rows, held] of all ranks side by side: [rows, columns], both widths multiples of 8."""
+        rows, held = part.shape
+        source, _ = self._take_turn(part)
+        y = torch.empty((rows, columns), dtype=part.dtype, device=part.device)
+        start(
+            gathers.gather_columns, (_programs(rows * held * self.size),),
+            source.table, self._pads.table, self._epochs, y, rows, _pieces(_checked(held)), _pieces(_checked(columns)),
+            self.rank, launch=LAUNCH, WORLD=self.size, BLOCK=BLOCK, MEET=True,
+        )  # fmt: skip
+        return y
+
+    def gather_rows(self, part: Tensor, ids: Tensor, held: int) -> Tensor:
+        """Row r of the input [rows, width] of the rank that holds ids[r]; every rank holds `held` ids."""
+        rows, width = part.shape
+        source, _ = self._take_turn(part)
+        y = torch.empty_like(part)
+        start(
+            gathers.gather_rows, (_programs(rows * width),),
+            source.table, self._pads.table, self._epochs, ids, y, rows, held, self.rank,
+            launch=LAUNCH, WIDTH=width, WORLD=self.size, BLOCK=BLOCK, MEET=True,
+        )  # fmt: skip
+        return y
+
     def add_rms_norm(
-        self, residual: Tensor, weight: Tensor, eps: float, out: tuple[Tensor, Tensor]
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, out: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """`add_rms_norm` of the sum over ranks, in one kernel: the bits of `all_reduce` and then the norm."""
         rows, width = residual.shape
-        source, _ = self._take_turn()
+        source, _ = self._take_turn(part)
         start(
             all_reduce.one_shot_add_norm, (min(rows, MOST_PROGRAMS),),
-            source.table, self._pads.table, self._epochs, source.local, residual, weight, *out, rows, self.rank, eps,
+            source.table, self._pads.table, self._epochs, part, residual, weight, *out, rows, self.rank, eps,
             launch=NORM_LAUNCH, WIDTH=width, LANES=CONTRACT.device_reduction_lanes, WORLD=self.size,
             TREE=self._tree, MEET=True,
         )  # fmt: skip
         return out
 
-    def _take_turn(self) -> tuple[PeerBuffer, PeerBuffer]:
+    def settle(self) -> None:
+        """Have the next collective take the first buffer: ranks meet once more if it is not its turn."""
+        if self._turn:
+            self._take_turn(None)
+            start(
+                gathers.meet_alone, (1,), self._pads.table, self._epochs, self.rank, launch=LAUNCH, WORLD=self.size
+            )  # fmt: skip
+
+    def abandon(self) -> None:
+        """Let every meeting pass, those that the device is waiting in and all later ones: a rank is gone. What they
+        give is worthless. May be called by another thread."""
+        with torch.cuda.stream(self._aside):
+            self._pads.local.view(torch.int64).copy_(self._abandoned, non_blocking=True)
+
+    def _take_turn(self, part: Tensor | None) -> tuple[PeerBuffer, PeerBuffer]:
         turn, self._turn = self._turn, 1 - self._turn
+        if part is not None and part.data_ptr() != self._inputs[turn].local.data_ptr():
+            raise NumericsError("a collective reads what was written to its input, and nothing else")
         return self._inputs[turn], self._results[turn]
 
-    def _tell(self) -> None:
+    def describe(self) -> str:
+        """Which collective serves which size, for the log."""
         limit = ONE_SHOT_BYTES.get(self.size, ONE_SHOT_BYTES[8])
         order = "balanced tree" if self._tree else "ascending ranks"
         if self._method != "auto":
-            log.info(
-                "[AR] %d ranks, %s, float32: %s for every size, as asked for", self.size, order, self._method
-            )
+            served = f"{self._method} for every size, as asked for"
         elif limit >= 1 << 40:
-            log.info("[AR] %d ranks, %s, float32: one-shot for every size", self.size, order)
+            served = "one-shot for every size"
         else:
-            log.info(
-                "[AR] %d ranks, %s, float32: one-shot up to %d KiB, two-shot above",
-                self.size, order, limit >> 10,
-            )  # fmt: skip
+            served = f"one-shot up to {limit >> 10} KiB, two-shot above"
+        return f"{self.size} ranks, {order}, float32: {served}"
 
 
 def _checked(elements: int) -> int:
@@ -203,3 +262,7 @@ def _programs(elements: int) -> int:
 def _share(elements: int, size: int) -> int:
     """Elements of one rank's share: whole 16-byte pieces of any type."""
     return -(-elements // (PIECE * size)) * PIECE
+
+
+def _rounded(count: int, unit: int) -> int:
+    return -(-count // unit) * unit

@@ -22,7 +22,7 @@ from samebits.numerics.gpu.gemm_candidates import (
     processors,
     unit_of,
 )
-from samebits.numerics.gpu.gemm_operator import timing_weights, timing_workload
+from samebits.numerics.gpu.gemm_operator import LIBRARY_PROPOSALS, timing_weights, timing_workload
 from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, target_name
@@ -224,10 +224,15 @@ class TreeOperator:
             yield from (tile.source(problem, bucket) for tile in self._tiles(problem, bucket))
 
     def recipes(self, problem: TreeProblem, bucket: int) -> Iterable[Recipe]:
+        if problem.leaves == 1:  # a chain, which the library computes, too
+            yield from gemm_candidates.library_recipes(problem.product, bucket, LIBRARY_PROPOSALS)
         for tile in self._tiles(problem, bucket):
             yield Recipe(tile.name, functools.partial(tile_candidate, tile, problem, bucket, self.device))
 
     def restore(self, problem: TreeProblem, bucket: int, name: str, identity: str) -> Recipe | None:
+        if name.startswith("cublaslt "):
+            text, place = identity.split()[-1], int(name.split()[1])
+            return gemm_candidates.library_recipe(problem.product, bucket, text, place)
         return next((recipe for recipe in self.recipes(problem, bucket) if recipe.name == name), None)
 
     def rounds(self, problem: TreeProblem, buckets: Sequence[int]) -> Iterator[Round]:

@@ -1,7 +1,8 @@
 """The tuner: of the candidates that are proven at a shape and bucket, the fastest is bound.
 
 It cannot change a bit. Timing is done in CUDA graphs over inputs that do not fit the cache together, the way
-decode meets its weights.
+decode meets its weights. Long products draw all the power that the card may have, and which of them is fastest then is
+not what short bursts on a cool card say: the close ones are timed again under load, as prefill runs them.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ FINAL_REPLAYS = 15
 LEAST_REPLAYS = 3
 REPLAY_SECONDS = 4e-3
 """A graph that takes longer is replayed less often."""
-CLOSE, MOST_CLOSE = 1.05, 4
+CLOSE, MOST_CLOSE = 1.05, 6
 """Candidates within this factor of the fastest, at most so many, are timed again, interleaved."""
+HEAVY_OPERATIONS = 2e11
+"""Work of so many operations is timed again under load."""
+BURST_SECONDS, BURSTS = 20e-3, 3
+"""Under load, candidates run so long in turns; the first turn warms up."""
 
 
 @dataclass(frozen=True)
@@ -71,26 +76,28 @@ class TimedGraph:
                 run()
         self.graph.replay()
 
-    def seconds(self) -> float:
-        """Of one run; one replay between two events."""
+    def seconds(self, replays: int = 1) -> float:
+        """Of one run; some replays between two events."""
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        self.graph.replay()
+        for _ in range(replays):
+            self.graph.replay()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3 / self.runs
+        return start.elapsed_time(end) / 1e3 / (self.runs * replays)
+
+
+def graphs_of(candidates: Iterable[Candidate], workload: Workload) -> list[TimedGraph]:
+    return [
+        TimedGraph([functools.partial(candidate.run, *given) for given in workload.sets], workload.between)
+        for candidate in candidates
+    ]
 
 
 def interleaved_seconds(candidates: Iterable[Candidate], workload: Workload, replays: int) -> list[float]:
     """Median times of one run of several candidates, taken in turns, fewer than `replays` turns where they are long.
     The time that the short kernel takes by itself is not counted."""
-    graphs = [
-        TimedGraph(
-            [functools.partial(candidate.run, *given) for given in workload.sets],
-            workload.between,
-        )
-        for candidate in candidates
-    ]
+    graphs = graphs_of(candidates, workload)
     if workload.between is not None:
         graphs.append(TimedGraph([workload.between] * len(workload.sets), None))
     times = [[graph.seconds() for graph in graphs]]
@@ -102,12 +109,29 @@ def interleaved_seconds(candidates: Iterable[Candidate], workload: Workload, rep
     return [seconds - alone for seconds in medians]
 
 
+def seconds_under_load(candidates: Iterable[Candidate], workload: Workload) -> list[float]:
+    """Mean times of one run of several candidates, each of which has the card for BURST_SECONDS in its turns."""
+    graphs = graphs_of(candidates, workload)
+    replays = [max(1, round(BURST_SECONDS / (graph.seconds() * graph.runs))) for graph in graphs]
+    times = [
+        [graph.seconds(count) for graph, count in zip(graphs, replays, strict=True)] for _ in range(BURSTS)
+    ]
+    return [statistics.fmean(column[1:]) for column in zip(*times, strict=True)]
+
+
+def tuning_seconds(candidates: Sequence[Candidate], workload: Workload, replays: int) -> list[float]:
+    """How the tuner times: heavy work that is to be compared closely under load, everything else in short turns."""
+    if workload.operations >= HEAVY_OPERATIONS and replays >= FINAL_REPLAYS:
+        return seconds_under_load(candidates, workload)
+    return interleaved_seconds(candidates, workload, replays)
+
+
 Stopwatch = Callable[[Sequence[Candidate], Workload, int], list[float]]
 """stopwatch(candidates, workload, replays): seconds of one run of each candidate"""
 
 
 def prove_and_time(
-    recipe: Recipe, found: Round, workload: Workload, stopwatch: Stopwatch = interleaved_seconds
+    recipe: Recipe, found: Round, workload: Workload, stopwatch: Stopwatch = tuning_seconds
 ) -> tuple[Candidate | None, TriedRecord]:
     """Make a candidate, hold it against the reference, and time it if it may serve."""
     try:
@@ -121,9 +145,7 @@ def prove_and_time(
     return candidate, TriedRecord(candidate.name, candidate.identity, seconds)
 
 
-def bind(
-    operator: Operator[P], problem: P, found: Round, stopwatch: Stopwatch = interleaved_seconds
-) -> Bound:
+def bind(operator: Operator[P], problem: P, found: Round, stopwatch: Stopwatch = tuning_seconds) -> Bound:
     """Prove and time every candidate of a round, and bind the fastest. Raises `NumericsError` where none is
     proven."""
     workload = found.workload()

@@ -99,6 +99,11 @@ class TorchOperators:
     def row_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         return self.linear(x, weight)
 
+    def row_linear_add_norm(
+        self, x: Tensor, weight: PackedLinear, residual: Tensor, norm_weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return self.add_rms_norm(self.row_linear(x, weight), residual, norm_weight, eps)
+
     def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
         return self.linear(x, weight).float()
 

@@ -1,0 +1,86 @@
+"""A benchmark's engine in a process of its own: a process can hold the ranks of one model only."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from samebits.config import EngineConfig, ModelConfig
+from samebits.errors import EngineError
+
+CLOSE_SECONDS = 30.0
+
+
+class EngineProcess:
+    """Answers what a `BenchEngine` answers. Raises `EngineError` with the traceback of what went wrong there."""
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        # No daemon, for it has processes of its own.
+        self._process = context.Process(target=_serve, args=(model, engine, theirs))
+        self._process.start()
+        theirs.close()
+        self.start_seconds: float = self._answer()
+
+    def decode_together(self, count: int, prompt_tokens: int) -> None:
+        self._ask("decode_together", count, prompt_tokens)
+
+    def prefill_seconds(self, count: int, prompt_tokens: int) -> float:
+        return float(self._ask("prefill_seconds", count, prompt_tokens))
+
+    def keep(self, count: int) -> None:
+        self._ask("keep", count)
+
+    def timed_steps(self, steps: int) -> dict[str, float]:
+        found: dict[str, float] = self._ask("timed_steps", steps)
+        return found
+
+    def kernel_milliseconds(self, steps: int) -> dict[str, float]:
+        found: dict[str, float] = self._ask("kernel_milliseconds", steps)
+        return found
+
+    def context(self) -> int:
+        return int(self._ask("context"))
+
+    def close(self) -> None:
+        self._pipe.send(None)
+        self._process.join(CLOSE_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+
+    def _ask(self, name: str, *arguments: int) -> Any:
+        self._pipe.send((name, arguments))
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            fine, answer = self._pipe.recv()
+        except EOFError:
+            raise EngineError("the benchmark's engine process ended") from None
+        if not fine:
+            self._process.kill()
+            raise EngineError(answer)
+        return answer
+
+
+def _serve(model: ModelConfig, engine: EngineConfig, pipe: Connection) -> None:
+    """Main function of the process: an engine, and what is asked of it."""
+    from samebits.bench.device_engine import open_engine
+
+    try:
+        opened = open_engine(model, engine, lambda line: None)
+        pipe.send((True, opened.start_seconds))
+        while (asked := pipe.recv()) is not None:
+            name, arguments = asked
+            pipe.send((True, getattr(opened, name)(*arguments)))
+        opened.close()
+    except EOFError:
+        pass
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))
+    # The ranks are gone: there is nothing to take leave of.
+    os._exit(0)

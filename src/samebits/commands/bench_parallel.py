@@ -1,0 +1,78 @@
+"""`samebits bench parallel`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from samebits.commands.flags import add_settings, command, positive, settings_of
+from samebits.config import EngineConfig, ModelConfig
+
+SHAPE = "qwen3-32b-shaped"
+EXAMPLES = """\
+  samebits bench parallel --tp 2                         decode and prefill, Qwen3-32B shape, dummy weights
+  samebits bench parallel --tp 2 --model llama-3.1-70b-shaped --load-format dummy --in-turn
+  samebits bench parallel --tp 2 --contenders exact exact@1 unpinned unpinned+one-shot
+"""
+
+
+def add(kinds: Any) -> None:
+    parser = command(
+        kinds,
+        "parallel",
+        "a model over several GPUs against NCCL and its floors",
+        EXAMPLES,
+        run,
+        "bench parallel",
+    )
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        default=["exact", "tp-invariant", "unpinned"],
+        metavar="PROFILE",
+        help="profiles, each perhaps with +COLLECTIVE or @DEGREE (default: exact tp-invariant unpinned)",
+    )
+    parser.add_argument("--batches", nargs="+", type=positive, default=None, metavar="N")
+    parser.add_argument(
+        "--repeats", type=positive, default=3, metavar="N", help="interleaved rounds (default: 3)"
+    )
+    parser.add_argument(
+        "--steps", type=positive, default=24, metavar="N", help="steps of a round (default: 24)"
+    )
+    parser.add_argument(
+        "--in-turn", action="store_true", help="one engine after another, where memory does not hold all"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("results/parallel.json"),
+        metavar="FILE",
+        help="(default: %(default)s)",
+    )
+    add_settings(parser, ModelConfig, EngineConfig)
+
+
+def run(options: argparse.Namespace) -> int:
+    from samebits.bench import parallel
+    from samebits.tables import align
+
+    if options.model is None:
+        options.model, options.load_format = SHAPE, "dummy"
+    model, engine = settings_of(options, ModelConfig), settings_of(options, EngineConfig)
+    contenders = [parallel.contender(text, model.tensor_parallel) for text in options.contenders]
+    result = parallel.run(
+        model,
+        engine,
+        contenders,
+        options.batches or parallel.BATCHES,
+        options.repeats,
+        options.steps,
+        options.in_turn,
+        options.output,
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print("\n".join(align(parallel.table_rows(result))))
+    print(f"\nprompt tokens/s: {result['prefill tokens per second']}; every figure is in {options.output}")
+    return 0

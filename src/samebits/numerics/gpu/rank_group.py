@@ -1,0 +1,276 @@
+"""The ranks of a model on the GPUs of one host, as the operators see them.
+
+Three ways to exchange tensors: through each other's memory; where that is missing, by gathering all parts through
+NCCL and folding them here; and with NCCL's own sums, whose order is nobody's promise.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from samebits.errors import NumericsError
+from samebits.numerics.collectives.group import Group
+from samebits.numerics.gpu import all_reduce
+from samebits.numerics.gpu.configuration import start
+from samebits.numerics.gpu.norm import add_rms_norm
+from samebits.numerics.gpu.ranks import BLOCK, BYTE_CARRIER, LAUNCH, METHODS, PIECE, RankCollectives
+
+CARRIED = PIECE * BYTE_CARRIER.itemsize
+"""Bytes: what is gathered is padded to a multiple of this."""
+FIRST_BYTES = 1 << 20
+RENDEZVOUS_SECONDS = 600.0
+ALL_METHODS = (*METHODS, "gather", "nccl")
+
+log = logging.getLogger(__name__)
+
+
+class RankGroup(Protocol):
+    """A `Group` that adds, too. Every rank makes the same calls in the same order."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks in rank order: [size, *shape]."""
+
+    def settle(self) -> None:
+        """Called before captured work begins, and where it ends."""
+
+    def reserve(self, size: int) -> None:
+        """Make room for parts and sums of up to `size` bytes. Not inside a capture."""
+
+    def part(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Where to write this rank's part for the next call of one of the three below, which takes it."""
+
+    def all_reduce(self, part: Tensor, act: torch.dtype) -> Tensor:
+        """The parts of all ranks, added; it may be overwritten by the next call but one."""
+
+    def all_reduce_add_norm(
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """`add_rms_norm` of `all_reduce` in the residual's type, bit for bit."""
+
+    def gather_columns(self, part: Tensor, columns: int) -> Tensor:
+        """The parts [rows, held] side by side, cut to [rows, columns]."""
+
+    def gather_rows(self, part: Tensor, ids: Tensor, held: int) -> Tensor:
+        """Row r of the part of the rank that holds ids[r]; every rank holds `held` ids."""
+
+    def abandon(self) -> None:
+        """A rank is gone: the device must not wait for it. May be called by another thread."""
+
+    def describe(self) -> str:
+        """Which collective serves which size."""
+
+
+class PeerGroup:
+    """Ranks that read each other's memory. Buffers grow as they are needed, on all ranks at once. `host` is the same
+    group through the host, which notices where a rank is gone."""
+
+    def __init__(self, device: torch.device, tree: bool, method: str, host: Group) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._device = device
+        self._host = host
+        self._make: Callable[[int], RankCollectives] = lambda size: RankCollectives(
+            size, device, tree=tree, method=method
+        )
+        self._collectives = self._make(FIRST_BYTES)
+
+    def reserve(self, size: int) -> None:
+        if size > self._collectives.most_bytes:
+            torch.cuda.synchronize(self._device)
+            self._host.all_gather(torch.zeros(1))
+            self._collectives = self._make(size)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        size = tensor.numel() * tensor.element_size()
+        padded = -(-size // CARRIED) * CARRIED
+        part = self.part((padded // BYTE_CARRIER.itemsize,), BYTE_CARRIER)
+        part.view(torch.uint8)[:size].view(tensor.dtype).copy_(tensor.reshape(-1))
+        out = torch.empty((self.size, part.numel()), dtype=BYTE_CARRIER, device=tensor.device)
+        gathered = self._collectives.all_gather(part, out).view(torch.uint8)
+        return gathered[:, :size].view(tensor.dtype).view(self.size, *tensor.shape)
+
+    def settle(self) -> None:
+        self._collectives.settle()
+
+    def part(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        size = dtype.itemsize
+        for length in shape:
+            size *= length
+        self.reserve(size)
+        return self._collectives.input(shape, dtype)
+
+    def all_reduce(self, part: Tensor, act: torch.dtype) -> Tensor:
+        return self._collectives.all_reduce(part, act)
+
+    def all_reduce_add_norm(
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        if not self._collectives.fuses(part):
+            return add_rms_norm(self.all_reduce(part, residual.dtype), residual, weight, eps)
+        out = torch.empty_like(residual), torch.empty_like(residual)
+        return self._collectives.add_rms_norm(part, residual, weight, eps, out)
+
+    def gather_columns(self, part: Tensor, columns: int) -> Tensor:
+        if columns % PIECE == 0:
+            return self._collectives.gather_columns(part, columns)
+        out = torch.empty((self.size, *part.shape), dtype=part.dtype, device=part.device)
+        return side_by_side(self._collectives.all_gather(part, out), columns)
+
+    def gather_rows(self, part: Tensor, ids: Tensor, held: int) -> Tensor:
+        return self._collectives.gather_rows(part, ids, held)
+
+    def abandon(self) -> None:
+        self._collectives.abandon()
+
+    def describe(self) -> str:
+        return self._collectives.describe()
+
+
+class GatheringGroup:
+    """Ranks without a view of each other's memory. Parts travel through NCCL as they are and are added here by the
+    kernel that adds peers' memory; with `own_sums` off NCCL adds by itself, in an order of its own."""
+
+    def __init__(self, device: torch.device, tree: bool, own_sums: bool) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._device = device
+        self._tree = tree
+        self._own_sums = own_sums
+        self._none = torch.zeros(1, dtype=torch.int64, device=device)
+        self._order = torch.arange(self.size, dtype=torch.int64, device=device)
+
+    def reserve(self, size: int) -> None:
+        """Nothing is shared."""
+
+    def settle(self) -> None:
+        """Nothing takes turns."""
+
+    def abandon(self) -> None:
+        """NCCL's own time limit ends what waits for a rank that is gone."""
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        out = torch.empty((self.size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+        dist.all_gather_into_tensor(
+            out.view(-1).view(torch.uint8), tensor.contiguous().view(-1).view(torch.uint8)
+        )
+        return out
+
+    def part(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(tuple(shape), dtype=dtype, device=self._device)
+
+    def all_reduce(self, part: Tensor, act: torch.dtype) -> Tensor:
+        if not self._own_sums:
+            dist.all_reduce(part)
+            return part.to(act)
+        elements = part.numel()
+        if elements % PIECE:
+            raise NumericsError(f"a message must be a multiple of {PIECE} elements, not {elements}")
+        gathered = self.all_gather(part)
+        table = self._order * (elements * part.element_size()) + gathered.data_ptr()
+        y = torch.empty(part.shape, dtype=act, device=part.device)
+        start(
+            all_reduce.one_shot, (-(-elements // BLOCK),),
+            table, self._none, self._none, part, y, elements // PIECE, self.rank,
+            launch=LAUNCH, WORLD=self.size, TREE=self._tree, BLOCK=BLOCK, MEET=False,
+        )  # fmt: skip
+        return y
+
+    def all_reduce_add_norm(
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return add_rms_norm(self.all_reduce(part, residual.dtype), residual, weight, eps)
+
+    def gather_columns(self, part: Tensor, columns: int) -> Tensor:
+        return side_by_side(self.all_gather(part), columns)
+
+    def gather_rows(self, part: Tensor, ids: Tensor, held: int) -> Tensor:
+        gathered = self.all_gather(part)
+        places = torch.clamp(ids // held, 0, self.size - 1) * part.shape[0] + torch.arange(
+            part.shape[0], device=part.device
+        )
+        return torch.index_select(gathered.view(-1, part.shape[1]), 0, places)
+
+    def describe(self) -> str:
+        if not self._own_sums:
+            return f"{self.size} ranks: NCCL's sums, which promise nothing"
+        order = "balanced tree" if self._tree else "ascending ranks"
+        return (
+            f"{self.size} ranks, {order}, float32: all parts gathered through NCCL and added, for every size"
+        )
+
+
+def side_by_side(gathered: Tensor, columns: int) -> Tensor:
+    """[size, rows, held] -> [rows, columns]."""
+    size, rows, held = gathered.shape
+    return gathered.transpose(0, 1).reshape(rows, size * held)[:, :columns].contiguous()
+
+
+def check_method(method: str, profile: str) -> None:
+    """Raises `NumericsError` for a collective that would break the promise of the profile."""
+    if method not in ALL_METHODS:
+        raise NumericsError(f"--all-reduce must be one of {', '.join(ALL_METHODS)}, not {method!r}")
+    if method == "nccl" and profile != "unpinned":
+        raise NumericsError(
+            f"--all-reduce nccl: NCCL adds in an order that follows the message, which --numerics {profile} forbids; "
+            "it is there to be measured with --numerics unpinned"
+        )
+
+
+def check_ranks(size: int, profile: str, method: str) -> None:
+    """Raises `NumericsError` for a collective that the profile forbids, and where this process cannot hold a rank."""
+    check_method(method, profile)
+    there = torch.cuda.device_count()
+    if there < size:
+        raise NumericsError(
+            f"--tensor-parallel {size} takes a GPU for each rank, and torch finds {there} here"
+        )
+    if dist.is_initialized():
+        raise NumericsError(
+            "this process has held ranks of a model before, or torch.distributed is in use; a model over several GPUs "
+            "needs a process of its own"
+        )
+
+
+def open_rank_group(meeting_file: Path, host: Group, profile: str, method: str) -> RankGroup:
+    """Join the ranks of `host`, this one on the GPU of its number; all do so together. `meeting_file` is a path that
+    all know and no earlier group used. Raises `NumericsError` where there are too few GPUs, or none can reach another.
+    """
+    rank, size = host.rank, host.size
+    check_ranks(size, profile, method)
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    # A program that uses multicast can put the GPUs of a shared host out of service; nothing here needs it.
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+    store = dist.FileStore(str(meeting_file), size)
+    dist.init_process_group(
+        "nccl",
+        store=store,
+        rank=rank,
+        world_size=size,
+        device_id=device,
+        timeout=datetime.timedelta(seconds=RENDEZVOUS_SECONDS),
+    )
+    tree = profile == "tp-invariant"
+    if method == "nccl" or (method == "auto" and profile == "unpinned"):
+        group: RankGroup = GatheringGroup(device, tree, own_sums=False)
+    elif method == "gather":
+        group = GatheringGroup(device, tree, own_sums=True)
+    else:
+        group = PeerGroup(device, tree, method, host)
+    if rank == 0:
+        log.info("[AR] %s", group.describe())
+    return group

@@ -1,0 +1,68 @@
+"""The proof of the sums over ranks, at every start: each rank knows what all ranks add, and so what must come out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from samebits.errors import NumericsError
+from samebits.numerics.gpu.gemm_problem import hashed_words
+from samebits.numerics.gpu.norm import add_rms_norm
+from samebits.numerics.gpu.rank_group import RankGroup
+
+ROWS = (1, 33, 300)
+"""Messages of one program and of many, on either side of the size at which another kernel serves."""
+SEED = 77
+EPS = 1e-6
+
+
+def adversarial_part(
+    rank: int, size: int, rows: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """What a rank adds: small values, and in most places two of the ranks hold large ones that cancel, so that what is
+    left of the others tells the order."""
+    count = rows * width
+    common = hashed_words(SEED, 0, count, device)
+    own = hashed_words(SEED + 1 + rank, 0, count, device)
+    small = ((own & 0xFFFF) - 32768).to(torch.float32) / 4096
+    # Of powers of two: no product is rounded.
+    large = torch.ldexp(((common & 0xFF) + 256).to(torch.float32), (common >> 8) & 31)
+    first, second = (common >> 16) % size, (common >> 32) % size
+    signed = torch.where(first == rank, large, torch.where(second == rank, -large, small))
+    return torch.where(first == second, small, signed).view(rows, width).to(dtype)
+
+
+def folded(parts: list[Tensor], tree: bool, act: torch.dtype) -> Tensor:
+    """The clause, by sums of two tensors at a time, which leave no order."""
+    wide = [part.to(torch.float32) for part in parts]
+    while tree and len(wide) > 1:
+        wide = [left + right for left, right in zip(wide[::2], wide[1::2], strict=True)]
+    total = wide[0]
+    for part in wide[1:]:
+        total = total + part
+    return total.to(act)
+
+
+def prove_sums(
+    group: RankGroup, width: int, part_type: torch.dtype, act: torch.dtype, tree: bool, device: torch.device
+) -> None:
+    """Raises `NumericsError` where a sum over ranks is not that of the clause bit for bit. All ranks do it together."""
+    for rows in ROWS:
+        parts = [
+            adversarial_part(rank, group.size, rows, width, part_type, device) for rank in range(group.size)
+        ]
+        expected = folded(parts, tree, act)
+        # Any finite values will do for what stands beside the sum.
+        residual, weight = parts[0].to(act), parts[0][0].to(act)
+        normed = add_rms_norm(expected, residual, weight, EPS)
+        for _ in range(2):  # buffers take turns
+            own = group.part((rows, width), part_type).copy_(parts[group.rank])
+            found = group.all_reduce(own, act)
+            own = group.part((rows, width), part_type).copy_(parts[group.rank])
+            fused = group.all_reduce_add_norm(own, residual, weight, EPS)
+            pairs = ((found, expected), (fused[0], normed[0]), (fused[1], normed[1]))
+            if not all(torch.equal(one.view(torch.uint8), other.view(torch.uint8)) for one, other in pairs):
+                raise NumericsError(
+                    f"a sum over {group.size} ranks of [{rows}, {width}] {part_type} left its clause on rank "
+                    f"{group.rank}: these GPUs do not reach each other's memory soundly, or a kernel is wrong"
+                )

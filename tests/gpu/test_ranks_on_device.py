@@ -1,0 +1,98 @@
+"""A model over two GPUs: bits, collectives, and ranks that die. Every engine has a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+]
+SMALL = ["--device", "cuda", "--kv-memory-mib", "2048", "--max-running", "16", "--step-tokens", "512"]
+
+DYING = """
+import os, signal, sys, time
+from samebits import LLM, SamplingParams
+from samebits.engine.build import build_engine
+from samebits.errors import EngineError
+
+engines = []
+def build(*arguments):
+    engines.append(build_engine(*arguments))
+    return engines[0]
+
+def main():
+    llm = LLM(device="cuda", tensor_parallel=2, kv_memory_mib=2048, max_running=16, step_tokens=512, build=build)
+    stream = llm.stream([1, 2, 3], SamplingParams(max_new_tokens=900, ignore_eos=True))
+    next(stream)
+    os.kill(engines[0].close_ranks.__self__._processes[0].pid, signal.SIGKILL)
+    started = time.monotonic()
+    try:
+        list(stream)
+    except EngineError as error:
+        assert "rank 1 ended unexpectedly with exit status -9" in str(error), error
+        assert time.monotonic() - started < 20
+        print("told", flush=True)
+    os._exit(0)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def verify(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "samebits", "verify", *SMALL, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digests of whole generations under `tp-invariant`, on one GPU."""
+    path = tmp_path_factory.mktemp("golden") / "one.json"
+    done = verify("--numerics", "tp-invariant", "--write-golden", str(path))
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.mark.parametrize("method", ["auto", "two-shot", "gather"])
+def test_tp_invariant_has_the_bits_of_one_gpu(kept: Path, method: str) -> None:
+    done = verify("--numerics", "tp-invariant", "--tp", "2", "--all-reduce", method, "--golden", str(kept))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_exact_has_others(tmp_path: Path) -> None:
+    """The inverse: there the degree decides."""
+    found = []
+    for degree in ("1", "2"):
+        path = tmp_path / f"{degree}.json"
+        done = verify("--tp", degree, "--write-golden", str(path))
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(path.read_text())["digests"])
+    assert any(found[1][name] != digest for name, digest in found[0].items())
+
+
+def test_exact_keeps_its_promise() -> None:
+    done = verify("all", "--tp", "2", "--n-trials", "5", "--max-new-tokens", "8")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_sums_of_nccl_are_refused_where_bits_are_promised() -> None:
+    done = verify("--tp", "2", "--all-reduce", "nccl")
+    assert done.returncode not in (0, 1) and "forbids" in done.stderr
+
+
+def test_a_dying_rank_ends_the_engine_and_says_so(tmp_path: Path) -> None:
+    script = tmp_path / "dying.py"
+    script.write_text(DYING)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert "told" in done.stdout, done.stderr
