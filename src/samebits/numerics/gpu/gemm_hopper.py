@@ -74,7 +74,6 @@ def chain(
     """The chain over the next `steps` blocks of the ring: (sum, slot, phase). What `total` held is dropped.
 
     A slot holds a left operand for each of GROUPS groups, and a right one for all."""
-    last = slot
     for step in range(0, steps):
         mbarrier.wait(ready.index(slot), phase)
         total = warpgroup_mma(
@@ -83,14 +82,13 @@ def chain(
         )  # fmt: skip
         total = warpgroup_mma_wait(1, deps=[total])
         if step > 0:
-            mbarrier.arrive(free.index(last), count=1)
-        last = slot
+            mbarrier.arrive(free.index((slot + STAGES - 1) % STAGES), count=1)
         slot += 1
         if slot == STAGES:
             slot = 0
             phase = phase ^ 1
     total = warpgroup_mma_wait(0, deps=[total])
-    mbarrier.arrive(free.index(last), count=1)
+    mbarrier.arrive(free.index((slot + STAGES - 1) % STAGES), count=1)
     return total, slot, phase
 
 
