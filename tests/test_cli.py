@@ -21,7 +21,7 @@ import samebits
 from samebits import __version__
 from samebits.cli import build_parser, main
 from samebits.commands.flags import sampling_of, settings_of
-from samebits.config import EngineConfig, ModelConfig, ServerConfig, flag_text
+from samebits.config import EngineConfig, ModelConfig, ServerConfig, flag_text, mistyped_variables
 from samebits.errors import ConfigError, RequestError
 
 HEAVY = ("torch", "numba", "numpy", "starlette", "uvicorn", "tokenizers", "transformers", "zmq", "tqdm")
@@ -72,7 +72,7 @@ def test_flag_before_environment_before_file_before_default(
 def test_a_file_with_an_unknown_setting_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("prot = 8000\n")
-    with pytest.raises(ConfigError, match=r"settings\.toml names unknown settings: prot"):
+    with pytest.raises(ConfigError, match=r"settings\.toml names unknown settings: prot; is port meant\?"):
         settings_of(parse("serve", "--config", str(file)), ServerConfig)
 
 
@@ -180,6 +180,18 @@ def test_an_unknown_flag_is_status_2() -> None:
     assert found.returncode == 2 and "--prot" in found.stderr
     found = shell("verify", "double")
     assert found.returncode == 2 and "'double' is none of all, single" in found.stderr
+
+
+def test_a_mistyped_variable_is_told_of() -> None:
+    given = {
+        "SAMEBITS_PRT": "1",
+        "SAMEBITS_PORT": "1",
+        "SAMEBITS_CONFIG": "x",
+        "SAMEBITS_FUZZ_SEED": "0",
+        "PORT": "",
+    }
+    [line] = mistyped_variables(given)
+    assert line == "SAMEBITS_PRT in the environment names no setting; is SAMEBITS_PORT meant?"
 
 
 def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

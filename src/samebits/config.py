@@ -11,6 +11,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -23,6 +24,8 @@ NUMERICS_PROFILES = ("exact", "tp-invariant", "torch", "unpinned")
 PROMISING_PROFILES = ("exact", "tp-invariant")
 MEMORY = "memory (changes no bit)"
 """a heading of flags"""
+CLOSE_ENOUGH = 0.7
+"""likeness from which an unknown name is taken for a mistyped one"""
 Settings = TypeVar("Settings")
 
 
@@ -185,10 +188,31 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def check_known(file_values: Mapping[str, Any], source: str) -> None:
     """Refuse a configuration file that names a setting that does not exist."""
-    known = {entry.name for cls in (ModelConfig, EngineConfig, ServerConfig) for entry in fields(cls)}
-    unknown = sorted(set(file_values) - known)
+    known = setting_names()
+    unknown = sorted(set(file_values) - set(known))
     if unknown:
-        raise ConfigError(f"{source} names unknown settings: {', '.join(unknown)}")
+        near = get_close_matches(unknown[0], known, 1, CLOSE_ENOUGH)
+        meant = f"; is {near[0]} meant?" if near else ""
+        raise ConfigError(f"{source} names unknown settings: {', '.join(unknown)}{meant}")
+
+
+def setting_names() -> list[str]:
+    """Every setting there is."""
+    return [entry.name for cls in (ModelConfig, EngineConfig, ServerConfig) for entry in fields(cls)]
+
+
+def mistyped_variables(environment: Mapping[str, str]) -> list[str]:
+    """A line for each variable of an environment that looks like one of ours, and is read by nobody."""
+    known = ["CONFIG", *(name.upper() for name in setting_names())]
+    lines = []
+    for variable in sorted(environment):
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        if name == variable or name in known:
+            continue
+        if near := get_close_matches(name, known, 1, CLOSE_ENOUGH):
+            meant = ENVIRONMENT_PREFIX + near[0]
+            lines.append(f"{variable} in the environment names no setting; is {meant} meant?")
+    return lines
 
 
 def resolve(

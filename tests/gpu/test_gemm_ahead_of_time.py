@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,7 +12,9 @@ pytest.importorskip("triton")
 
 from ahead_of_time import estimates, fusable_operations
 
+import samebits
 from samebits.numerics.gpu import gated_operator, tree_operator
+from samebits.numerics.gpu.buckets import BUCKETS
 from samebits.numerics.gpu.gemm_candidates import (
     AHEAD,
     DECODE,
@@ -189,3 +194,32 @@ def test_every_shape_has_a_portable_tile() -> None:
     for problem in (EVEN, ODD, GemmProblem(37, 41, FP16, FP32)):
         for target in PORTABLE:
             assert PLAIN.fits(problem, 1, target)
+
+
+def row_parallel_shapes() -> list[tuple[int, int]]:
+    """(columns, depth) of the attention output and down matrices of the shapes that come with the package."""
+    shapes = set()
+    for file in (Path(samebits.__file__).parent / "models" / "shapes").glob("*/config.json"):
+        config = json.loads(file.read_text())
+        width, heads = config["hidden_size"], config["num_attention_heads"]
+        attention = heads * config.get("head_dim", width // heads)
+        shapes |= {(width, attention), (width, config["intermediate_size"])}
+    return sorted(shape for shape in shapes if shape[1] % (8 * 2 * 128) == 0 or shape[1] >= 4096)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_every_row_parallel_product_has_a_tile_beside_the_last_ones(ranks: int) -> None:
+    shapes = row_parallel_shapes()
+    assert (5120, 25600) in shapes
+    for columns, depth in shapes:
+        out = BF16 if ranks == 1 else FP32
+        problem = tree_operator.TreeProblem(columns, depth // ranks, 8 // ranks, BF16, out)
+        problem.check()
+        for bucket in BUCKETS:
+            tiles = [
+                tile
+                for tile in tree_operator.tiles_for(problem, bucket)
+                if tile not in tree_operator.LAST and tile.fits(problem, bucket, "sm_90")
+            ]
+            assert tiles, f"{problem.key} at {bucket} rows"
+            assert all(tile.fits(problem, bucket, "sm_90") for tile in tree_operator.LAST)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from samebits.commands.flags import add_model_argument, add_settings, command, settings_of
 from samebits.commands.foreign import FOREIGN, add_foreign, check_promise, translate
-from samebits.config import EngineConfig, ModelConfig, ServerConfig
+from samebits.config import EngineConfig, ModelConfig, ServerConfig, mistyped_variables
 
 EXAMPLES = """\
   samebits serve
@@ -33,5 +34,5 @@ def run(options: argparse.Namespace) -> int:
     check_promise(typed, model.numerics)
     from samebits.server.lifecycle import serve
 
-    notes = translate(typed, vars(options))[1]
+    notes = [*mistyped_variables(os.environ), *translate(typed, vars(options))[1]]
     return serve(model, engine, server, notes=notes)

@@ -14,7 +14,6 @@ from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu import gemm_candidates, tree
 from samebits.numerics.gpu.gemm_candidates import (
     DESCRIPTORS,
-    PERSISTENT,
     POINTERS,
     Tile,
     launch_tile,
@@ -95,7 +94,8 @@ class TreeTile:
 
     def fits(self, problem: TreeProblem, bucket: int, target: str) -> bool:
         """Whether a leaf is a whole number of the tile's blocks of K, at least two, and the workspace is enough."""
-        if problem.leaf % (2 * self.tile.depth) or not self.tile.fits(problem.product, bucket, target):
+        whole = problem.leaf % self.tile.depth == 0 and problem.leaf >= 2 * self.tile.depth
+        if not whole or not self.tile.fits(problem.product, bucket, target):
             return False
         if problem.leaves < self.pieces or self.sums(problem) > MOST_SUMS:
             return False
@@ -201,13 +201,13 @@ def tile_candidate(cut: TreeTile, problem: TreeProblem, bucket: int, device: tor
 
 
 def tiles_for(problem: TreeProblem, bucket: int) -> tuple[TreeTile, ...]:
-    """The tiles that are worth trying; the last one is portable and fits every depth that the contract allows."""
+    """The tiles that are worth trying, then the portable ones, which nothing keeps from a depth."""
     if bucket <= 64 or problem.act is torch.float32:
-        few = map(TreeTile, gemm_candidates.tiles_for(problem.product, bucket))
+        few = map(TreeTile, gemm_candidates.tiles_for(problem.product, bucket)[:-1])
         rows = 16 if bucket <= 16 else 32 if bucket <= 32 else 64
         shared = Tile(rows, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1)
-        return (*few, TreeTile(shared, parts=2), TreeTile(PORTABLE_TILE))
-    return (*(MIDDLE if bucket <= 512 else PREFILL), TreeTile(gemm_candidates.PLAIN), TreeTile(PORTABLE_TILE))
+        return (*few, TreeTile(shared, parts=2), *LAST)
+    return (*(MIDDLE if bucket <= 512 else PREFILL), *LAST)
 
 
 class TreeOperator:
@@ -250,25 +250,24 @@ class TreeOperator:
         return (tile for tile in tiles_for(problem, bucket) if tile.fits(problem, bucket, target))
 
 
-PORTABLE_TILE = Tile(32, 32, ATOM, 4, 2)
+LAST = (TreeTile(gemm_candidates.PLAIN), TreeTile(Tile(32, 32, ATOM, 4, 2)))
+"""Where nothing else fits; the last fits every depth that the contract allows."""
 
 MIDDLE = (
-    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parts=2),
-    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parts=4),
     TreeTile(Tile(64, 128, 128, 4, 4, DESCRIPTORS), parts=2),
-    TreeTile(Tile(64, 128, 128, 4, 4, DESCRIPTORS), parts=4),
-    TreeTile(Tile(64, 64, 128, 4, 6, DESCRIPTORS), parts=2),
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parts=2),
     TreeTile(Tile(128, 64, 128, 8, 4, DESCRIPTORS), parts=2),
     TreeTile(Tile(128, 64, 128, 8, 4, DESCRIPTORS)),
     TreeTile(Tile(64, 128, 64, 8, 6, DESCRIPTORS)),
     TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS)),
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parked=True),
 )
 """Too few tiles for all multiprocessors, unless several programs share one."""
 
 PREFILL = (
-    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS)),
-    TreeTile(Tile(128, 128, 64, 8, 4, PERSISTENT)),
     TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parked=True),
-    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parts=2),
-    TreeTile(Tile(128, 64, 64, 8, 4, PERSISTENT)),
+    TreeTile(Tile(128, 128, 128, 8, 3, DESCRIPTORS)),
+    TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS)),
+    TreeTile(Tile(128, 64, 64, 4, 4, DESCRIPTORS)),
 )
+"""Eight leaves leave no register for a fourth sum of a tile of 128 x 128: half a tree is parked."""
