@@ -294,6 +294,7 @@ DECODE = (
     Tile(16, 64, 128, 4, 5, swap=True, wait=1, prefetch=512),
     Tile(16, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
     Tile(16, 128, 128, 4, 4, swap=True, wait=1),
+    Tile(16, 128, 128, 4, 4, PERSISTENT, swap=True, wait=1),
     Tile(16, 64, 128, 4, 5, swap=True),
     Tile(16, 32, 128, 4, 6),
 )
