@@ -283,6 +283,8 @@ PLAIN = Tile(64, 64, 32, 4, 3)
 FLOAT32_TILES = (Tile(16, 32, 32, 4, 3), Tile(64, 64, 16, 4, 3), Tile(32, 32, 16, 4, 2))
 
 DECODE = (
+    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
     Tile(16, 64, 128, 4, 8, swap=True, wait=1),
     Tile(16, 64, 128, 4, 8, swap=True, wait=1, prefetch=512),
     Tile(16, 64, 128, 4, 8, swap=True, wait=2),
@@ -301,6 +303,8 @@ DECODE = (
 """At most 16 rows: most loads in flight win."""
 
 DECODE_32 = (
+    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
+    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2, prefetch=512),
     Tile(32, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
@@ -311,6 +315,8 @@ DECODE_32 = (
 )
 
 DECODE_64 = (
+    Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=1),
+    Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=2),
     Tile(64, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
     Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=2),
     Tile(64, 64, 128, 4, 6, swap=True, wait=1),
@@ -329,6 +335,7 @@ MIDDLE = (
 """Here the library's clusters win nearly everywhere."""
 
 PREFILL = (
+    Tile(128, 256, 64, 4, 4, HOPPER),
     Tile(128, 256, 64, 8, 3, PERSISTENT),
     Tile(256, 128, 64, 8, 4, PERSISTENT),
     Tile(128, 128, 64, 4, 4, PERSISTENT),
