@@ -157,6 +157,7 @@ def test_signals_to_the_whole_group_spare_the_engine(folder: Path) -> None:
         wait_until_running(live)
         os.kill(engine_process(live), signal.SIGINT)
         os.kill(engine_process(live), signal.SIGTERM)
+        os.kill(engine_process(live), signal.SIGHUP)
         live.process.send_signal(signal.SIGINT)
         thread.join()
         assert len(found[0]["output_ids"]) == 100

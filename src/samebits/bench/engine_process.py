@@ -24,7 +24,7 @@ class EngineProcess:
         self._process = context.Process(target=_serve, args=(model, engine, theirs))
         self._process.start()
         theirs.close()
-        self.start_seconds: float = self._answer()
+        self.start_seconds = float(self._answer())
 
     def decode_together(self, count: int, prompt_tokens: int) -> None:
         self._ask("decode_together", count, prompt_tokens)

@@ -1,7 +1,7 @@
 """`samebits bench parallel`: decode steps and prompts of a model over several GPUs, beside what they must cost.
 
 A decode step must read its rank's share of the weights and of keys and values, and sum twice a layer. Every contender
-runs in a process of its own; those that fit into memory together are measured in turns.
+runs in a process of its own; those that are open at once are measured in turns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from samebits.models.weights import expected_shapes
 
 BATCHES = (128, 32, 1)
 """Largest first: the surplus is aborted, so that prompts are computed once."""
-PREFILL_PROMPTS, PREFILL_TOKENS = 16, 1024
+PREFILL_PROMPTS, PREFILL_TOKENS = 8, 1024
 TRACED_STEPS = 4
 EXCHANGING = ("one_shot", "two_shot", "gather_columns", "gather_rows", "all_gather", "meet_alone", "nccl")
 """Parts of the names of kernels in which ranks exchange values or wait for each other."""
@@ -76,19 +76,21 @@ def run(
     batches: Sequence[int],
     repeats: int,
     steps: int,
-    in_turn: bool,
+    at_once: int,
     output: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measure every contender at every batch size and write `output`. `in_turn`: one engine after another, where
-    memory does not hold all of them."""
+    """Measure every contender at every batch size and write `output`. `at_once`: how many are open at the same time,
+    where memory does not hold all of them (0: all)."""
     files = read_model_files(model)
     spec, shapes = files.spec, expected_shapes(files.spec, files.family.names)
     degree = max(one.degree for one in contenders)
     say("sums alone")
     alone = microseconds_alone(degree, sorted(batches), spec.hidden) if degree > 1 else {}
     found: dict[str, dict[str, Any]] = {}
-    for group in [[one] for one in contenders] if in_turn else [list(contenders)]:
+    count = at_once or len(contenders)
+    groups = [contenders[first : first + count] for first in range(0, len(contenders), count)]
+    for group in groups:
         found |= _measure(group, model, engine, spec, batches, repeats, steps, say)
     result = {
         "benchmark": "parallel",
@@ -99,7 +101,8 @@ def run(
         "prompt tokens": PROMPT_TOKENS,
         "steps": steps,
         "repeats": repeats,
-        "interleaved": not in_turn,
+        "interleaved": [[one.name for one in group] for group in groups],
+        "most tokens in a step": engine.step_tokens or "chosen by the engine",
         "microseconds of one sum alone": {str(rows): figures for rows, figures in alone.items()},
         "contenders": [one.name for one in contenders],
         "start seconds": {name: figures["start"] for name, figures in found.items()},
@@ -127,6 +130,7 @@ def _measure(
     opened: dict[str, EngineProcess] = {}
     found: dict[str, dict[str, Any]] = {}
     try:
+        # One after another, for the start times kernels.
         for one in contenders:
             say(f"starting {one.name}")
             memory = engine.kv_memory_mib or kv_mebibytes(spec, largest) // one.degree

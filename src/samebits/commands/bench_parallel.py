@@ -13,7 +13,7 @@ from samebits.config import EngineConfig, ModelConfig
 SHAPE = "qwen3-32b-shaped"
 EXAMPLES = """\
   samebits bench parallel --tp 2                         decode and prefill, Qwen3-32B shape, dummy weights
-  samebits bench parallel --tp 2 --model llama-3.1-70b-shaped --load-format dummy --in-turn
+  samebits bench parallel --tp 2 --model llama-3.1-70b-shaped --load-format dummy --at-once 1
   samebits bench parallel --tp 2 --contenders exact exact@1 unpinned unpinned+one-shot
 """
 
@@ -42,7 +42,11 @@ def add(kinds: Any) -> None:
         "--steps", type=positive, default=24, metavar="N", help="steps of a round (default: 24)"
     )
     parser.add_argument(
-        "--in-turn", action="store_true", help="one engine after another, where memory does not hold all"
+        "--at-once",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="contenders that are open at the same time, where memory does not hold all (default: all)",
     )
     parser.add_argument(
         "--output",
@@ -69,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         options.batches or parallel.BATCHES,
         options.repeats,
         options.steps,
-        options.in_turn,
+        options.at_once,
         options.output,
         lambda line: print(line, file=sys.stderr, flush=True),
     )

@@ -1,6 +1,6 @@
 """The engine in a process of its own, with ZeroMQ and msgpack between.
 
-The parent owns both addresses. The child ignores SIGINT and SIGTERM, because a terminal or a supervisor sends
+The parent owns both addresses. The child ignores SIGINT, SIGTERM and SIGHUP, because a terminal or a supervisor sends
 them to the whole group and only the parent may decide when running requests end; it leaves when told to, and
 when its parent is gone. The parent removes the folder of the sockets when the child has ended; the child does
 when its parent was killed.
@@ -242,8 +242,8 @@ def engine_process(
     parent: int,
 ) -> None:
     """Main function of the child. Its last message is an `EngineFailed` unless it was told to leave."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     configure_logging(log_level, style=log_format)
     context = zmq.Context()

@@ -87,9 +87,9 @@ def prepare_operators(operators: Operators, engine: EngineConfig, progress: Prog
 
 
 def graph_buckets(engine: EngineConfig) -> Sequence[int]:
-    """The decode steps that are captured."""
+    """The decode steps that are captured: no step has more rows than `step_tokens`."""
     largest = engine.max_running if engine.cuda_graph_max_bs < 0 else engine.cuda_graph_max_bs
     if not largest:
         return []
-    largest = bucket_of(min(largest, engine.max_running))
+    largest = bucket_of(min(largest, engine.max_running, engine.step_tokens))
     return [bucket for bucket in BUCKETS if bucket <= largest]

@@ -17,6 +17,8 @@ from samebits.numerics.gpu.dependent import wait_ahead
 
 LANES = CONTRACT.device_reduction_lanes
 NORM_LAUNCH = Launch(warps=8, stages=1)
+MANY_ROWS, MANY_ROWS_LAUNCH = 192, Launch(warps=1, stages=1)
+"""Where rows fill the card, a row is one warp's, which folds without waiting for others."""
 
 
 @triton.jit
@@ -68,8 +70,12 @@ def rms_norm_rows(
         tl.store(y + row + columns, normed.to(y.dtype.element_ty), mask=columns < WIDTH)
 
 
+def norm_launch(rows: int) -> Launch:
+    return MANY_ROWS_LAUNCH if rows >= MANY_ROWS else NORM_LAUNCH
+
+
 def rms_norm(
-    x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None, launch: Launch = NORM_LAUNCH
+    x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None, launch: Launch | None = None
 ) -> Tensor:
     """Norm clause. x act [rows, width], weight [width] -> act [rows, width]."""
     rows, width = check_tensor("norm input", x, ACTIVATIONS, (None, None)).shape
@@ -88,7 +94,7 @@ def rms_norm(
             WIDTH=width,
             LANES=LANES,
             ADDED=False,
-            launch=launch,
+            launch=launch or norm_launch(rows),
         )
     return y
 
@@ -99,7 +105,7 @@ def add_rms_norm(
     weight: Tensor,
     eps: float,
     out: tuple[Tensor, Tensor] | None = None,
-    launch: Launch = NORM_LAUNCH,
+    launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(norm(x + residual), x + residual), the sum rounded to act first. `out` may not overlap the inputs."""
     rows, width = check_tensor("norm input", x, ACTIVATIONS, (None, None)).shape
@@ -120,6 +126,6 @@ def add_rms_norm(
             WIDTH=width,
             LANES=LANES,
             ADDED=True,
-            launch=launch,
+            launch=launch or norm_launch(rows),
         )
     return y, total
