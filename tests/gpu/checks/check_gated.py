@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from samebits.numerics import reference
-from samebits.numerics.gpu.gated_operator import GatedProblem, fits, fused_candidate, pair_candidate
-from samebits.numerics.gpu.gemm_candidates import DESCRIPTORS, HOPPER, PERSISTENT, Tile
+from samebits.numerics.gpu.gated_operator import GatedProblem, fused_candidate, pair_candidate
+from samebits.numerics.gpu.gemm_candidates import DESCRIPTORS, PERSISTENT, Tile
 from samebits.numerics.gpu.gemm_operator import reference_candidate
 from samebits.numerics.gpu.gemm_problem import GemmProblem, proof_inputs
-from samebits.numerics.gpu.launch import target_name
 from samebits.numerics.gpu.prover import Candidate, Case, Proof, Rejection, Tensors, Trial
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -39,18 +38,6 @@ def trial_of(problem: GatedProblem, device: torch.device) -> Trial:
 def check_fused_tiles_have_the_bits_of_the_pair(tile: Tile, device: torch.device) -> None:
     for act in (torch.bfloat16, torch.float16):
         problem = GatedProblem(192, 256, act)
-        verdict = trial_of(problem, device).prove(fused_candidate(tile, problem, ROWS))
-        assert isinstance(verdict, Proof), verdict
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter knows no Gluon")
-@pytest.mark.parametrize("columns", [64, 128])
-def check_tiles_for_hopper_have_the_bits_of_the_pair(columns: int, device: torch.device) -> None:
-    tile = Tile(128, columns, 64, 4, 4, HOPPER)
-    for act in (torch.bfloat16, torch.float16):
-        problem = GatedProblem(3 * 128, 256, act)
-        if not fits(tile, problem, ROWS, target_name()):
-            pytest.skip(f"{tile.name} is not for {target_name()}")
         verdict = trial_of(problem, device).prove(fused_candidate(tile, problem, ROWS))
         assert isinstance(verdict, Proof), verdict
 

@@ -12,8 +12,6 @@ from samebits.numerics.gpu import gated
 from samebits.numerics.gpu.activation import BLOCK, silu_mul_rows
 from samebits.numerics.gpu.configuration import dependent_launches
 from samebits.numerics.gpu.gemm_candidates import (
-    HOPPER,
-    HOPPER_ROWS,
     PERSISTENT,
     POINTERS,
     Tile,
@@ -30,15 +28,7 @@ from samebits.numerics.gpu.gemm_operator import (
 )
 from samebits.numerics.gpu.gemm_problem import GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
-from samebits.numerics.gpu.launch import (
-    TYPE_NAMES,
-    KernelSource,
-    blocks,
-    load,
-    pointer,
-    swizzled_descriptor,
-    target_name,
-)
+from samebits.numerics.gpu.launch import TYPE_NAMES, KernelSource, blocks, load, pointer, target_name
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
 from samebits.numerics.gpu.prover import Candidate, Output, Tensors
 
@@ -106,15 +96,6 @@ def fused_source(tile: Tile, problem: GatedProblem, bucket: int) -> KernelSource
         unit_of(problem.width), unit_of(problem.depth), tile.rows, tile.columns, tile.depth, tile.group, tile.swap,
     )  # fmt: skip
     dependent = (tile.wait, tile.prefetch, 32 * tile.warps)
-    if tile.kind == HOPPER:
-        from samebits.numerics.gpu.gated_hopper import hopper_gated_gemm  # the interpreter knows no Gluon
-
-        blocks_of = ((HOPPER_ROWS // 2, tile.depth), (tile.columns, tile.depth))
-        swizzled = (swizzled_descriptor(problem.act, block) for block in blocks_of)
-        return KernelSource(
-            hopper_gated_gemm, (*swizzled, act, *lengths),
-            (*shape[:2], tile.columns, tile.depth, tile.group, tile.stages), tile.warps, 1,
-        )  # fmt: skip
     if tile.kind == POINTERS:
         masks = (bucket % tile.rows != 0, problem.width % tile.columns != 0, problem.depth % tile.depth != 0)
         return KernelSource(
@@ -138,28 +119,22 @@ def fused_candidate(tile: Tile, problem: GatedProblem, bucket: int) -> Candidate
         if tile.kind == POINTERS:
             kernel.launch((tiles, 1, 1), x, weight, out, rows, columns, depth)
             return
-        programs = min(tiles, processors(x.device)) if tile.kind in (PERSISTENT, HOPPER) else tiles
-        if tile.kind == HOPPER:
-            halves = mapped(x, (HOPPER_ROWS // 2, tile.depth))
-            lines = mapped(weight, (tile.columns, tile.depth))
-            kernel.launch((programs, 1, 1), halves, lines, out, rows, columns, depth)
-            return
         maps = (mapped(x, (tile.rows, tile.depth)), mapped(weight, (tile.columns, tile.depth)))
+        programs = min(tiles, processors(x.device)) if tile.kind == PERSISTENT else tiles
         kernel.launch((programs, 1, 1), *maps, weight, out, rows, columns, depth, programs)
 
     return Candidate(f"fused {tile.name}", kernel.digest, run)
 
 
 def tiles_for(problem: GatedProblem, bucket: int) -> tuple[Tile, ...]:
-    """Fused tiles that are worth trying. Between few rows and many the library's product wins by more than the
+    """Fused tiles that are worth trying. With more rows than these the library's product wins by more than the
     activation costs."""
     if problem.act is torch.float32:
         return ()
-    limits = ((16, DECODE), (32, DECODE_32), (64, DECODE_64), (PREFILL_ROWS - 1, ()))
-    return next((tiles for limit, tiles in limits if bucket <= limit), PREFILL)
+    limits = ((16, DECODE), (32, DECODE_32), (64, DECODE_64))
+    return next((tiles for limit, tiles in limits if bucket <= limit), ())
 
 
-PREFILL_ROWS = 512
 DECODE = (
     Tile(16, 32, 64, 4, 4, wait=1),
     Tile(16, 32, 64, 4, 6, wait=1),
@@ -181,9 +156,6 @@ DECODE_64 = (
 )
 
 
-PREFILL = (Tile(128, 128, 64, 4, 4, HOPPER),)
-
-
 class GatedOperator:
     """The first half of a gated MLP on one device. `product` gives what serves the product alone."""
 
@@ -193,20 +165,19 @@ class GatedOperator:
         self.device = device
         self._product = product
 
-    def tiles(self, problem: GatedProblem, bucket: int) -> list[Tile]:
-        """The fused tiles that are tried; where there are none, nobody need ask."""
+    def _tiles(self, problem: GatedProblem, bucket: int) -> Iterator[Tile]:
         target = target_name()
-        return [tile for tile in tiles_for(problem, bucket) if fits(tile, problem, bucket, target)]
+        return (tile for tile in tiles_for(problem, bucket) if fits(tile, problem, bucket, target))
 
     def sources(self, problem: GatedProblem, buckets: Sequence[int]) -> Iterable[KernelSource]:
         yield reference_source(problem.product)
         yield activation_source(problem)
         for bucket in buckets:
-            yield from (fused_source(tile, problem, bucket) for tile in self.tiles(problem, bucket))
+            yield from (fused_source(tile, problem, bucket) for tile in self._tiles(problem, bucket))
 
     def recipes(self, problem: GatedProblem, bucket: int) -> Iterable[Recipe]:
         yield Recipe(PAIR, lambda: pair_candidate(problem, self._product(problem.product, bucket)))
-        for tile in self.tiles(problem, bucket):
+        for tile in self._tiles(problem, bucket):
             make = functools.partial(fused_candidate, tile, problem, bucket)
             yield Recipe(f"fused {tile.name}", make)
 

@@ -335,7 +335,6 @@ MIDDLE = (
 """Here the library's clusters win nearly everywhere."""
 
 PREFILL = (
-    Tile(128, 256, 64, 4, 4, HOPPER),
     Tile(128, 256, 64, 8, 3, PERSISTENT),
     Tile(256, 128, 64, 8, 4, PERSISTENT),
     Tile(128, 128, 64, 4, 4, PERSISTENT),

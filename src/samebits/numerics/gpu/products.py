@@ -21,6 +21,8 @@ from samebits.numerics.gpu.operator import Wish
 from samebits.numerics.gpu.proofs import ProofStore
 from samebits.numerics.gpu.prover import Candidate
 
+MOST_FUSED_ROWS = 64
+"""Beyond this the product alone and the activation are faster than any fused kernel."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -125,16 +127,16 @@ class ProvenProducts:
         bindings = self._bindings = bind_all(wishes, store, progress)
         self._references.clear()
         gated = GatedOperator(self._device, partial(bindings.candidate, GemmOperator.clause))
-        tried = {
-            problem: [bucket for bucket in buckets(problem) if gated.tiles(self._gated[problem], bucket)]
+        few = {
+            problem: [bucket for bucket in buckets(problem) if bucket <= MOST_FUSED_ROWS]
             for problem in self._gated
         }
         fused = bind_all(
-            [Wish(gated, self._gated[problem], tuple(some)) for problem, some in tried.items() if some],
+            [Wish(gated, self._gated[problem], tuple(some)) for problem, some in few.items() if some],
             store,
             progress,
         )
-        for problem, some in tried.items():
+        for problem, some in few.items():
             for bucket in some:
                 self._fused[problem, bucket] = fused.candidate(gated.clause, self._gated[problem], bucket)
 
