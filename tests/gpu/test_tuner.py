@@ -109,6 +109,16 @@ def test_the_fastest_proven_candidate_is_bound_and_all_are_on_record() -> None:
     assert bound.record().seconds == 1.0
 
 
+def test_a_disturbed_stopwatch_still_leaves_a_candidate() -> None:
+    found = operator()
+
+    def disturbed(candidates: Sequence[Candidate], workload: Workload, replays: int) -> list[float]:
+        return [SECONDS[candidate.name] - 10.0 for candidate in candidates]
+
+    bound = bind(found, Doubling(), next(found.rounds(Doubling(), [2])), disturbed)
+    assert bound.candidate.name == "fast"
+
+
 def test_heavy_work_is_compared_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuner, "interleaved_seconds", lambda *given: ["short"])
     monkeypatch.setattr(tuner, "seconds_under_load", lambda *given: ["loaded"])

@@ -168,7 +168,9 @@ def bind(operator: Operator[P], problem: P, found: Round, stopwatch: Stopwatch =
 
     best = min(map(seconds, proven))
     close = sorted(proven, key=seconds)[:MOST_CLOSE]
-    close = [candidate for candidate in close if seconds(candidate) <= best * CLOSE]
+    # A disturbed stopwatch may have taken too much off for the short kernel, and even give less than nothing.
+    limit = best + abs(best) * (CLOSE - 1)
+    close = [candidate for candidate in close if seconds(candidate) <= limit]
     for candidate, again in zip(close, stopwatch(close, workload, FINAL_REPLAYS), strict=True):
         tried[candidate.name] = TriedRecord(candidate.name, candidate.identity, again)
     return Bound(
