@@ -109,14 +109,14 @@ def test_the_fastest_proven_candidate_is_bound_and_all_are_on_record() -> None:
     assert bound.record().seconds == 1.0
 
 
-def test_a_disturbed_stopwatch_still_leaves_a_candidate() -> None:
+def test_times_below_zero_still_bind_the_fastest() -> None:
+    """On a card that is busy with other work, what the short kernel takes by itself may be overestimated."""
     found = operator()
 
-    def disturbed(candidates: Sequence[Candidate], workload: Workload, replays: int) -> list[float]:
-        return [SECONDS[candidate.name] - 10.0 for candidate in candidates]
+    def busy(candidates: Sequence[Candidate], workload: Workload, replays: int) -> list[float]:
+        return [SECONDS[candidate.name] - 2.5 for candidate in candidates]
 
-    bound = bind(found, Doubling(), next(found.rounds(Doubling(), [2])), disturbed)
-    assert bound.candidate.name == "fast"
+    assert bind(found, Doubling(), next(found.rounds(Doubling(), [2])), busy).candidate.name == "fast"
 
 
 def test_heavy_work_is_compared_under_load(monkeypatch: pytest.MonkeyPatch) -> None:

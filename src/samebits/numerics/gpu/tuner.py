@@ -167,9 +167,9 @@ def bind(operator: Operator[P], problem: P, found: Round, stopwatch: Stopwatch =
         return tried[candidate.name].seconds or 0.0
 
     best = min(map(seconds, proven))
+    # On a card that other work shares, the short kernel alone may have taken longer than both: times below zero.
+    limit = best + abs(best) * (CLOSE - 1.0)
     close = sorted(proven, key=seconds)[:MOST_CLOSE]
-    # A disturbed stopwatch may have taken too much off for the short kernel, and even give less than nothing.
-    limit = best + abs(best) * (CLOSE - 1)
     close = [candidate for candidate in close if seconds(candidate) <= limit]
     for candidate, again in zip(close, stopwatch(close, workload, FINAL_REPLAYS), strict=True):
         tried[candidate.name] = TriedRecord(candidate.name, candidate.identity, again)
