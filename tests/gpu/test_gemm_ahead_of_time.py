@@ -16,9 +16,11 @@ import samebits
 from samebits.numerics.gpu import gated_operator, tree_operator
 from samebits.numerics.gpu.buckets import BUCKETS
 from samebits.numerics.gpu.gemm_candidates import (
+    AHEAD,
     DECODE,
     DESCRIPTORS,
     FLOAT32_TILES,
+    HOPPER,
     MIDDLE,
     PERSISTENT,
     PLAIN,
@@ -85,10 +87,45 @@ def test_a_tree_adds_its_leaves() -> None:
     assert ptx.count("add.rn.f32") == 0
 
 
+@pytest.mark.parametrize("leaves", [1, 2, 4, 8])
+def test_groups_of_a_tile_for_hopper_sum_leaves_apart(leaves: int) -> None:
+    """Products of one leaf run on while the last is taken in, and no sum leaves the registers but where it is said."""
+    tile = Tile(128, 128, 64, 4, 4, HOPPER)
+    problem = GemmProblem(4096, 4096, BF16, BF16)
+    assert tile.fits(problem, 1024, "sm_90")
+    assert not tile.fits(problem, 1024, "sm_100")
+    assert not tile.fits(ODD, 1024, "sm_90")
+    ptx = texts_of(tile.source(problem, 1024, leaves), "sm_90")["ptx"]
+    assert fusable_operations(ptx) == []
+    assert estimates(ptx) == []
+    assert "wgmma.wait_group.sync.aligned 1" in ptx
+    # Two groups of four warps, 64 sums a thread, one addition for each level of the tree.
+    assert ptx.count("add.rn.f32") == 2 * 64 * {1: 0, 2: 1, 4: 2, 8: 3}[leaves]
+
+
+@pytest.mark.parametrize("leaves", [1, 8])
+@pytest.mark.parametrize("wait", [0, 1, 2])
+def test_weights_are_asked_for_ahead_of_the_wait_and_x_behind_it(leaves: int, wait: int) -> None:
+    tile = Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=wait)
+    assert tile.fits(EVEN, 16, "sm_90")
+    assert not tile.fits(EVEN, 32, "sm_90"), "a program computes all rows"
+    ptx = texts_of(tile.source(EVEN, 16, leaves), "sm_90")["ptx"]
+    assert fusable_operations(ptx) == []
+    assert ("griddepcontrol.wait" in ptx) == ("griddepcontrol.launch_dependents" in ptx) == (wait > 0)
+    if wait:
+        # The wait may stand in the text once more, for programs without any block.
+        ahead, behind = ptx.split("griddepcontrol.wait", 1)
+        # A copy of 128 elements of K is two of 64: x and weights of every slot come behind the wait.
+        assert ahead.count("cp.async.bulk.tensor") == 2
+        assert behind.count("cp.async.bulk.tensor") == 6
+        assert "ld.global" not in ptx
+    assert ptx.count("add.rn.f32") == (8 * 3 if leaves == 8 else 0)
+
+
 def representatives() -> list[tuple[Tile, int]]:
     """One tile of each kind, side and way of waiting, with a bucket that it meets."""
     found: dict[tuple[object, ...], tuple[Tile, int]] = {}
-    listed = [(tile, 1) for tile in DECODE]
+    listed = [(tile, 1) for tile in DECODE if tile.kind != AHEAD]
     listed += [(tile, 128) for tile in MIDDLE] + [(tile, 1024) for tile in PREFILL]
     for tile, bucket in listed:
         found.setdefault((tile.kind, tile.swap, tile.wait, tile.prefetch > 0), (tile, bucket))

@@ -11,7 +11,15 @@ from gemm_mutants import MUTANTS, RIGHT, SHIFTED, mutant_candidate
 from samebits.errors import NumericsError
 from samebits.numerics import reference
 from samebits.numerics.gpu import cublaslt
-from samebits.numerics.gpu.gemm_candidates import DESCRIPTORS, PERSISTENT, Tile, launch_tile, library_recipes
+from samebits.numerics.gpu.gemm_candidates import (
+    AHEAD,
+    DESCRIPTORS,
+    HOPPER,
+    PERSISTENT,
+    Tile,
+    launch_tile,
+    library_recipes,
+)
 from samebits.numerics.gpu.gemm_operator import product_trials, reference_candidate
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.graph_nodes import captured_nodes, unknown_nodes
@@ -119,15 +127,35 @@ def check_tiles_are_near_float64(
             assert bool((error <= bound).all()), f"{problem.key} at {rows} rows: {error.max()}"
 
 
-EARLY_TILES = (
-    Tile(16, 64, 128, 4, 6, swap=True, wait=1),
-    Tile(16, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=2, prefetch=512),
-    Tile(16, 64, 128, 4, 6, PERSISTENT, swap=True, wait=1),
+HOPPER_TILES = (
+    Tile(128, 256, 64, 4, 4, HOPPER),
+    Tile(128, 128, 64, 4, 6, HOPPER),
+    Tile(128, 64, 64, 4, 8, HOPPER),
+    Tile(16, 64, 128, 4, 8, AHEAD, swap=True),
+    Tile(64, 128, 64, 4, 8, AHEAD, swap=True, wait=1),
+    Tile(32, 64, 256, 4, 4, AHEAD, swap=True, wait=2),
 )
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter knows no Gluon")
+@pytest.mark.parametrize("tile", HOPPER_TILES, ids=lambda tile: tile.name)
+def check_tiles_for_hopper_have_the_reference_bits(tile: Tile, device: torch.device) -> None:
+    """More tiles than programs, rows and columns that no tile divides, and rings longer than K."""
+    for act, columns, depth in ((torch.bfloat16, 17024, 256), (torch.float16, 512, 2048)):
+        columns += 0 if tile.wait else 24
+        rows = 300 if tile.kind == HOPPER else tile.rows - 3
+        for out in (act, torch.float32):
+            problem = GemmProblem(columns, depth, act, out)
+            if not tile.fits(problem, rows, target_name()):
+                pytest.skip(f"{tile.name} is not for {target_name()}")
+            verdict = trial_of(problem, rows, device).prove(tile_candidate(tile, problem, rows))
+            assert isinstance(verdict, Proof), f"{problem.key}: {verdict}"
+
+
 @pytest.mark.skipif(INTERPRETED, reason="graphs are captured on a GPU")
-@pytest.mark.parametrize("tile", EARLY_TILES, ids=lambda tile: tile.name)
+@pytest.mark.parametrize(
+    "tile", [HOPPER_TILES[4], HOPPER_TILES[5], Tile(16, 64, 128, 4, 6, swap=True, wait=1)], ids=str
+)
 def check_products_that_start_early_read_nothing_stale(tile: Tile, device: torch.device) -> None:
     """Norms and products in turns, each reading what the one ahead wrote, replayed with new inputs."""
     rows, width, layers = 13, 1024, 12

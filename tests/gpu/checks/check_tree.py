@@ -10,10 +10,11 @@ from torch import Tensor
 
 from samebits.errors import NumericsError
 from samebits.numerics import reference
-from samebits.numerics.gpu.gemm_candidates import DESCRIPTORS, PERSISTENT, Tile
+from samebits.numerics.gpu.gemm_candidates import AHEAD, DESCRIPTORS, HOPPER, PERSISTENT, Tile
 from samebits.numerics.gpu.gemm_operator import reference_candidate as chain_candidate
 from samebits.numerics.gpu.gemm_problem import proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
+from samebits.numerics.gpu.launch import target_name
 from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, Trial, first_difference
 from samebits.numerics.gpu.tree_operator import (
     TreeProblem,
@@ -89,6 +90,26 @@ def check_ranks_give_the_bits_of_one(ranks: int, device: torch.device) -> None:
             ascending = ascending + other
         if ranks > 2:
             assert first_difference("chain of ranks", [ascending], [expected]) is not None
+
+
+HOPPER_TILES = (
+    TreeTile(Tile(128, 128, 64, 4, 4, HOPPER)),
+    TreeTile(Tile(128, 64, 64, 4, 4, HOPPER)),
+    TreeTile(Tile(32, 64, 64, 4, 8, AHEAD, swap=True)),
+    TreeTile(Tile(64, 128, 64, 4, 8, AHEAD, swap=True)),
+)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter knows no Gluon")
+@pytest.mark.parametrize("tile", HOPPER_TILES, ids=lambda tile: tile.name)
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def check_tiles_for_hopper_have_the_reference_bits(tile: TreeTile, ranks: int, device: torch.device) -> None:
+    for act, out in ((torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)):
+        problem = TreeProblem(640, 1024 // ranks, 8 // ranks, act, out)
+        if not tile.fits(problem, ROWS, target_name()):
+            pytest.skip(f"{tile.name} is not for {target_name()}")
+        verdict = trial_of(problem, device).prove(tile_candidate(tile, problem, ROWS, device))
+        assert isinstance(verdict, Proof), verdict
 
 
 @pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)

@@ -23,6 +23,7 @@ from samebits.numerics.gpu.launch import (
     descriptor,
     load,
     pointer,
+    swizzled_descriptor,
     target_name,
 )
 from samebits.numerics.gpu.operator import Recipe
@@ -34,7 +35,13 @@ BORROWING = (96, 128, 192, 256, 384, 768)
 SHARED_BYTES = {"sm_80": 163 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10}
 """Memory of a program by architecture; 227 KiB on the others."""
 
-POINTERS, DESCRIPTORS, PERSISTENT = "tile", "descriptor", "persistent"
+POINTERS, DESCRIPTORS, PERSISTENT, HOPPER, AHEAD = "tile", "descriptor", "persistent", "hopper", "ahead"
+HOPPER_ROWS = 128
+"""Rows of the tiles of `gemm_hopper`, in two groups."""
+AHEAD_COLUMNS = 64
+"""Columns of a group of `gemm_ahead`."""
+AHEAD_REGISTERS = 96
+"""Of a thread of `gemm_ahead`: the kernels around it must find room beside it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,8 @@ class Tile:
     warps: int
     stages: int
     kind: str = POINTERS
-    """how operands are loaded: by pointers, by tensor descriptors, or by descriptors in persistent programs"""
+    """how operands are loaded: by pointers, by tensor descriptors, by descriptors in persistent programs, or by a warp
+    of persistent programs that does nothing else (`gemm_hopper`, and for few rows `gemm_ahead`)"""
     swap: bool = False
     """weights on the left side of the product"""
     wait: int = 0
@@ -66,6 +74,8 @@ class Tile:
     @property
     def targets(self) -> tuple[str, ...]:
         """Architectures for which this tile is meant."""
+        if self.kind in (HOPPER, AHEAD):
+            return ("sm_90",)
         if self.kind != POINTERS:
             return TENSOR_MAPS
         return ("sm_90", "sm_100") if self.wait else PORTABLE
@@ -79,6 +89,10 @@ class Tile:
         if target not in self.targets or shared > SHARED_BYTES.get(target, 227 << 10) - 2048:
             return False
         if self.kind != POINTERS and (problem.depth * size % 16 or size == 4):
+            return False
+        if self.kind in (HOPPER, AHEAD) and (problem.bias or problem.depth % self.depth):
+            return False
+        if self.kind == AHEAD and bucket > self.rows:
             return False
         whole = problem.columns % self.columns == 0 and problem.depth >= self.prefetch
         return not self.wait or (whole and size == 2)
@@ -100,11 +114,38 @@ class Tile:
             function = gemm.descriptor_gemm
             arguments = (*self.maps(problem), act, act, out, *lengths)
             constants = (*shape, self.swap, problem.bias, *dependent)
+        elif self.kind == HOPPER:
+            return self.hopper_source(problem, leaves)
+        elif self.kind == AHEAD:
+            return self.ahead_source(problem, leaves)
         else:
             function = gemm.persistent_gemm
             arguments = (*self.maps(problem), act, out, *lengths, "i32")
             constants = (*shape, self.swap, problem.bias, leaves, self.wait)
         return KernelSource(function, arguments, constants, self.warps, self.stages, self.wait > 0)
+
+    def hopper_source(self, problem: GemmProblem, leaves: int) -> KernelSource:
+        from samebits.numerics.gpu.gemm_hopper import hopper_gemm  # the interpreter knows no Gluon
+
+        x, weight = ((HOPPER_ROWS // 2, self.depth), (self.columns, self.depth))
+        maps = (swizzled_descriptor(problem.act, x), swizzled_descriptor(problem.act, weight))
+        units = (unit_of(problem.columns), unit_of(problem.depth))
+        return KernelSource(
+            hopper_gemm, (*maps, pointer(problem.out), "i32", "i32", "i32"),
+            (*units, self.columns, self.depth, self.group, self.stages, leaves), self.warps, 1,
+        )  # fmt: skip
+
+    def ahead_source(self, problem: GemmProblem, leaves: int) -> KernelSource:
+        from samebits.numerics.gpu.gemm_ahead import ahead_gemm
+
+        x, weight = ((self.rows, self.depth), (AHEAD_COLUMNS, self.depth))
+        maps = (swizzled_descriptor(problem.act, x), swizzled_descriptor(problem.act, weight))
+        units = (unit_of(problem.columns), unit_of(problem.depth))
+        return KernelSource(
+            ahead_gemm, (*maps, pointer(problem.out), "i32", "i32", "i32"),
+            (*units, self.rows, self.columns, self.depth, self.stages, leaves, self.wait),
+            self.warps, 1, self.wait > 0, AHEAD_REGISTERS,
+        )  # fmt: skip
 
     def masks(self, problem: GemmProblem, bucket: int) -> tuple[bool, bool, bool]:
         """Whether the last tile of rows, columns, depth reaches beyond the matrices."""
@@ -151,6 +192,14 @@ def launch_tile(
         kernel.launch((tiles, 1, 1), *maps, weight, bias, out, *lengths)
         return
     programs = min(tiles, processors(out.device))
+    if tile.kind == HOPPER:
+        halves = mapped(x, (HOPPER_ROWS // 2, tile.depth))
+        kernel.launch((programs, 1, 1), halves, maps[1], out, *lengths)
+        return
+    if tile.kind == AHEAD:
+        lines = mapped(weight, (AHEAD_COLUMNS, tile.depth))
+        kernel.launch((programs, 1, 1), maps[0], lines, out, *lengths)
+        return
     kernel.launch((programs, 1, 1), *maps, bias, out, *lengths, programs)
 
 
@@ -234,6 +283,8 @@ PLAIN = Tile(64, 64, 32, 4, 3)
 FLOAT32_TILES = (Tile(16, 32, 32, 4, 3), Tile(64, 64, 16, 4, 3), Tile(32, 32, 16, 4, 2))
 
 DECODE = (
+    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
     Tile(16, 64, 128, 4, 8, swap=True, wait=1),
     Tile(16, 64, 128, 4, 8, swap=True, wait=1, prefetch=512),
     Tile(16, 64, 128, 4, 8, swap=True, wait=2),
@@ -252,6 +303,8 @@ DECODE = (
 """At most 16 rows: most loads in flight win."""
 
 DECODE_32 = (
+    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
+    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2, prefetch=512),
     Tile(32, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
@@ -262,6 +315,8 @@ DECODE_32 = (
 )
 
 DECODE_64 = (
+    Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=1),
+    Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=2),
     Tile(64, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
     Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=2),
     Tile(64, 64, 128, 4, 6, swap=True, wait=1),

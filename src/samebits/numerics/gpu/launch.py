@@ -99,6 +99,8 @@ class KernelSource:
     stages: int = 3
     dependent: bool = False
     """programmatic dependent launch: the kernel may start before the one ahead of it ends, and waits by itself"""
+    registers: int = 0
+    """of a thread at the kernel's start, for kernels that deal them out among their warps; 0: as many as there are"""
 
     @property
     def name(self) -> str:
@@ -109,6 +111,8 @@ class KernelSource:
         options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
         if target.backend == "cuda":
             options["launch_pdl"] = self.dependent
+            if self.registers:
+                options["maxnreg"] = self.registers
         return options
 
     def compile(self, target: GPUTarget) -> Any:

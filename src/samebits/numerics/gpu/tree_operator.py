@@ -13,7 +13,9 @@ from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu import gemm_candidates, tree
 from samebits.numerics.gpu.gemm_candidates import (
+    AHEAD,
     DESCRIPTORS,
+    HOPPER,
     POINTERS,
     Tile,
     launch_tile,
@@ -99,6 +101,8 @@ class TreeTile:
             return False
         if problem.leaves < self.pieces or self.sums(problem) > MOST_SUMS:
             return False
+        if self.tile.kind == HOPPER and problem.leaves == 8 and not self.has_room_to_park():
+            return False
         if self.pieces == 1:
             return True
         tiles = blocks(bucket, self.tile.rows) * blocks(problem.columns, self.tile.columns)
@@ -106,10 +110,22 @@ class TreeTile:
         enough = held * self.tile.rows * self.tile.columns <= WORKSPACE_ELEMENTS and tiles <= MOST_TILES
         return enough and self.tile.kind != POINTERS
 
+    def has_room_to_park(self) -> bool:
+        """Whether shared memory holds a sum of the tile beside the ring of operands and a rounded result."""
+        tile = self.tile
+        ring = (tile.rows + tile.columns) * tile.depth * 2 * tile.stages
+        return ring + tile.rows * tile.columns * (4 + 1) <= (227 << 10) - 2048
+
     def sums(self, problem: TreeProblem) -> int:
         """Float32 values that a thread holds: of the leaf at work, and of one subtree a level below the root."""
         levels = (problem.leaves // self.pieces).bit_length()
-        return levels * self.tile.rows * self.tile.columns // (32 * self.tile.warps)
+        tile = self.tile
+        threads = 32 * tile.warps
+        if tile.kind == HOPPER:  # two groups, and of eight leaves the first four wait in shared memory
+            threads, levels = 2 * threads, min(levels, 3)
+        elif tile.kind == AHEAD:
+            threads *= tile.columns // gemm_candidates.AHEAD_COLUMNS
+        return levels * tile.rows * tile.columns // threads
 
     def source(self, problem: TreeProblem, bucket: int) -> KernelSource:
         tile = self.tile
@@ -254,6 +270,9 @@ LAST = (TreeTile(gemm_candidates.PLAIN), TreeTile(Tile(32, 32, ATOM, 4, 2)))
 """Where nothing else fits; the last fits every depth that the contract allows."""
 
 MIDDLE = (
+    TreeTile(Tile(128, 64, 64, 4, 6, HOPPER)),
+    TreeTile(Tile(128, 128, 64, 4, 6, HOPPER)),
+    TreeTile(Tile(128, 128, 64, 4, 4, HOPPER)),
     TreeTile(Tile(64, 128, 128, 4, 4, DESCRIPTORS), parts=2),
     TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parts=2),
     TreeTile(Tile(128, 64, 128, 8, 4, DESCRIPTORS), parts=2),
@@ -265,9 +284,9 @@ MIDDLE = (
 """Too few tiles for all multiprocessors, unless several programs share one."""
 
 PREFILL = (
+    TreeTile(Tile(128, 128, 64, 4, 6, HOPPER)),
+    TreeTile(Tile(128, 128, 64, 4, 4, HOPPER)),
     TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parked=True),
-    TreeTile(Tile(128, 128, 128, 8, 3, DESCRIPTORS)),
     TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS)),
-    TreeTile(Tile(128, 64, 64, 4, 4, DESCRIPTORS)),
 )
 """Eight leaves leave no register for a fourth sum of a tile of 128 x 128: half a tree is parked."""
