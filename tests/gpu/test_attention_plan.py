@@ -74,4 +74,5 @@ def test_the_scale_is_positive() -> None:
 def test_launches_hold_whole_tokens(group: int, dtype: torch.dtype) -> None:
     shape = AttentionShape(HeadLayout(2 * group, 2, 128), 64)
     assert default_tile(shape, dtype).tokens(group) >= 1
-    assert default_ranges(shape, dtype, 3, 8).rows >= 3 * group
+    for units in (1, 256):
+        assert default_ranges(shape, dtype, 3, units, 8).rows >= 3 * group

@@ -99,7 +99,6 @@ def paged(setting: Setting, device: torch.device) -> tuple[torch.Tensor, torch.T
 def measure_decode(setting: Setting, bytes_per_second: float, device: torch.device) -> dict[str, Any]:
     """Seconds of one launch in a captured graph, and the share of the measured reading rate."""
     from samebits.numerics.gpu import attention
-    from samebits.numerics.gpu.attention_operator import range_launches
     from samebits.numerics.gpu.attention_plan import decode_units
 
     keys, values, table = paged(setting, device)
@@ -112,9 +111,9 @@ def measure_decode(setting: Setting, bytes_per_second: float, device: torch.devi
     )
     output = torch.empty_like(queries)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    launch = range_launches(shape, 1, processors)[0]
+    launch = attention.default_ranges(shape, torch.bfloat16, 1, setting.batch, processors)
     buffers = attention.range_buffers(shape, setting.batch, 1, launch.programs, CAPACITY, device)
-    attention.plan_ranges(shape, positions, units, buffers, launch)
+    attention.plan_ranges(shape, positions, table, units, buffers, launch)
     scale = HEADS.head_dim**-0.5
 
     def work(pinned: bool) -> Work:

@@ -71,7 +71,7 @@ def by_kernels(
         buffers = attention.range_buffers(
             shape, work.shared.units, unit_tokens, ranges.programs, capacity, output.device
         )
-        attention.plan_ranges(shape, inputs.positions, work.shared, buffers, ranges)
+        attention.plan_ranges(shape, inputs.positions, inputs.page_table, work.shared, buffers, ranges)
         attention.shared(
             shape, inputs.queries, context, work.shared, scale, output, buffers, ranges, pinned=pinned
         )

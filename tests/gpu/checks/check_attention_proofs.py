@@ -127,7 +127,7 @@ def check_what_the_engine_uses_is_proven(
     group: int, head_dim: int, device: torch.device, dtypes: list[torch.dtype]
 ) -> None:
     for act in dtypes[1:]:
-        assert len(prove_defaults(problem_of(act, group, head_dim).shape, act, 528, device)) == 2
+        assert len(prove_defaults(problem_of(act, group, head_dim).shape, act, 132, device)) == 3
 
 
 def check_a_wrong_default_is_refused(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

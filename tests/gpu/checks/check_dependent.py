@@ -23,8 +23,8 @@ class Chain:
         act = torch.bfloat16
         self.shape = AttentionShape(HEADS, 64)
         self.units = decode_units(ROWS, ROWS, device)
-        self.ranges = attention.default_ranges(self.shape, act, 1, 200)
-        self.buffers = attention.range_buffers(self.shape, ROWS, 1, 200, 4096, device)
+        self.ranges = attention.default_ranges(self.shape, act, 1, ROWS, 50)
+        self.buffers = attention.range_buffers(self.shape, ROWS, 1, self.ranges.programs, 4096, device)
         self.x = torch.zeros(ROWS, WIDTH, dtype=act, device=device)
         self.positions = torch.zeros(ROWS, dtype=torch.int64, device=device)
         self.slots = torch.zeros(ROWS, dtype=torch.int64, device=device)
@@ -54,7 +54,7 @@ class Chain:
 
     def run(self) -> None:
         context = Context(self.keys, self.values, self.positions, self.table)
-        attention.plan_ranges(self.shape, self.positions, self.units, self.buffers, self.ranges)
+        attention.plan_ranges(self.shape, self.positions, self.table, self.units, self.buffers, self.ranges)
         source = self.x
         for layer in range(LAYERS):
             norm.add_rms_norm(source, self.x, self.weight, 1e-6, out=(self.normed, self.total))

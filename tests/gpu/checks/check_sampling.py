@@ -14,7 +14,7 @@ from conftest import INTERPRETED
 from samebits.numerics.adversarial import wide_rows
 from samebits.numerics.batch import SamplingBatch, TokenLists
 from samebits.numerics.cpu.operators import CpuOperators
-from samebits.numerics.gpu.sampling import Wants, sample, sampling_workspace
+from samebits.numerics.gpu.sampling import FEW_ROWS, Wants, sample, sampling_workspace
 from samebits.numerics.gpu.top import top_tokens
 from samebits.numerics.probe_sampling import ROWS, VOCABULARY, probe_batch
 
@@ -71,7 +71,8 @@ def expect_equal(cpu: CpuOperators, logits: torch.Tensor, batch: SamplingBatch, 
     assert got.faults.tolist() == expected.faults.tolist()
     processed = got.processed_logprobs.cpu().view(torch.int32)
     assert torch.equal(processed, expected.processed_logprobs.view(torch.int32))
-    workspace = sampling_workspace(logits.shape[0], logits.shape[1], device)
+    # The first call's storage was for these rows alone; with room for more, chunks are larger.
+    workspace = sampling_workspace(logits.shape[0] + FEW_ROWS, logits.shape[1], device)
     plain = sample(given, target, wants=Wants.of(batch), workspace=workspace)
     assert plain.token_ids.tolist() == expected.token_ids.tolist()
     if not INTERPRETED:

@@ -145,11 +145,23 @@ class RangeLaunch:
     unroll: int = 8
 
 
-def default_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int, programs: int) -> RangeLaunch:
-    """A launch that suits a model's heads, for units of at most `tokens` rows."""
-    block_bytes = shape.key_block_tokens * shape.width * dtype.itemsize
-    stages = 3 if block_bytes <= 16 << 10 else 2 if block_bytes <= 32 << 10 else 1
-    return RangeLaunch(programs, shape.rows_for(tokens), 2 if block_bytes <= 16 << 10 else 4, stages)
+FEW_UNITS = 96
+"""Up to these, a program keeps two key blocks on their way, and two programs a multiprocessor share the work; beyond,
+four with one block each."""
+
+
+def default_ranges(
+    shape: AttentionShape, dtype: torch.dtype, tokens: int, units: int, processors: int
+) -> RangeLaunch:
+    """A launch that suits a model's heads, for `units` units of at most `tokens` rows on a GPU of so many
+    multiprocessors."""
+    rows = shape.rows_for(tokens)
+    kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
+    if kibibytes > 16:
+        return RangeLaunch(2 * processors, rows, warps=4, stages=2 if kibibytes <= 32 else 1)
+    if units <= FEW_UNITS:
+        return RangeLaunch(2 * processors, rows, warps=2, stages=3)
+    return RangeLaunch(4 * processors, rows, warps=2, stages=2)
 
 
 @dataclass(frozen=True)
@@ -196,9 +208,15 @@ def range_buffers(
 
 
 def plan_ranges(
-    shape: AttentionShape, positions: Tensor, units: Units, buffers: RangeBuffers, launch: RangeLaunch
+    shape: AttentionShape,
+    positions: Tensor,
+    page_table: Tensor,
+    units: Units,
+    buffers: RangeBuffers,
+    launch: RangeLaunch,
 ) -> None:
-    """Share out the splits of a step, on the device; once a step, before the first layer."""
+    """Share out the splits of a step, on the device; once a step, before the first layer. positions int64 [rows];
+    page_table int32 [requests, pages of a request]."""
     start(
         ranges.plan_ranges,
         (launch.programs,),
@@ -208,9 +226,12 @@ def plan_ranges(
         units.request,
         buffers.split_start,
         buffers.plans,
+        page_table,
         units.units,
         buffers.capacity,
+        page_table.stride(0),
         KV_HEADS=shape.heads.kv_heads,
+        PAGE=shape.page_tokens,
         SPLIT=shape.split_tokens,
         launch=Launch(warps=4, stages=1),
     )
@@ -259,7 +280,11 @@ def shared(
 
 
 def range_source(
-    shape: AttentionShape, dtype: torch.dtype, stride: int, launch: RangeLaunch, pinned: bool = True
+    shape: AttentionShape,
+    dtype: torch.dtype,
+    stride: int,
+    launch: RangeLaunch,
+    pinned: bool = True,
 ) -> KernelSource:
     """The binary that `shared` launches for units of at most `stride` rows (tokens times group)."""
     act, wide, narrow, partial = (pointer(kind) for kind in (dtype, torch.int64, torch.int32, torch.float32))

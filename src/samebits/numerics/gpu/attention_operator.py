@@ -19,6 +19,7 @@ from torch import Tensor
 from samebits.errors import NumericsError
 from samebits.numerics.gpu import attention
 from samebits.numerics.gpu.attention import (
+    FEW_UNITS,
     AttentionShape,
     Context,
     RangeLaunch,
@@ -40,9 +41,9 @@ from samebits.numerics.gpu.prover import Candidate, Case, Output, Proof, Tensors
 TILES = 0
 """The bucket of prefill."""
 TILE_ROWS = (16, 32, 64, 128)
-RANGE_OPTIONS = ((2, 3, 8), (4, 3, 8), (1, 3, 8), (2, 2, 8))
+RANGE_OPTIONS = ((2, 3, 8), (2, 2, 8), (4, 5, 16))
 """(warps, stages, partials read at once) of shared ranges."""
-RANGES_A_PROCESSOR = (4, 6, 3)
+RANGES_A_PROCESSOR = (2, 4)
 UNIT_INPUTS = 6
 """Inputs before the units: queries, keys, values, positions, page table, row's request."""
 CAPACITY = 4096
@@ -218,7 +219,7 @@ def range_candidate(
 
     def run(inputs: Tensors, outputs: Tensors) -> None:
         found = units_of(inputs, 0)
-        attention.plan_ranges(shape, inputs[3], found, buffers, launch)
+        attention.plan_ranges(shape, inputs[3], inputs[4], found, buffers, launch)
         attention.shared(
             shape, inputs[0], context_of(inputs), found, problem.scale, outputs[0], buffers, launch
         )
@@ -290,20 +291,21 @@ def proof_cases(problem: AttentionProblem, bucket: int, device: torch.device) ->
 
 
 def prove_defaults(
-    shape: AttentionShape, act: torch.dtype, programs: int, device: torch.device
+    shape: AttentionShape, act: torch.dtype, processors: int, device: torch.device
 ) -> list[Proof]:
     """Hold the launches that the engine uses against the clause's reference on this device. Raises `NumericsError`
     that names the shape and the first differing element. Takes about a second once the kernels are compiled."""
     problem = AttentionProblem(shape, act)
+    reference = reference_candidate(problem)
+    prefill = Trial.of(reference, proof_cases(problem, TILES, device))
+    wanted = [(prefill, tile_candidate(problem, default_tile(shape, act)))]
+    decode = Trial.of(reference, proof_cases(problem, 1, device))
+    units = decode.cases[0].inputs[UNIT_INPUTS].shape[0]
+    for count in (FEW_UNITS, FEW_UNITS + 1):
+        ranges = default_ranges(shape, act, 1, count, processors)
+        wanted.append((decode, range_candidate(problem, 1, ranges, units, device)))
     proofs = []
-    for bucket in (TILES, 1):
-        trial = Trial.of(reference_candidate(problem), proof_cases(problem, bucket, device))
-        if bucket == TILES:
-            candidate = tile_candidate(problem, default_tile(shape, act))
-        else:
-            ranges = default_ranges(shape, act, bucket, programs)
-            units = trial.cases[0].inputs[UNIT_INPUTS].shape[0]
-            candidate = range_candidate(problem, bucket, ranges, units, device)
+    for trial, candidate in wanted:
         verdict = trial.prove(candidate)
         if not isinstance(verdict, Proof):
             raise NumericsError(f"attention, {problem.key}: {candidate.name} is not proven: {verdict.reason}")

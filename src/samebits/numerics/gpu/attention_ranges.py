@@ -14,7 +14,6 @@ import triton.language as tl
 
 from samebits.numerics.gpu.attention_core import (
     attend,
-    block_row,
     empty_partial,
     empty_split,
     finish,
@@ -30,7 +29,7 @@ from samebits.numerics.gpu.dependent import wait_ahead
 UNITS_AT_ONCE = tl.constexpr(256)
 PLAN_WORDS = tl.constexpr(16)
 """int32 of a program's plan: first place in the line, end, unit, place among the unit's heads and splits, whether
-pairs are cut; of the unit: splits, first row, rows, request, last position."""
+pairs are cut; of the unit: splits, first row, rows, request, last position; the first page."""
 
 
 @triton.jit
@@ -57,6 +56,12 @@ def whole_pairs_pay(length, longest, pairs, programs, capacity):
 
 
 @triton.jit
+def page_of(page_table, request, table_width, key, PAGE: tl.constexpr):
+    """The page that holds absolute key `key` of a request. int32."""
+    return tl.load(page_table + request.to(tl.int64) * table_width + key // PAGE)
+
+
+@triton.jit
 def plan_ranges(
     positions,
     unit_first,
@@ -64,9 +69,12 @@ def plan_ranges(
     unit_request,
     split_start,
     plans,
+    page_table,
     units,
     capacity,
+    table_width,
     KV_HEADS: tl.constexpr,
+    PAGE: tl.constexpr,
     SPLIT: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -124,8 +132,10 @@ def plan_ranges(
         tl.store(plan + 5, splits)
         tl.store(plan + 6, first)
         tl.store(plan + 7, count)
-        tl.store(plan + 8, tl.load(unit_request + found))
+        request = tl.load(unit_request + found)
+        tl.store(plan + 8, request)
         tl.store(plan + 9, tl.load(positions + first + count - 1).to(tl.int32))
+        tl.store(plan + 10, page_of(page_table, request, table_width, offset % splits * SPLIT, PAGE))
     tl.store(plan, start.to(tl.int32))
     tl.store(plan + 1, end.to(tl.int32))
 
@@ -145,20 +155,48 @@ def store_partial(
 
 
 @triton.jit
-def fold_slot(
-    tops, totals, accumulators, slot, top, total, acc, factor, D: tl.constexpr, STRIDE: tl.constexpr
-):
-    """Fold the partial of a slot, which another program may just have written, past the first cache."""
-    rows = tl.arange(0, top.shape[0])
-    columns = tl.arange(0, acc.shape[1])
-    known = rows < STRIDE
+def load_partial(
+    tops, totals, accumulators, slot, exists, PADDED: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
+    STRIDE: tl.constexpr,
+):  # fmt: skip
+    """The partial of a slot, which another program may just have written: past the first cache."""
+    rows = tl.arange(0, PADDED)
+    columns = tl.arange(0, WIDTH)
+    known = (rows < STRIDE) & exists
     place = slot.to(tl.int64) * STRIDE + rows
-    split_top = tl.load(tops + place, mask=known, other=0.0, cache_modifier=".cg")
-    split_total = tl.load(totals + place, mask=known, other=1.0, cache_modifier=".cg")
+    top = tl.load(tops + place, mask=known, other=0.0, cache_modifier=".cg")
+    total = tl.load(totals + place, mask=known, other=1.0, cache_modifier=".cg")
     places = accumulators + (place * D)[:, None] + columns[None, :]
-    wanted = known[:, None] & (columns < D)[None, :]
-    split_acc = tl.load(places, mask=wanted, other=0.0, cache_modifier=".cg")
-    return fold(top, total, acc, split_top, split_total, split_acc, factor)
+    acc = tl.load(places, mask=known[:, None] & (columns < D)[None, :], other=0.0, cache_modifier=".cg")
+    return top, total, acc
+
+
+@triton.jit
+def fold_existing(top, total, acc, split_top, split_total, split_acc, factor, exists):
+    """Fold a partial, if it exists."""
+    new_top, new_total, new_acc = fold(top, total, acc, split_top, split_total, split_acc, factor)
+    return tl.where(exists, new_top, top), tl.where(exists, new_total, total), tl.where(exists, new_acc, acc)
+
+
+@triton.jit
+def fold_some(
+    tops, totals, accumulators, first, end, top, total, acc, factor, COUNT: tl.constexpr, D: tl.constexpr,
+    STRIDE: tl.constexpr,
+):  # fmt: skip
+    """Fold the partials of COUNT slots from `first`, of those before `end`. All are asked for before one is folded."""
+    PADDED: tl.constexpr = acc.shape[0]
+    WIDTH: tl.constexpr = acc.shape[1]
+    loaded = ()
+    for place in tl.static_range(COUNT):
+        slot = first + place
+        one = load_partial(tops, totals, accumulators, slot, slot < end, PADDED, WIDTH, D, STRIDE)
+        loaded = loaded + (one,)  # type: ignore[assignment]
+    for place in tl.static_range(COUNT):
+        one_top, one_total, one_acc = loaded[place]  # type: ignore[misc,var-annotated]
+        top, total, acc = fold_existing(
+            top, total, acc, one_top, one_total, one_acc, factor, first + place < end
+        )
+    return top, total, acc
 
 
 @triton.jit
@@ -170,14 +208,28 @@ def fold_pair(
     """Fold a cut pair, whose partials begin at the slot `begin`, and write its rows."""
     top, total, acc = empty_partial(PADDED, WIDTH)
     if PINNED:
-        for split in tl.range(0, splits, loop_unroll_factor=UNROLL):
-            slot = begin + split
-            top, total, acc = fold_slot(tops, totals, accumulators, slot, top, total, acc, factor, D, STRIDE)
+        for done in range(0, splits, UNROLL):
+            top, total, acc = fold_some(
+                tops,
+                totals,
+                accumulators,
+                begin + done,
+                begin + splits,
+                top,
+                total,
+                acc,
+                factor,
+                UNROLL,
+                D,
+                STRIDE,
+            )
     else:
         program = ((begin.to(tl.int64) + 1) * programs - 1) // length
         slot = begin
         while slot < begin + splits:
-            top, total, acc = fold_slot(tops, totals, accumulators, slot, top, total, acc, factor, D, STRIDE)
+            top, total, acc = fold_some(
+                tops, totals, accumulators, slot, slot + 1, top, total, acc, factor, 1, D, STRIDE
+            )
             while range_start(program, programs, length) <= slot:
                 program += 1
             slot = range_start(program, programs, length).to(tl.int32)
@@ -236,7 +288,7 @@ def attention_ranges(
     place, end = tl.load(plan), tl.load(plan + 1)
     unit, offset, may_cut = tl.load(plan + 2), tl.load(plan + 3), tl.load(plan + 4)
     splits, first, count = tl.load(plan + 5), tl.load(plan + 6), tl.load(plan + 7)
-    request, last = tl.load(plan + 8), tl.load(plan + 9)
+    request, last, page = tl.load(plan + 8), tl.load(plan + 9), tl.load(plan + 10)
     columns = tl.arange(0, WIDTH)
     while place < end:
         kv_head, begin = offset // splits, offset % splits
@@ -250,8 +302,11 @@ def attention_ranges(
         top, total, acc = empty_partial(ROWS, WIDTH)
         split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
         stop = tl.minimum((begin + taken) * SPLIT, last + 1)
+        pages = page_table + request.to(tl.int64) * table_width
         for key in tl.range(begin * SPLIT, stop, KEYS, num_stages=STAGES):
-            where = block_row(page_table, request, table_width, kv_head, key, KV_HEADS, PAGE)
+            where = (page.to(tl.int64) * KV_HEADS + kv_head) * PAGE + key % PAGE
+            # A block ahead, so that keys and values do not wait for it.
+            page = tl.load(pages + (key + KEYS) // PAGE, mask=key + KEYS < stop, other=0)
             k = load_block(keys, where, key, last, D, WIDTH, KEYS, True)
             v = load_block(values, where, key, last, D, WIDTH, KEYS, True)
             visible = (key + tl.arange(0, KEYS))[None, :] <= position[:, None]
@@ -295,3 +350,5 @@ def attention_ranges(
             first, count = tl.load(unit_first + unit), tl.load(unit_count + unit)
             request = tl.load(unit_request + unit)
             last = tl.load(positions + first + count - 1).to(tl.int32)
+        if place < end:
+            page = page_of(page_table, request, table_width, offset % splits * SPLIT, PAGE)

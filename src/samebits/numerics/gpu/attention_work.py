@@ -21,6 +21,7 @@ from samebits.numerics.gpu.attention import (
     Context,
     RangeBuffers,
     RangeLaunch,
+    default_ranges,
     range_buffers,
 )
 from samebits.numerics.gpu.attention_operator import (
@@ -40,7 +41,6 @@ from samebits.numerics.operators import HeadLayout, KvLayer
 
 UNIT_TOKENS = 1
 """Query tokens of a shared unit: decode."""
-PROGRAMS_A_PROCESSOR = 4
 SPLITS_A_REQUEST = 16
 """Room for partials, in splits a unit on average; with more than that the work is shared less evenly."""
 LEAST_SPLITS = 1024
@@ -51,6 +51,7 @@ class StepWork:
     """How the attention of one step is shared out."""
 
     units: AttentionWork
+    ranges: RangeLaunch | None
     buffers: RangeBuffers | None
 
 
@@ -64,10 +65,9 @@ class AttentionScheduler:
         self._buffers: dict[AttentionShape, RangeBuffers] = {}
         self._tiles: dict[AttentionProblem, AnyTile] = {}
         """the fastest proven tiles, where they were looked for"""
-        processors = 8
+        self._processors = 2
         if device.type == "cuda":
-            processors = torch.cuda.get_device_properties(device).multi_processor_count
-        self._launch = RangeLaunch(PROGRAMS_A_PROCESSOR * processors)
+            self._processors = torch.cuda.get_device_properties(device).multi_processor_count
         self._shape: AttentionShape | None = None
         self._dtype = torch.bfloat16
         self._room = 1
@@ -78,7 +78,7 @@ class AttentionScheduler:
         self._shape = AttentionShape(heads, page_tokens, self._split_tokens)
         self._dtype = dtype
         if self._pinned and self._device.type == "cuda":
-            _prove_once(self._shape, dtype, self._launch.programs, self._device)
+            _prove_once(self._shape, dtype, self._processors, self._device)
 
     def bind(self, page_tokens: int, folder: Path, progress: Callable[[str, int, int], None]) -> None:
         """Prove every kernel that may serve prefill over pages of that size, or find the proofs in `folder`, and take
@@ -115,24 +115,34 @@ class AttentionScheduler:
             work = plan_attention(
                 host.query_start.numpy(), host.positions.numpy(), tile_tokens, UNIT_TOKENS, self._device
             )
-        buffers = None
-        if work.shared is not None:
-            buffers = self._buffers_for(shape, work.shared.units)
-            attention.plan_ranges(shape, batch.positions, work.shared, buffers, self._launch)
-        return StepWork(work, buffers)
+        if work.shared is None:
+            return StepWork(work, None, None)
+        ranges = self._ranges(shape, work.shared.units)
+        buffers = self._buffers_for(shape, work.shared.units, ranges.programs)
+        attention.plan_ranges(shape, batch.positions, batch.page_table, work.shared, buffers, ranges)
+        return StepWork(work, ranges, buffers)
 
-    def _buffers_for(self, shape: AttentionShape, units: int) -> RangeBuffers:
+    def _ranges(self, shape: AttentionShape, units: int) -> RangeLaunch:
+        return default_ranges(shape, self._dtype, UNIT_TOKENS, units, self._processors)
+
+    def _buffers_for(self, shape: AttentionShape, units: int, programs: int) -> RangeBuffers:
         found = self._buffers.get(shape)
-        if found is None or found.split_start.shape[0] <= units:
+        if found is None or found.split_start.shape[0] <= units or found.plans.shape[0] < programs:
             room = max(units, self._room)
             splits = max(SPLITS_A_REQUEST * room, LEAST_SPLITS)
-            capacity = splits * shape.heads.kv_heads + self._launch.programs
-            found = range_buffers(shape, room, UNIT_TOKENS, self._launch.programs, capacity, self._device)
+            programs = max(programs, self._ranges(shape, room).programs)
+            capacity = splits * shape.heads.kv_heads + programs
+            found = range_buffers(shape, room, UNIT_TOKENS, programs, capacity, self._device)
             self._buffers[shape] = found
         return found
 
     def run(
-        self, queries: Tensor, heads: HeadLayout, scale: float, batch: RaggedBatch, kv: KvLayer
+        self,
+        queries: Tensor,
+        heads: HeadLayout,
+        scale: float,
+        batch: RaggedBatch,
+        kv: KvLayer,
     ) -> Tensor:
         """queries act [rows, query_heads, head_dim] -> act [rows, query width]. Rows of nobody are left as they are."""
         shape = AttentionShape(heads, kv.page_tokens, self._split_tokens)
@@ -146,18 +156,17 @@ class AttentionScheduler:
             tile = self.tile(shape, queries.dtype)
             tiles(shape, queries, context, work.units.tiles, scale, output, tile)
         if work.units.shared is not None:
-            assert work.buffers is not None
-            launch = attention.default_ranges(shape, queries.dtype, UNIT_TOKENS, self._launch.programs)
+            assert work.ranges is not None and work.buffers is not None
             attention.shared(
-                shape, queries, context, work.units.shared, scale, output, work.buffers, launch, self._pinned
-            )
+                shape, queries, context, work.units.shared, scale, output, work.buffers, work.ranges, self._pinned,
+            )  # fmt: skip
         return output.flatten(1)
 
 
 @functools.cache
-def _prove_once(shape: AttentionShape, dtype: torch.dtype, programs: int, device: torch.device) -> None:
+def _prove_once(shape: AttentionShape, dtype: torch.dtype, processors: int, device: torch.device) -> None:
     """Once a process: the same binaries serve every storage of the same heads."""
-    prove_defaults(shape, dtype, programs, device)
+    prove_defaults(shape, dtype, processors, device)
 
 
 def on_host(batch: RaggedBatch) -> RaggedBatch:

@@ -13,7 +13,7 @@ from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu.arithmetic import fold_halves
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
 from samebits.numerics.gpu.configuration import Launch, start
-from samebits.numerics.gpu.dependent import wait_ahead
+from samebits.numerics.gpu.dependent import allow_next, wait_ahead
 
 LANES = CONTRACT.device_reduction_lanes
 NORM_LAUNCH = Launch(warps=8, stages=1)
@@ -50,24 +50,46 @@ def rms_norm_rows(
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     ADDED: tl.constexpr,
+    HELD: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Grid (rows,). y = norm(x), or of the sum with the residual, which is written to `total`."""
+    """Grid (rows,). y = norm(x), or of the sum with the residual, which is written to `total`. HELD: a row and its
+    weights stay in registers, and the weights are on their way before the wait; else they are read where they are used,
+    the row twice."""
+    columns = tl.arange(0, LANES)
+    factors = ()
+    values = ()
+    if HELD:
+        allow_next(DEPENDENT)
+        for begin in tl.static_range(0, WIDTH, LANES):
+            factor = tl.load(weight + begin + columns, mask=begin + columns < WIDTH, other=0.0)
+            factors = factors + (factor,)  # type: ignore[assignment]
     wait_ahead(DEPENDENT)
     row = tl.program_id(0).to(tl.int64) * WIDTH
+    if HELD:
+        for begin in tl.static_range(0, WIDTH, LANES):
+            value = load_part(x + row, residual + row, begin + columns, WIDTH, ADDED)
+            values = values + (value,)  # type: ignore[assignment]
     squares = tl.zeros((LANES,), tl.float32)
     for begin in tl.static_range(0, WIDTH, LANES):
-        value = load_part(x + row, residual + row, begin + tl.arange(0, LANES), WIDTH, ADDED).to(tl.float32)
-        squares = tl.fma(value, value, squares)
+        if HELD:
+            value = values[begin // LANES]  # type: ignore[misc]
+        else:
+            value = load_part(x + row, residual + row, begin + columns, WIDTH, ADDED)
+        squares = tl.fma(value.to(tl.float32), value.to(tl.float32), squares)
     scale = inverse_root_mean_square(tl.reshape(squares, (1, LANES)), LANES, WIDTH, eps)
     for begin in tl.static_range(0, WIDTH, LANES):
-        columns = begin + tl.arange(0, LANES)
-        value = load_part(x + row, residual + row, columns, WIDTH, ADDED)
-        factor = tl.load(weight + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+        place = begin + columns
+        if HELD:
+            value = values[begin // LANES]  # type: ignore[misc]
+            factor = factors[begin // LANES]  # type: ignore[misc]
+        else:
+            value = load_part(x + row, residual + row, place, WIDTH, ADDED)
+            factor = tl.load(weight + place, mask=place < WIDTH, other=0.0)
         if ADDED:
-            tl.store(total + row + columns, value, mask=columns < WIDTH)
-        normed = factor * (value.to(tl.float32) * scale)
-        tl.store(y + row + columns, normed.to(y.dtype.element_ty), mask=columns < WIDTH)
+            tl.store(total + row + place, value, mask=place < WIDTH)
+        normed = factor.to(tl.float32) * (value.to(tl.float32) * scale)
+        tl.store(y + row + place, normed.to(y.dtype.element_ty), mask=place < WIDTH)
 
 
 def norm_launch(rows: int) -> Launch:
@@ -75,9 +97,15 @@ def norm_launch(rows: int) -> Launch:
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None, launch: Launch | None = None
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    out: Tensor | None = None,
+    launch: Launch | None = None,
+    constant: bool = True,
 ) -> Tensor:
-    """Norm clause. x act [rows, width], weight [width] -> act [rows, width]."""
+    """Norm clause. x act [rows, width], weight [width] -> act [rows, width]. `constant`: no kernel that may still run
+    writes `weight`."""
     rows, width = check_tensor("norm input", x, ACTIVATIONS, (None, None)).shape
     check_tensor("norm weight", weight, ACTIVATIONS, (width,))
     y = result("norm output", out, x, x.dtype, (rows, width))
@@ -94,6 +122,7 @@ def rms_norm(
             WIDTH=width,
             LANES=LANES,
             ADDED=False,
+            HELD=constant and rows < MANY_ROWS,
             launch=launch or norm_launch(rows),
         )
     return y
@@ -107,7 +136,8 @@ def add_rms_norm(
     out: tuple[Tensor, Tensor] | None = None,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(norm(x + residual), x + residual), the sum rounded to act first. `out` may not overlap the inputs."""
+    """(norm(x + residual), x + residual), the sum rounded to act first. `out` may not overlap the inputs; no kernel
+    that may still run writes `weight`."""
     rows, width = check_tensor("norm input", x, ACTIVATIONS, (None, None)).shape
     check_tensor("residual", residual, (x.dtype,), (rows, width))
     check_tensor("norm weight", weight, ACTIVATIONS, (width,))
@@ -126,6 +156,7 @@ def add_rms_norm(
             WIDTH=width,
             LANES=LANES,
             ADDED=True,
+            HELD=rows < MANY_ROWS,
             launch=launch or norm_launch(rows),
         )
     return y, total

@@ -67,7 +67,7 @@ class GpuOperators:
         self._problems: list[GemmProblem] = []
         self._row_parallel: list[TreeLinear | GpuLinear] = []
         self._vocabulary = 0
-        self._workspace: SamplingWorkspace | None = None
+        self._workspaces: dict[bool, SamplingWorkspace] = {}
         self._attention = AttentionScheduler(device, split_tokens, pinned=promises)
 
     @property
@@ -163,7 +163,8 @@ class GpuOperators:
         # What captured steps use stays where it is.
         self._attention.reserve(sampled_rows)
         if self._vocabulary:
-            self._sampling_workspace(sampled_rows, self._vocabulary)
+            for rows in {min(sampled_rows, sampling.FEW_ROWS), sampled_rows}:
+                self._sampling_workspace(rows, self._vocabulary)
         if self._group is not None:
             held = [problem.columns for problem in self._problems if problem.out == torch.float32]
             width = max((one.out_features for one in self._row_parallel), default=0)
@@ -301,10 +302,13 @@ class GpuOperators:
         return sampling.sample(logits, batch, want_processed, wants=wants, workspace=workspace)
 
     def _sampling_workspace(self, rows: int, vocabulary: int) -> SamplingWorkspace:
-        """Storage that every call shares, for calls run one after another; larger where a call needs more."""
-        found = self._workspace
-        if found is None or found.orders.shape[0] < rows or found.orders.shape[1] != vocabulary:
-            found = self._workspace = sampling_workspace(rows, vocabulary, self._device)
+        """Storage that calls of few rows share, or of many, for calls run one after another; larger where a call needs
+        more."""
+        few = rows <= sampling.FEW_ROWS
+        found = self._workspaces.get(few)
+        if found is None or found.rows < rows or found.orders.shape[1] != vocabulary:
+            room = sampling.FEW_ROWS if few else rows
+            found = self._workspaces[few] = sampling_workspace(room, vocabulary, self._device)
         return found
 
     # Self-test

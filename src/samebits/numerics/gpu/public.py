@@ -34,7 +34,7 @@ def log_sum_exp(x: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """[rows, width] -> [rows, width]."""
-    return norm.rms_norm(aligned(x), aligned(weight), eps)
+    return norm.rms_norm(aligned(x), aligned(weight), eps, constant=False)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

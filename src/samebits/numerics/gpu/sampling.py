@@ -17,7 +17,10 @@ from samebits.numerics.gpu import filters, sampling_rows, sampling_scores
 from samebits.numerics.gpu.checks import check_tensor, result
 from samebits.numerics.gpu.configuration import Launch, start
 
-CHUNK = 4096
+CHUNK, SMALL_CHUNK = 4096, 1024
+"""Ids of one program. The choice changes no bit: what chunks hand on is a best key, a guess or an integer sum."""
+FEW_ROWS = 16
+"""Up to these, small chunks keep more of the GPU busy."""
 LIST_BLOCK = 128
 LIST_PARTS = 8
 BINS = 2048
@@ -62,6 +65,8 @@ class SamplingWorkspace:
     sums: Tensor
     tie_counts: Tensor
     chunk_sums: Tensor
+    chunk: int
+    """ids of one program"""
 
     @property
     def rows(self) -> int:
@@ -70,7 +75,8 @@ class SamplingWorkspace:
 
 def sampling_workspace(rows: int, vocabulary: int, device: torch.device) -> SamplingWorkspace:
     """Storage for batches of at most `rows` rows: 8 bytes a logit, and little else."""
-    chunks = triton.cdiv(vocabulary, CHUNK)
+    chunk = SMALL_CHUNK if rows <= FEW_ROWS else CHUNK
+    chunks = triton.cdiv(vocabulary, chunk)
 
     def integers(*shape: int, kind: torch.dtype = torch.int32) -> Tensor:
         return torch.zeros(shape, dtype=kind, device=device)
@@ -90,6 +96,7 @@ def sampling_workspace(rows: int, vocabulary: int, device: torch.device) -> Samp
         sums=integers(rows, BINS, kind=wide),
         tie_counts=integers(rows, chunks),
         chunk_sums=integers(rows, chunks, kind=wide),
+        chunk=chunk,
     )
 
 
@@ -120,7 +127,15 @@ def patch(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace) -> None:
     rows, vocabulary = bits.shape
     grid = (rows, work.chunk_keys.shape[1])
     options = CHUNK_LAUNCH
-    start(sampling_rows.clear_counts, grid, work.counts, work.kinds, vocabulary, CHUNK=CHUNK, launch=options)
+    start(
+        sampling_rows.clear_counts,
+        grid,
+        work.counts,
+        work.kinds,
+        vocabulary,
+        CHUNK=work.chunk,
+        launch=options,
+    )
     prompt, output, bias, forbidden = batch.prompt, batch.output, batch.bias, batch.forbidden
     start(sampling_rows.count_tokens, (rows, LIST_PARTS), 
         work.counts, work.kinds, prompt.start, prompt.ids, output.start, output.ids, vocabulary, BLOCK=LIST_BLOCK,
@@ -138,7 +153,7 @@ def patch(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace) -> None:
         batch.frequency_penalty,
         batch.repetition_penalty,
         vocabulary,
-        CHUNK=CHUNK,
+        CHUNK=work.chunk,
         launch=options,
     )
     start(
@@ -189,7 +204,7 @@ def find_borders(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace, ch
         vocabulary,
         allowed.words.shape[1],
         HAS_ALLOWED=allowed.given,
-        CHUNK=CHUNK,
+        CHUNK=work.chunk,
         CHUNKS=chunks_padded,
         launch=options,
     )
@@ -206,7 +221,7 @@ def find_borders(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace, ch
                 vocabulary,
                 LEVEL=level,
                 MODE=mode,
-                CHUNK=CHUNK,
+                CHUNK=work.chunk,
                 launch=options,
             )
             start(
@@ -228,7 +243,7 @@ def find_borders(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace, ch
         work.borders,
         work.tie_counts,
         vocabulary,
-        CHUNK=CHUNK,
+        CHUNK=work.chunk,
         launch=options,
     )
 
@@ -246,7 +261,7 @@ def processed_logprobs(
     grid = (rows, work.chunk_keys.shape[1])
     state = (work.orders, work.kinds, work.borders, work.ties, work.tie_counts, batch.min_p, work.chunk_sums)
     options = CHUNK_LAUNCH
-    start(filters.sum_survivors, grid, *state, vocabulary, CHUNK=CHUNK, CHUNKS=padded, launch=options)
+    start(filters.sum_survivors, grid, *state, vocabulary, CHUNK=work.chunk, CHUNKS=padded, launch=options)
     start(
         filters.write_processed,
         grid,
@@ -255,7 +270,7 @@ def processed_logprobs(
         faults,
         processed,
         vocabulary,
-        CHUNK=CHUNK,
+        CHUNK=work.chunk,
         CHUNKS=padded,
         launch=options,
     )
@@ -320,7 +335,7 @@ def sample(
         vocabulary,
         allowed.words.shape[1],
         HAS_ALLOWED=allowed.given,
-        CHUNK=CHUNK,
+        CHUNK=work.chunk,
         launch=options,
     )
     if filtered:
@@ -342,7 +357,12 @@ def sample(
         batch.sample_index,
     )
     sizes = (vocabulary, allowed.words.shape[1])
-    constants = {"WITH_FILTERS": filtered, "HAS_ALLOWED": allowed.given, "CHUNK": CHUNK, "CHUNKS": padded}
+    constants = {
+        "WITH_FILTERS": filtered,
+        "HAS_ALLOWED": allowed.given,
+        "CHUNK": work.chunk,
+        "CHUNKS": padded,
+    }
     start(
         sampling_scores.scores_of_chunks,
         (rows, chunks),
