@@ -15,6 +15,7 @@ from samebits.numerics.gpu.proofs import ProofFile, ProofRecord, ProofStore, Tri
 from samebits.numerics.gpu.prover import (
     Candidate,
     Case,
+    Endless,
     Output,
     Proof,
     Rejection,
@@ -120,6 +121,16 @@ def test_a_candidate_that_raises_is_rejected_with_its_words() -> None:
     found = verdict(failing, VALUES)
     assert isinstance(found, Rejection)
     assert found.reason == "RuntimeError: out of shared memory"
+
+
+def test_a_candidate_that_does_not_end_is_no_rejection() -> None:
+    """The device is lost with it: the words must reach whoever started the engine."""
+
+    def endless(inputs: Tensors, outputs: Tensors) -> None:
+        raise Endless("candidate spinning does not end")
+
+    with pytest.raises(Endless, match="spinning"):
+        verdict(endless, VALUES)
 
 
 def test_no_case_is_no_proof() -> None:

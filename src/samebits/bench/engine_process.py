@@ -11,7 +11,7 @@ from typing import Any
 from samebits.config import EngineConfig, ModelConfig
 from samebits.errors import EngineError
 
-CLOSE_SECONDS = 30.0
+CLOSE_SECONDS = 8.0
 
 
 class EngineProcess:

@@ -87,12 +87,27 @@ def run(
     degree = max(one.degree for one in contenders)
     say("sums alone")
     alone = microseconds_alone(degree, sorted(batches), spec.hidden) if degree > 1 else {}
-    found: dict[str, dict[str, Any]] = {}
     count = at_once or len(contenders)
     groups = [contenders[first : first + count] for first in range(0, len(contenders), count)]
-    for group in groups:
-        found |= _measure(group, model, engine, spec, batches, repeats, steps, say)
-    result = {
+    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, Any] = {}
+
+    def keep(figures: dict[str, dict[str, Any]]) -> None:
+        """Write what there is: a later group may not fit into memory."""
+        found.update(figures)
+        measured = [one for one in contenders if one.name in found]
+        rows = [_row(batch, measured, found, spec, shapes, alone) for batch in sorted(batches, reverse=True)]
+        result.update(
+            contenders=[one.name for one in measured],
+            **{
+                "start seconds": {name: one["start"] for name, one in found.items()},
+                "prefill tokens per second": {name: one["prefill"] for name, one in found.items()},
+            },
+            batches=rows,
+        )
+        write_result(output, result)
+
+    result |= {
         "benchmark": "parallel",
         **machine(),
         **gpu_facts(),
@@ -104,14 +119,9 @@ def run(
         "interleaved": [[one.name for one in group] for group in groups],
         "most tokens in a step": engine.step_tokens or "chosen by the engine",
         "microseconds of one sum alone": {str(rows): figures for rows, figures in alone.items()},
-        "contenders": [one.name for one in contenders],
-        "start seconds": {name: figures["start"] for name, figures in found.items()},
-        "prefill tokens per second": {name: figures["prefill"] for name, figures in found.items()},
-        "batches": [
-            _row(batch, contenders, found, spec, shapes, alone) for batch in sorted(batches, reverse=True)
-        ],
     }
-    write_result(output, result)
+    for group in groups:
+        _measure(group, model, engine, spec, batches, repeats, steps, keep, say)
     return result
 
 
@@ -123,9 +133,10 @@ def _measure(
     batches: Sequence[int],
     repeats: int,
     steps: int,
+    keep: Callable[[dict[str, dict[str, Any]]], None],
     say: Callable[[str], None],
-) -> dict[str, dict[str, Any]]:
-    """Figures by contender; all of these are open at once, and take turns."""
+) -> None:
+    """Hand figures by contender to `keep`; all of these are open at once, and take turns."""
     largest = max(batches)
     opened: dict[str, EngineProcess] = {}
     found: dict[str, dict[str, Any]] = {}
@@ -167,10 +178,10 @@ def _measure(
                     "computing": round(sum(kernels.values()) - exchanging(kernels), 4),
                 }
                 say(f"batch {batch}, {name}: {median_of(rounds[name], 'wall'):.3f} ms")
+        keep(found)
     finally:
         for process in opened.values():
             process.close()
-    return found
 
 
 def exchanges(kernel: str) -> bool:

@@ -8,6 +8,7 @@ sides are NaN they count as equal: a NaN's sign and payload are not promised.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -24,6 +25,8 @@ POISON = 0xA5
 """Byte with which outputs are filled before a run."""
 FENCE = 4096
 """Bytes of poison on either side of an output."""
+MOST_SECONDS = 60.0
+"""What a candidate may take for one case before it counts as endless. The slowest reference takes a fraction of one."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +117,36 @@ def fenced(output: Output, device: torch.device) -> Fenced:
     return Fenced(storage, storage[FENCE : FENCE + length].view(output.dtype).view(output.shape))
 
 
+class Endless(NumericsError):
+    """A kernel that does not end. Nothing else can run on this device in this process, so it is no rejection."""
+
+
+def wait_for(candidate: Candidate, case: Case, device: torch.device, limit: float = MOST_SECONDS) -> None:
+    """Wait for the device. Raises `Endless` where it is at work for more than `limit` seconds."""
+    if device.type != "cuda":
+        return
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(device))
+    start = time.monotonic()
+    while not done.query():
+        if time.monotonic() - start > limit:
+            raise Endless(
+                f"candidate {candidate.name} does not end on case {case.name}: {limit:.0f} seconds have passed. "
+                "Please report it with the device and its driver"
+            )
+        time.sleep(20e-6)
+
+
 def results_of(candidate: Candidate, case: Case) -> Tensors:
     """Run a candidate on fresh poisoned outputs, and on copies of the inputs that it writes. Raises
-    `NumericsError` where it writes beside an output; waits for the device."""
+    `NumericsError` where it writes beside an output or does not end; waits for the device."""
     device = case.inputs[0].device
     inputs = tuple(
         tensor.clone() if index in case.written else tensor for index, tensor in enumerate(case.inputs)
     )
     outputs = tuple(fenced(output, device) for output in case.outputs)
     candidate.run(inputs, tuple(output.value for output in outputs))
+    wait_for(candidate, case, device)
     for number, output in enumerate(outputs):
         if output.broken():
             raise NumericsError(f"case {case.name}: wrote outside of output {number}")
@@ -179,6 +203,8 @@ class Trial:
         for case, expected in zip(self.cases, self.expected, strict=True):
             try:
                 found = first_difference(case.name, results_of(candidate, case), expected)
+            except Endless:
+                raise
             except Exception as error:  # whatever a compiler, driver or library can throw is a rejection
                 return Rejection(candidate.name, candidate.identity, error=words_of(error))
             if found is not None:
