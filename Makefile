@@ -6,6 +6,9 @@
 #   make clients   install what the tests try the server with besides (large); without it they are skipped
 #   make fuzz      two minutes of hostile requests
 #   make schedules 2,020 simulated schedules of the fake model and 101 of a tiny real one
+#   make gpu-results           every check and figure of results/ that one GPU gives, a quarter of an hour (CARD=h200 names
+#                              the files); a command that fails does not keep the next from running
+#   make gpu-results-parallel  those of several GPUs (TP=2)
 #   make check     formatter, linter, type checker
 #   make format    rewrite the sources as the formatter wants them
 #   make clean     remove .venv and every cache
@@ -20,6 +23,8 @@ TORCH_INDEX ?=
 VENV ?= .venv
 ARGS ?=
 JOBS ?= 2
+CARD ?= gpu
+TP ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -27,7 +32,7 @@ RUNTIME := $(VENV)/.runtime-installed
 DEVELOPMENT := $(VENV)/.development-installed
 CLIENTS := $(VENV)/.clients-installed
 
-.PHONY: demo serve test clients fuzz schedules check format clean venv
+.PHONY: demo serve test clients fuzz schedules gpu-results gpu-results-parallel check format clean venv
 .DEFAULT_GOAL := demo
 
 demo: $(RUNTIME)
@@ -46,6 +51,32 @@ fuzz: $(CLIENTS)
 
 schedules: $(DEVELOPMENT)
 	$(BIN)/samebits verify schedules --n-trials 2121 $(ARGS)
+
+SAMEBITS := $(BIN)/samebits
+DUMMY := --load-format dummy --device cuda --max-new-tokens 8
+
+gpu-results: $(DEVELOPMENT)
+	-$(BIN)/python -m pytest tests/gpu -m gpu
+	-$(SAMEBITS) bench attention --output results/attention-$(CARD).json --plot results/attention-$(CARD).png
+	-$(SAMEBITS) bench decode --output results/decode-$(CARD).json --plot results/decode-$(CARD).png
+	-$(SAMEBITS) bench decode --profiles exact tp-invariant --batches 1 32 128 --output results/decode-tp-invariant-$(CARD).json
+	-$(SAMEBITS) bench prefill --output results/prefill-$(CARD).json
+	-$(SAMEBITS) bench prefill --numerics tp-invariant --output results/prefill-tp-invariant-$(CARD).json
+	-$(SAMEBITS) bench serving --output results/serving-$(CARD).json --plot results/serving-$(CARD).png
+	-$(SAMEBITS) bench gemm --output results/gemm-$(CARD).json --plot results/gemm-$(CARD).png
+	-$(SAMEBITS) bench row-parallel --output results/row-parallel-$(CARD).json
+	-$(SAMEBITS) bench logprobs --device cuda --output results/logprobs-$(CARD).json
+	-$(SAMEBITS) verify all --device cuda --json > results/verify-$(CARD).json
+	-$(SAMEBITS) verify covering --model qwen3-8b-shaped-8-layers $(DUMMY) --json > results/covering-$(CARD)-qwen3.json
+	-$(SAMEBITS) verify covering --model llama-3.1-8b-shaped-8-layers $(DUMMY) --json > results/covering-$(CARD)-llama.json
+
+gpu-results-parallel: $(DEVELOPMENT)
+	-$(BIN)/python -m pytest tests/gpu/test_ranks_on_device.py
+	-$(SAMEBITS) bench allreduce --output results/allreduce-$(CARD)x$(TP).json
+	-$(SAMEBITS) bench parallel --tp $(TP) --model qwen3-32b-shaped --load-format dummy \
+		--contenders exact tp-invariant unpinned --output results/parallel-32b-tp$(TP)-$(CARD).json
+	-$(SAMEBITS) bench parallel --tp $(TP) --model llama-3.1-70b-shaped --load-format dummy --at-once 1 \
+		--contenders exact tp-invariant unpinned --output results/parallel-70b-tp$(TP)-$(CARD).json
 
 check: $(DEVELOPMENT)
 	$(BIN)/ruff format --check .

@@ -328,8 +328,8 @@ EARLY = (
     Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=1),
     Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=2),
 )
-"""Their weights are on their way before the kernel ahead ends. Proven alone, and held back: `check_gemm`, which runs them
-behind a kernel that still writes x, has not run on a card yet."""
+"""Their weights are on their way before the kernel ahead ends. Proven alone, and held back: `check_gemm`, which runs
+them behind a kernel that still writes x, has not run on a card yet."""
 
 MIDDLE = (
     Tile(64, 128, 128, 4, 4, DESCRIPTORS),
