@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samebits.errors import NumericsError
-from samebits.numerics.gpu.bindings import Bindings, bind_all
+from samebits.numerics.gpu.bindings import bind_all
 from samebits.numerics.gpu.device_key import device_key
 from samebits.numerics.gpu.gated_operator import GatedOperator, GatedProblem
 from samebits.numerics.gpu.gemm_operator import GemmOperator, reference_candidate
@@ -20,6 +20,7 @@ from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.operator import Wish
 from samebits.numerics.gpu.proofs import ProofStore
 from samebits.numerics.gpu.prover import Candidate
+from samebits.numerics.gpu.serving import Serving
 
 MOST_FUSED_ROWS = 64
 """Beyond this the product alone and the activation are faster than any fused kernel."""
@@ -92,22 +93,19 @@ class ProvenProducts:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._bindings: Bindings | None = None
-        self._references: dict[GemmProblem, Candidate] = {}
-        self._found: dict[tuple[GemmProblem, int], Candidate] = {}
+        self._serving: Serving[GemmProblem] = Serving(GemmOperator.clause, reference_candidate)
         self._gated: dict[GemmProblem, GatedProblem] = {}
         """products that were seen with an activation behind them"""
         self._fused: dict[tuple[GemmProblem, int], Candidate] = {}
 
     @property
     def identities(self) -> frozenset[str]:
-        bound = frozenset() if self._bindings is None else self._bindings.identities
-        return bound | {candidate.identity for candidate in self._fused.values()}
+        return self._serving.identities | {candidate.identity for candidate in self._fused.values()}
 
     @property
     def bound(self) -> dict[tuple[GemmProblem, int], Candidate]:
         """What has served so far, by shape and rows."""
-        return dict(self._found)
+        return self._serving.found
 
     @property
     def fused(self) -> dict[tuple[GemmProblem, int], Candidate]:
@@ -124,8 +122,8 @@ class ProvenProducts:
         store = ProofStore(folder, device_key(self._device))
         operator = GemmOperator(self._device)
         wishes = [Wish(operator, problem, tuple(buckets(problem))) for problem in dict.fromkeys(problems)]
-        bindings = self._bindings = bind_all(wishes, store, progress)
-        self._references.clear()
+        bindings = bind_all(wishes, store, progress)
+        self._serving.bind(bindings)
         gated = GatedOperator(self._device, partial(bindings.candidate, GemmOperator.clause))
         few = {
             problem: [bucket for bucket in buckets(problem) if bucket <= MOST_FUSED_ROWS]
@@ -142,7 +140,7 @@ class ProvenProducts:
 
     def run(self, x: Tensor, linear: GpuLinear, out: Tensor | None = None) -> Tensor:
         rows = x.shape[0]
-        candidate = self._candidate(linear.problem, rows)
+        candidate = self._serving.candidate(linear.problem, rows)
         result = out
         if result is None:
             result = torch.empty((rows, linear.out_features), dtype=linear.out, device=x.device)
@@ -152,7 +150,7 @@ class ProvenProducts:
 
     def run_gated(self, x: Tensor, linear: GpuLinear) -> Tensor | None:
         problem, rows = linear.problem, x.shape[0]
-        if self._bindings is None:
+        if not self._serving.is_bound:
             if linear.bias is None:
                 self._gated[problem] = GatedProblem(problem.columns // 2, problem.depth, problem.act)
             return None
@@ -162,17 +160,6 @@ class ProvenProducts:
         result = torch.empty((rows, linear.out_features // 2), dtype=linear.out, device=x.device)
         candidate.run((x, linear.weight), (result,))
         return result
-
-    def _candidate(self, problem: GemmProblem, rows: int) -> Candidate:
-        if self._bindings is None:
-            if problem not in self._references:
-                self._references[problem] = reference_candidate(problem)
-            return self._references[problem]
-        found = self._found.get((problem, rows))
-        if found is None:
-            found = self._bindings.candidate(GemmOperator.clause, problem, rows)
-            self._found[problem, rows] = found
-        return found
 
 
 class FreeProducts:

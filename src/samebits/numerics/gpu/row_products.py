@@ -11,11 +11,11 @@ from torch import Tensor
 
 from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
-from samebits.numerics.gpu.bindings import Bindings, bind_all
+from samebits.numerics.gpu.bindings import bind_all
 from samebits.numerics.gpu.device_key import device_key
 from samebits.numerics.gpu.operator import Wish
 from samebits.numerics.gpu.proofs import ProofStore
-from samebits.numerics.gpu.prover import Candidate
+from samebits.numerics.gpu.serving import Serving
 from samebits.numerics.gpu.tree_operator import TreeOperator, TreeProblem, reference_candidate
 
 Progress = Callable[[str, int, int], None]
@@ -64,14 +64,12 @@ class TreeProducts:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._bindings: Bindings | None = None
-        self._references: dict[TreeProblem, Candidate] = {}
-        self._found: dict[tuple[TreeProblem, int], Candidate] = {}
+        self._serving: Serving[TreeProblem] = Serving(TreeOperator.clause, reference_candidate)
 
     @property
     def identities(self) -> frozenset[str]:
         """Binaries that are proven to serve."""
-        return frozenset() if self._bindings is None else self._bindings.identities
+        return self._serving.identities
 
     def bind(
         self, problems: Sequence[TreeProblem], buckets: Sequence[int], folder: Path, progress: Progress
@@ -80,8 +78,7 @@ class TreeProducts:
         wishes = [
             Wish(TreeOperator(self._device), problem, tuple(buckets)) for problem in dict.fromkeys(problems)
         ]
-        self._bindings = bind_all(wishes, ProofStore(folder, device_key(self._device)), progress)
-        self._references.clear()
+        self._serving.bind(bind_all(wishes, ProofStore(folder, device_key(self._device)), progress))
 
     def run(self, x: Tensor, linear: TreeLinear, out: Tensor | None = None) -> Tensor:
         """x act [bucket, in of this rank] -> the problem's output [bucket, out features], into `out` where given."""
@@ -89,16 +86,5 @@ class TreeProducts:
         result = out
         if result is None:
             result = torch.empty((rows, problem.columns), dtype=problem.out, device=x.device)
-        self._candidate(problem, rows).run((x, linear.weight), (result,))
+        self._serving.candidate(problem, rows).run((x, linear.weight), (result,))
         return result
-
-    def _candidate(self, problem: TreeProblem, rows: int) -> Candidate:
-        if self._bindings is None:
-            if problem not in self._references:
-                self._references[problem] = reference_candidate(problem)
-            return self._references[problem]
-        found = self._found.get((problem, rows))
-        if found is None:
-            found = self._bindings.candidate(TreeOperator.clause, problem, rows)
-            self._found[problem, rows] = found
-        return found
