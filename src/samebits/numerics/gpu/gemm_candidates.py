@@ -36,8 +36,10 @@ SHARED_BYTES = {"sm_80": 163 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10}
 """Memory of a program by architecture; 227 KiB on the others."""
 
 POINTERS, DESCRIPTORS, PERSISTENT, HOPPER, AHEAD = "tile", "descriptor", "persistent", "hopper", "ahead"
-HOPPER_ROWS = 128
-"""Rows of the tiles of `gemm_hopper`, in two groups."""
+HOPPER_ROWS = 64
+"""Rows of a group of `gemm_hopper`, whose tiles have one group or two."""
+HOPPER_REGISTERS = 168
+"""Of a thread of `gemm_hopper` at its start: three groups of four warps fill the registers."""
 AHEAD_COLUMNS = 64
 """Columns of a group of `gemm_ahead`."""
 AHEAD_REGISTERS = 96
@@ -127,12 +129,13 @@ class Tile:
     def hopper_source(self, problem: GemmProblem, leaves: int) -> KernelSource:
         from samebits.numerics.gpu.gemm_hopper import hopper_gemm  # the interpreter knows no Gluon
 
-        x, weight = ((HOPPER_ROWS // 2, self.depth), (self.columns, self.depth))
+        x, weight = ((HOPPER_ROWS, self.depth), (self.columns, self.depth))
         maps = (swizzled_descriptor(problem.act, x), swizzled_descriptor(problem.act, weight))
         units = (unit_of(problem.columns), unit_of(problem.depth))
         return KernelSource(
             hopper_gemm, (*maps, pointer(problem.out), "i32", "i32", "i32"),
-            (*units, self.columns, self.depth, self.group, self.stages, leaves), self.warps, 1,
+            (*units, self.columns, self.depth, self.group, self.stages, leaves, self.rows // HOPPER_ROWS),
+            self.warps, 1, False, HOPPER_REGISTERS,
         )  # fmt: skip
 
     def ahead_source(self, problem: GemmProblem, leaves: int) -> KernelSource:
@@ -193,8 +196,8 @@ def launch_tile(
         return
     programs = min(tiles, processors(out.device))
     if tile.kind == HOPPER:
-        halves = mapped(x, (HOPPER_ROWS // 2, tile.depth))
-        kernel.launch((programs, 1, 1), halves, maps[1], out, *lengths)
+        lines = mapped(x, (HOPPER_ROWS, tile.depth))
+        kernel.launch((programs, 1, 1), lines, maps[1], out, *lengths)
         return
     if tile.kind == AHEAD:
         lines = mapped(weight, (AHEAD_COLUMNS, tile.depth))
