@@ -286,11 +286,11 @@ PLAIN = Tile(64, 64, 32, 4, 3)
 FLOAT32_TILES = (Tile(16, 32, 32, 4, 3), Tile(64, 64, 16, 4, 3), Tile(32, 32, 16, 4, 2))
 
 DECODE = (
+    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
     Tile(16, 64, 128, 4, 8, swap=True, wait=1),
     Tile(16, 64, 128, 4, 8, swap=True, wait=1, prefetch=512),
     Tile(16, 64, 128, 4, 8, swap=True, wait=2),
-    Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
-    Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2),
     Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True, wait=1),
     Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True, wait=2),
     Tile(16, 64, 128, 4, 6, swap=True, wait=1),
@@ -304,35 +304,24 @@ DECODE = (
 """At most 16 rows: most loads in flight win."""
 
 DECODE_32 = (
+    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
+    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2, prefetch=512),
-    Tile(32, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
     Tile(32, 64, 256, 4, 4, DESCRIPTORS, swap=True, wait=1),
     Tile(32, 64, 64, 4, 12, swap=True, wait=1),
-    Tile(32, 64, 128, 4, 5, swap=True, wait=1),
     Tile(32, 64, 128, 4, 5, swap=True),
 )
 
 DECODE_64 = (
-    Tile(64, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
-    Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=2),
-    Tile(64, 64, 128, 4, 6, swap=True, wait=1),
-    Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=1),
-    Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=2, prefetch=512),
-    Tile(64, 128, 128, 4, 4, DESCRIPTORS, swap=True, wait=2),
-    Tile(64, 64, 128, 4, 4),
-)
-
-EARLY = (
-    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
-    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
-    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
-    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
     Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=1),
     Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=2),
+    Tile(64, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
+    Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=2),
+    Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=1),
+    Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=2, prefetch=512),
+    Tile(64, 64, 128, 4, 4),
 )
-"""Their weights are on their way before the kernel ahead ends. Proven alone, and held back: `check_gemm`, which runs
-them behind a kernel that still writes x, has not run on a card yet."""
 
 MIDDLE = (
     Tile(64, 128, 128, 4, 4, DESCRIPTORS),
