@@ -134,8 +134,8 @@ class Tile:
         units = (unit_of(problem.columns), unit_of(problem.depth))
         return KernelSource(
             hopper_gemm, (*maps, pointer(problem.out), "i32", "i32", "i32"),
-            (*units, self.columns, self.depth, self.group, self.stages, leaves, self.rows // HOPPER_ROWS),
-            self.warps, 1, False, HOPPER_REGISTERS,
+            (*units, self.columns, self.depth, self.group, self.stages, leaves, self.rows // HOPPER_ROWS, self.wait),
+            self.warps, 1, self.wait > 0, HOPPER_REGISTERS,
         )  # fmt: skip
 
     def ahead_source(self, problem: GemmProblem, leaves: int) -> KernelSource:
