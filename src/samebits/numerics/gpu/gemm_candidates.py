@@ -32,7 +32,9 @@ from samebits.numerics.gpu.prover import Candidate, Tensors
 FILLING_ROWS = range(65, 513)
 """Buckets that try tiles of the library that fill the card: with few tiles an empty place in a wave costs much."""
 FILLING_TILES, LIBRARY_OPTIONS = 4, (0, 1)
-"""So many of them, each with both options of its kernel that were ever the fastest."""
+"""So many of them, with each option of their kernels that was ever the fastest."""
+NO_CLUSTER, PAIRS = 2, (3, 5)
+"""cublasLtClusterShape_t: programs on their own, and the first of the tiles also in pairs along columns or rows."""
 
 SHARED_BYTES = {"sm_80": 163 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10}
 """Memory of a program by architecture; 227 KiB on the others."""
@@ -136,8 +138,8 @@ class Tile:
         units = (unit_of(problem.columns), unit_of(problem.depth))
         return KernelSource(
             hopper_gemm, (*maps, pointer(problem.out), "i32", "i32", "i32"),
-            (*units, self.columns, self.depth, self.group, self.stages, leaves, self.rows // HOPPER_ROWS, self.wait),
-            self.warps, 1, self.wait > 0, HOPPER_REGISTERS,
+            (*units, self.columns, self.depth, self.group, self.stages, leaves, self.rows // HOPPER_ROWS),
+            self.warps, 1, False, HOPPER_REGISTERS,
         )  # fmt: skip
 
     def ahead_source(self, problem: GemmProblem, leaves: int) -> KernelSource:
@@ -252,6 +254,20 @@ def library_recipe(problem: GemmProblem, bucket: int, text: str, place: int) -> 
     return Recipe(name, make)
 
 
+def filling_algorithms(
+    product: cublaslt.Matmul, proposal: cublaslt.Algorithm
+) -> Iterator[cublaslt.Algorithm]:
+    """A proposal with tiles that fill this device."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    tiles = filling_tiles(product.problem.columns, product.rows, processors(device), FILLING_TILES)
+    for tile in tiles:
+        for cluster in (NO_CLUSTER, *PAIRS) if tile == tiles[0] else (NO_CLUSTER,):
+            for option in LIBRARY_OPTIONS:
+                found = product.arranged(proposal, tile_numbers()[tile], option, cluster)
+                if found is not None:
+                    yield found
+
+
 def library_recipes(problem: GemmProblem, bucket: int, count: int) -> Iterator[Recipe]:
     """What the library proposes for a product, at some buckets also tiles of its that fill the card. Nothing where
     there is no library, nor for a bias of another type than the result, which it would read as the result's."""
@@ -261,11 +277,7 @@ def library_recipes(problem: GemmProblem, bucket: int, count: int) -> Iterator[R
     proposals = product.proposals(count)
     texts = dict.fromkeys(found.text for found in proposals)
     if proposals and bucket in FILLING_ROWS:
-        device = torch.device("cuda", torch.cuda.current_device())
-        for tile in filling_tiles(problem.columns, bucket, processors(device), FILLING_TILES):
-            for option in LIBRARY_OPTIONS:
-                found = product.arranged(proposals[0], tile_numbers()[tile], option)
-                texts |= {} if found is None else {found.text: None}
+        texts |= dict.fromkeys(found.text for found in filling_algorithms(product, proposals[0]))
     for place, text in enumerate(texts):
         yield library_recipe(problem, bucket, text, place)
 

@@ -271,6 +271,9 @@ LAST = (TreeTile(gemm_candidates.PLAIN), TreeTile(Tile(32, 32, ATOM, 4, 2)))
 """Where nothing else fits; the last fits every depth that the contract allows."""
 
 MIDDLE = (
+    TreeTile(Tile(64, 128, 64, 4, 9, HOPPER)),
+    TreeTile(Tile(64, 128, 64, 4, 7, HOPPER)),
+    TreeTile(Tile(64, 64, 64, 4, 12, HOPPER)),
     TreeTile(Tile(128, 64, 64, 4, 6, HOPPER)),
     TreeTile(Tile(128, 128, 64, 4, 6, HOPPER)),
     TreeTile(Tile(128, 128, 64, 4, 4, HOPPER)),
@@ -278,7 +281,6 @@ MIDDLE = (
     TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parts=2),
     TreeTile(Tile(128, 64, 128, 8, 4, DESCRIPTORS), parts=2),
     TreeTile(Tile(128, 64, 128, 8, 4, DESCRIPTORS)),
-    TreeTile(Tile(64, 128, 64, 8, 6, DESCRIPTORS)),
     TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS)),
     TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parked=True),
 )
