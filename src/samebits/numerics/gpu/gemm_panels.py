@@ -100,7 +100,6 @@ def consume(
     act: gl.constexpr = x_ring.dtype
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
     flat: gl.constexpr = gl.BlockedLayout([2, 8, 1], [1, 4, 8], [1, 1, 4], [1, 0, 2])
-    half: gl.constexpr = gl.SliceLayout(0, flat)
     pieces: gl.constexpr = DEPTH // PIECE
     slot = 0
     phase = 0
