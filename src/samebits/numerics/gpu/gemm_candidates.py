@@ -36,8 +36,10 @@ SHARED_BYTES = {"sm_80": 163 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10}
 """Memory of a program by architecture; 227 KiB on the others."""
 
 POINTERS, DESCRIPTORS, PERSISTENT, HOPPER, AHEAD = "tile", "descriptor", "persistent", "hopper", "ahead"
-HOPPER_ROWS = 128
-"""Rows of the tiles of `gemm_hopper`, in two groups."""
+HOPPER_ROWS = 64
+"""Rows of a group of `gemm_hopper`, whose tiles have one group or two."""
+HOPPER_REGISTERS = 168
+"""Of a thread of `gemm_hopper` at its start: three groups of four warps fill the registers."""
 AHEAD_COLUMNS = 64
 """Columns of a group of `gemm_ahead`."""
 AHEAD_REGISTERS = 96
@@ -127,12 +129,13 @@ class Tile:
     def hopper_source(self, problem: GemmProblem, leaves: int) -> KernelSource:
         from samebits.numerics.gpu.gemm_hopper import hopper_gemm  # the interpreter knows no Gluon
 
-        x, weight = ((HOPPER_ROWS // 2, self.depth), (self.columns, self.depth))
+        x, weight = ((HOPPER_ROWS, self.depth), (self.columns, self.depth))
         maps = (swizzled_descriptor(problem.act, x), swizzled_descriptor(problem.act, weight))
         units = (unit_of(problem.columns), unit_of(problem.depth))
         return KernelSource(
             hopper_gemm, (*maps, pointer(problem.out), "i32", "i32", "i32"),
-            (*units, self.columns, self.depth, self.group, self.stages, leaves), self.warps, 1,
+            (*units, self.columns, self.depth, self.group, self.stages, leaves, self.rows // HOPPER_ROWS),
+            self.warps, 1, False, HOPPER_REGISTERS,
         )  # fmt: skip
 
     def ahead_source(self, problem: GemmProblem, leaves: int) -> KernelSource:
@@ -193,8 +196,8 @@ def launch_tile(
         return
     programs = min(tiles, processors(out.device))
     if tile.kind == HOPPER:
-        halves = mapped(x, (HOPPER_ROWS // 2, tile.depth))
-        kernel.launch((programs, 1, 1), halves, maps[1], out, *lengths)
+        lines = mapped(x, (HOPPER_ROWS, tile.depth))
+        kernel.launch((programs, 1, 1), lines, maps[1], out, *lengths)
         return
     if tile.kind == AHEAD:
         lines = mapped(weight, (AHEAD_COLUMNS, tile.depth))
@@ -283,11 +286,11 @@ PLAIN = Tile(64, 64, 32, 4, 3)
 FLOAT32_TILES = (Tile(16, 32, 32, 4, 3), Tile(64, 64, 16, 4, 3), Tile(32, 32, 16, 4, 2))
 
 DECODE = (
+    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
+    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
     Tile(16, 64, 128, 4, 8, swap=True, wait=1),
     Tile(16, 64, 128, 4, 8, swap=True, wait=1, prefetch=512),
     Tile(16, 64, 128, 4, 8, swap=True, wait=2),
-    Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
-    Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2),
     Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True, wait=1),
     Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True, wait=2),
     Tile(16, 64, 128, 4, 6, swap=True, wait=1),
@@ -301,35 +304,24 @@ DECODE = (
 """At most 16 rows: most loads in flight win."""
 
 DECODE_32 = (
+    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
+    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2, prefetch=512),
-    Tile(32, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
     Tile(32, 64, 256, 4, 4, DESCRIPTORS, swap=True, wait=1),
     Tile(32, 64, 64, 4, 12, swap=True, wait=1),
-    Tile(32, 64, 128, 4, 5, swap=True, wait=1),
     Tile(32, 64, 128, 4, 5, swap=True),
 )
 
 DECODE_64 = (
-    Tile(64, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
-    Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=2),
-    Tile(64, 64, 128, 4, 6, swap=True, wait=1),
-    Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=1),
-    Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=2, prefetch=512),
-    Tile(64, 128, 128, 4, 4, DESCRIPTORS, swap=True, wait=2),
-    Tile(64, 64, 128, 4, 4),
-)
-
-EARLY = (
-    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
-    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
-    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
-    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
     Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=1),
     Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=2),
+    Tile(64, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
+    Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=2),
+    Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=1),
+    Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=2, prefetch=512),
+    Tile(64, 64, 128, 4, 4),
 )
-"""Their weights are on their way before the kernel ahead ends. Proven alone, and held back: `check_gemm`, which runs
-them behind a kernel that still writes x, has not run on a card yet."""
 
 MIDDLE = (
     Tile(64, 128, 128, 4, 4, DESCRIPTORS),
