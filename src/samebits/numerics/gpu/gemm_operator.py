@@ -21,6 +21,7 @@ from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer
 from samebits.numerics.gpu.norm import rms_norm
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
+from samebits.numerics.gpu.panel_candidates import PanelProblem, panel_recipes, panel_sources
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
 LIBRARY_PROPOSALS = 8
@@ -70,6 +71,16 @@ def product_trials(problem: GemmProblem, rows: int, device: torch.device) -> Row
     return RowTrials.of(reference_candidate(problem), proof_inputs(problem, rows, device), problem.output)
 
 
+def single_panels(problem: GemmProblem) -> PanelProblem:
+    return PanelProblem(problem.columns, problem.depth, problem.act, problem.out, bias=problem.bias)
+
+
+def own_recipes(problem: GemmProblem, bucket: int) -> Iterator[Recipe]:
+    """All but the library's."""
+    yield from tile_recipes(problem, bucket)
+    yield from panel_recipes(single_panels(problem), bucket)
+
+
 class GemmOperator:
     """Linear layers and logits on one device.
 
@@ -86,15 +97,16 @@ class GemmOperator:
         yield reference_source(problem)
         for bucket in buckets:
             yield from tile_sources(problem, bucket)
+            yield from panel_sources(single_panels(problem), bucket)
 
     def recipes(self, problem: GemmProblem, bucket: int) -> Iterable[Recipe]:
         yield from library_recipes(problem, bucket, LIBRARY_PROPOSALS)
-        yield from tile_recipes(problem, bucket)
+        yield from own_recipes(problem, bucket)
 
     def restore(self, problem: GemmProblem, bucket: int, name: str, identity: str) -> Recipe | None:
         if name.startswith("cublaslt "):
             return library_recipe(problem, bucket, identity.split()[-1], int(name.split()[1]))
-        return next((recipe for recipe in tile_recipes(problem, bucket) if recipe.name == name), None)
+        return next((recipe for recipe in own_recipes(problem, bucket) if recipe.name == name), None)
 
     def rounds(self, problem: GemmProblem, buckets: Sequence[int]) -> Iterator[Round]:
         trials = product_trials(problem, max(buckets), self.device)

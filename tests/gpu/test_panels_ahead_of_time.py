@@ -1,0 +1,66 @@
+"""Products in panels, compiled for a GPU that is not here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from ahead_of_time import estimates, fusable_operations
+
+from samebits.numerics.gpu.gated_operator import GatedProblem
+from samebits.numerics.gpu.gemm_operator import single_panels
+from samebits.numerics.gpu.gemm_problem import GemmProblem
+from samebits.numerics.gpu.launch import PORTABLE, TARGETS
+from samebits.numerics.gpu.panel_candidates import PAIRS, SINGLES, PanelProblem, PanelTile
+
+BF16 = torch.bfloat16
+SINGLE = single_panels(GemmProblem(4096, 4096, BF16, BF16))
+PAIR = GatedProblem(12288, 4096, BF16).panels
+LARGEST_PROGRAM = 227 << 10
+
+
+def cases() -> list[tuple[PanelProblem, PanelTile, int]]:
+    return [
+        (problem, tile, limit)
+        for problem, limits in ((SINGLE, SINGLES), (PAIR, PAIRS))
+        for limit, tiles in limits
+        for tile in tiles
+    ]
+
+
+@pytest.mark.parametrize(("problem", "tile", "limit"), cases(), ids=str)
+def test_weights_are_asked_for_ahead_of_the_wait_and_x_behind_it(
+    problem: PanelProblem, tile: PanelTile, limit: int
+) -> None:
+    assert tile.fits(problem, limit, "sm_90")
+    compiled = tile.source(problem).compile(TARGETS["sm_90"])
+    assert compiled.metadata.shared <= LARGEST_PROGRAM
+    ptx = compiled.asm["ptx"]
+    assert fusable_operations(ptx) == []
+    assert estimates(ptx) == []
+    ahead, behind = ptx.split("griddepcontrol.wait", 1)
+    # A block of 128 elements of K is two of 64 for each panel, and two of x behind the wait; then all again.
+    assert ahead.count("cp.async.bulk.tensor") == 2 * problem.panels
+    assert behind.count("cp.async.bulk.tensor") == 2 + 2 * problem.panels + 2
+    assert "ld.global" not in ptx
+    assert "griddepcontrol.launch_dependents" in ptx
+
+
+def test_a_product_does_not_wait_for_the_one_before() -> None:
+    compiled = SINGLES[0][1][0].source(SINGLE).compile(TARGETS["sm_90"])
+    assert "wgmma.wait_group.sync.aligned 2" in compiled.asm["ptx"]
+    machine_code = compiled.asm["sass"]
+    assert machine_code.count("WARPGROUP.DEPBAR") < machine_code.count("HGMMA") / 2
+
+
+def test_what_does_not_fit_is_not_offered() -> None:
+    tile = PAIRS[0][1][0]
+    assert [name for name in PORTABLE if tile.fits(PAIR, 8, name)] == ["sm_90"]
+    assert not tile.fits(PAIR, 16, "sm_90"), "a program computes all rows"
+    assert not tile.fits(GatedProblem(12288 + 16, 4096, BF16).panels, 8, "sm_90")
+    assert not tile.fits(GatedProblem(12288, 4096 + 64, BF16).panels, 8, "sm_90")
+    assert not tile.fits(GatedProblem(12288, 4096, torch.float32).panels, 8, "sm_90")
+    assert not tile.fits(single_panels(GemmProblem(4096, 4096, BF16, BF16, bias=True)), 8, "sm_90")
+    assert not tile.fits(single_panels(GemmProblem(24576, 4096, BF16, BF16)), 8, "sm_90")
