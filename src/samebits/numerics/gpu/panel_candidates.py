@@ -42,10 +42,13 @@ class PanelTile:
     stages: int
     wait: int
     """dependent launch, see gemm.py"""
+    prefetch: int = 0
+    """elements of a weight row, behind those of the ring, that are asked into the cache before the wait"""
 
     @property
     def name(self) -> str:
-        return f"panels {self.rows}x{PANEL}x{self.depth} s{self.stages} wait {self.wait}"
+        name = f"panels {self.rows}x{PANEL}x{self.depth} s{self.stages} wait {self.wait}"
+        return name + f" prefetch {self.prefetch}" * bool(self.prefetch)
 
     def fits(self, problem: PanelProblem, bucket: int, target: str) -> bool:
         """Whether this tile can compute a problem on an architecture."""
@@ -59,6 +62,7 @@ class PanelTile:
             and (problem.panels == 2 or problem.width <= WIDEST_SINGLE)
             and problem.depth % self.depth == 0
             and self.stages * stage <= SHARED_BYTES
+            and (not self.prefetch or problem.depth >= self.stages * self.depth + self.prefetch)
         )
 
     def source(self, problem: PanelProblem) -> KernelSource:
@@ -68,8 +72,8 @@ class PanelTile:
         maps = [swizzled_descriptor(problem.act, (lines, PIECE)) for lines in (self.rows, PANEL)]
         units = (unit_of(problem.width), unit_of(problem.depth))
         return KernelSource(
-            panel_gemm, (*maps, pointer(problem.out), "i32", "i32", "i32"),
-            (*units, self.rows, self.depth, self.stages, problem.panels, self.wait),
+            panel_gemm, (*maps, pointer(problem.act), pointer(problem.out), "i32", "i32", "i32"),
+            (*units, self.rows, self.depth, self.stages, problem.panels, self.wait, self.prefetch),
             4, 1, self.wait > 0, AHEAD_REGISTERS,
         )  # fmt: skip
 
@@ -83,7 +87,7 @@ class PanelTile:
             x, weight, out = inputs[0], inputs[1], outputs[0]
             maps = (mapped(x, (self.rows, PIECE)), mapped(weight, (PANEL, PIECE)))
             programs = min(tiles, processors(out.device))
-            kernel.launch((programs, 1, 1), *maps, out, x.shape[0], *lengths)
+            kernel.launch((programs, 1, 1), *maps, weight, out, x.shape[0], *lengths)
 
         return Candidate(self.name, kernel.digest, run)
 
@@ -107,9 +111,9 @@ def panel_recipes(problem: PanelProblem, bucket: int) -> Iterator[Recipe]:
 
 
 SINGLES = (
-    (8, (PanelTile(8, 128, 20, 1), PanelTile(8, 128, 20, 2))),
-    (16, (PanelTile(16, 128, 16, 1), PanelTile(16, 128, 16, 2))),
-    (32, (PanelTile(32, 128, 12, 1), PanelTile(32, 128, 12, 2))),
+    (8, (PanelTile(8, 128, 20, 1), PanelTile(8, 128, 20, 2), PanelTile(8, 128, 20, 2, 1536))),
+    (16, (PanelTile(16, 128, 16, 1), PanelTile(16, 128, 16, 2), PanelTile(16, 128, 16, 2, 2048))),
+    (32, (PanelTile(32, 128, 12, 1), PanelTile(32, 128, 12, 2), PanelTile(32, 128, 12, 2, 2048))),
 )
 """By the most rows. With more rows, x would cross the card for each panel as often as the weights do."""
 PAIRS = (
