@@ -108,43 +108,101 @@ def produce(
 
 
 @gluon.jit
+def chain(
+    total, steps, slot, phase, x_ring, weight_ring, ready, free,
+    DEPTH: gl.constexpr, STAGES: gl.constexpr, PANELS: gl.constexpr,
+):  # fmt: skip
+    """The chain over the next `steps` blocks of the ring: (sum, slot, phase). What `total` held is dropped."""
+    pieces: gl.constexpr = DEPTH // PIECE
+    for step in range(0, steps):
+        mbarrier.wait(ready.index(slot), phase)
+        for piece in gl.static_range(pieces):
+            place = slot * pieces + piece
+            left = weight_ring.index(place * PANELS)._reinterpret(
+                x_ring.dtype, [2 * PANEL, PIECE], weight_ring.layout
+            )
+            total = warpgroup_mma(
+                left,
+                x_ring.index(place).permute((1, 0)),
+                total,
+                use_acc=(step > 0) | (piece > 0),
+                is_async=True,
+            )
+        total = warpgroup_mma_wait(pieces, deps=[total])
+        if step > 0:
+            mbarrier.arrive(free.index((slot + STAGES - 1) % STAGES), count=1)
+        slot += 1
+        if slot == STAGES:
+            slot = 0
+            phase = phase ^ 1
+    total = warpgroup_mma_wait(0, deps=[total])
+    mbarrier.arrive(free.index((slot + STAGES - 1) % STAGES), count=1)
+    return total, slot, phase
+
+
+@gluon.jit
+def tile_sum(
+    total, steps, slot, phase, x_ring, weight_ring, ready, free,
+    DEPTH: gl.constexpr, STAGES: gl.constexpr, PANELS: gl.constexpr, LEAVES: gl.constexpr,
+):  # fmt: skip
+    """A tile's sum over LEAVES times `steps` blocks: (sum, slot, phase). A tree is that of `gemm_tile.add_leaf`."""
+    empty = gl.full_like(total, -0.0)
+    one = empty
+    two = empty
+    four = empty
+    for leaf in range(0, LEAVES):
+        total, slot, phase = chain(
+            total, steps, slot, phase, x_ring, weight_ring, ready, free, DEPTH, STAGES, PANELS
+        )
+        if LEAVES > 1:
+            one = one + total
+        if LEAVES > 2:
+            if leaf % 2 == 1:
+                two = two + one
+                one = empty
+                if LEAVES > 4:
+                    if leaf == 3:
+                        four = two
+                        two = empty
+    if LEAVES == 2:
+        total = one
+    elif LEAVES == 4:
+        total = two
+    elif LEAVES == 8:
+        total = four + two
+    return total, slot, phase
+
+
+@gluon.jit
 def consume(
     out, rows, width, tiles, steps, x_ring, weight_ring, ready, free,
-    ROWS: gl.constexpr, DEPTH: gl.constexpr, STAGES: gl.constexpr, PANELS: gl.constexpr,
+    ROWS: gl.constexpr, DEPTH: gl.constexpr, STAGES: gl.constexpr, PANELS: gl.constexpr, LEAVES: gl.constexpr,
 ):  # fmt: skip
     """All tiles of this program."""
-    act: gl.constexpr = x_ring.dtype
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
     flat: gl.constexpr = gl.BlockedLayout([2, 8, 1], [1, 4, 8], [1, 1, 4], [1, 0, 2])
-    pieces: gl.constexpr = DEPTH // PIECE
     slot = 0
     phase = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         total = gl.zeros([2 * PANEL, ROWS], gl.float32, layout)
-        for step in range(0, steps):
-            mbarrier.wait(ready.index(slot), phase)
-            for piece in gl.static_range(pieces):
-                place = slot * pieces + piece
-                left = weight_ring.index(place * PANELS)._reinterpret(
-                    act, [2 * PANEL, PIECE], weight_ring.layout
-                )
-                total = warpgroup_mma(
-                    left, x_ring.index(place).permute((1, 0)), total, use_acc=(step > 0) | (piece > 0),
-                    is_async=True,
-                )  # fmt: skip
-            total = warpgroup_mma_wait(pieces, deps=[total])
-            if step > 0:
-                mbarrier.arrive(free.index((slot + STAGES - 1) % STAGES), count=1)
-            slot += 1
-            if slot == STAGES:
-                slot = 0
-                phase = phase ^ 1
-        total = warpgroup_mma_wait(0, deps=[total])
-        mbarrier.arrive(free.index((slot + STAGES - 1) % STAGES), count=1)
+        total, slot, phase = tile_sum(
+            total,
+            steps // LEAVES,
+            slot,
+            phase,
+            x_ring,
+            weight_ring,
+            ready,
+            free,
+            DEPTH,
+            STAGES,
+            PANELS,
+            LEAVES,
+        )
         panels = gl.convert_layout(gl.reshape(total, (2, PANEL, ROWS)), flat)
         first, second = gl.split(gl.permute(panels, (1, 2, 0)))
         if PANELS == 2:
-            first = gated_tile(first, second, act)
+            first = gated_tile(first, second, x_ring.dtype)
         column = tile * PANEL + gl.arange(0, PANEL, gl.SliceLayout(1, first.type.layout))
         row = gl.arange(0, ROWS, gl.SliceLayout(0, first.type.layout))
         places = gl.expand_dims(column, 1) + gl.expand_dims(row.to(gl.int64) * width, 0)
@@ -167,10 +225,12 @@ def panel_gemm(
     DEPTH: gl.constexpr,
     STAGES: gl.constexpr,
     PANELS: gl.constexpr,
+    LEAVES: gl.constexpr,
     WAIT: gl.constexpr,
     PREFETCH: gl.constexpr,
 ):
-    """Grid (programs,), any number. At most ROWS rows; PANELS: 2 for the gated pair. WAIT as in `gemm`; PREFETCH: so
+    """Grid (programs,), any number. At most ROWS rows; PANELS: 2 for the gated pair; a leaf is a whole number of
+    blocks of K. WAIT as in `gemm`; PREFETCH: so
     many elements of a weight row, behind those that the ring holds, are asked into the cache before the wait."""
     if WAIT == 2:
         dependents_may_start()
@@ -191,7 +251,8 @@ def panel_gemm(
     gl.warp_specialize(
         [
             (consume, (
-                out, rows, width, tiles, steps, x_ring, weight_ring, ready, free, ROWS, DEPTH, STAGES, PANELS,
+                out, rows, width, tiles, steps, x_ring, weight_ring, ready, free,
+                ROWS, DEPTH, STAGES, PANELS, LEAVES,
             )),
             (produce, (
                 x, weight, weight_pointer, width, tiles, steps, x_ring, weight_ring, ready, free,

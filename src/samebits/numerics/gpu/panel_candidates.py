@@ -29,6 +29,8 @@ class PanelProblem:
     act: torch.dtype
     out: torch.dtype
     panels: int = 1
+    leaves: int = 1
+    """chains of K that a tree adds"""
     bias: bool = False
 
 
@@ -60,7 +62,7 @@ class PanelTile:
             and bucket <= self.rows
             and problem.width % PANEL == 0
             and (problem.panels == 2 or problem.width <= WIDEST_SINGLE)
-            and problem.depth % self.depth == 0
+            and problem.depth % (problem.leaves * self.depth) == 0
             and self.stages * stage <= SHARED_BYTES
             and (not self.prefetch or problem.depth >= self.stages * self.depth + self.prefetch)
         )
@@ -73,7 +75,7 @@ class PanelTile:
         units = (unit_of(problem.width), unit_of(problem.depth))
         return KernelSource(
             panel_gemm, (*maps, pointer(problem.act), pointer(problem.out), "i32", "i32", "i32"),
-            (*units, self.rows, self.depth, self.stages, problem.panels, self.wait, self.prefetch),
+            (*units, self.rows, self.depth, self.stages, problem.panels, problem.leaves, self.wait, self.prefetch),
             4, 1, self.wait > 0, AHEAD_REGISTERS,
         )  # fmt: skip
 
