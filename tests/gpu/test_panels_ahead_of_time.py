@@ -15,7 +15,7 @@ from samebits.numerics.gpu.gated_operator import GatedProblem
 from samebits.numerics.gpu.gemm_operator import single_panels
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.launch import PORTABLE, TARGETS
-from samebits.numerics.gpu.panel_candidates import PAIRS, SINGLES, PanelProblem, PanelTile
+from samebits.numerics.gpu.panel_candidates import PAIRS, PIECE, SINGLES, PanelProblem, PanelTile
 
 BF16 = torch.bfloat16
 SINGLE = single_panels(GemmProblem(4096, 4096, BF16, BF16))
@@ -43,9 +43,10 @@ def test_weights_are_asked_for_ahead_of_the_wait_and_x_behind_it(
     assert fusable_operations(ptx) == []
     assert estimates(ptx) == []
     ahead, behind = ptx.split("griddepcontrol.wait", 1)
-    # A block of 128 elements of K is two of 64 for each panel, and two of x behind the wait; then all again.
-    assert ahead.count("cp.async.bulk.tensor") == 2 * problem.panels
-    assert behind.count("cp.async.bulk.tensor") == 2 + 2 * problem.panels + 2
+    # A block of K is so many of 64 for each panel, and as many of x behind the wait; then all again.
+    pieces = tile.depth // PIECE
+    assert ahead.count("cp.async.bulk.tensor") == pieces * problem.panels
+    assert behind.count("cp.async.bulk.tensor") == pieces + pieces * problem.panels + pieces
     assert "ld.global" not in ptx
     asked = re.findall(r"cp\.async\.bulk\.prefetch\.L2\.global \[%rd\d+\], (\d+);", ahead)
     assert asked == [str(2 * tile.prefetch)] * (tile.prefetch > 0)
@@ -54,7 +55,7 @@ def test_weights_are_asked_for_ahead_of_the_wait_and_x_behind_it(
 
 def test_a_product_does_not_wait_for_the_one_before() -> None:
     compiled = SINGLES[0][1][0].source(SINGLE).compile(TARGETS["sm_90"])
-    assert "wgmma.wait_group.sync.aligned 2" in compiled.asm["ptx"]
+    assert f"wgmma.wait_group.sync.aligned {SINGLES[0][1][0].depth // PIECE}" in compiled.asm["ptx"]
     machine_code = compiled.asm["sass"]
     assert machine_code.count("WARPGROUP.DEPBAR") < machine_code.count("HGMMA") / 2
 

@@ -16,6 +16,8 @@ from samebits.numerics.gpu.launch import target_name
 from samebits.numerics.gpu.norm import rms_norm
 from samebits.numerics.gpu.panel_candidates import PAIRS, SINGLES, PanelProblem, PanelTile
 from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, Tensors
+from samebits.numerics.gpu.tree_operator import TreeProblem
+from samebits.numerics.gpu.tree_operator import reference_candidate as tree_reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter knows no Gluon")
@@ -60,6 +62,19 @@ def check_gate_and_up_have_the_bits_of_the_pair(tile: PanelTile, device: torch.d
             candidate = candidate_of(tile, problem.panels, rows)
             verdict = pair_trials(problem, rows, device).trial(rows).prove(candidate)
             assert isinstance(verdict, Proof), f"{problem.key}: {verdict}"
+
+
+@pytest.mark.parametrize("leaves", [2, 4, 8])
+@pytest.mark.parametrize("tile", SINGLE_TILES, ids=lambda tile: tile.name)
+def check_panels_sum_leaves_as_the_tree_does(tile: PanelTile, leaves: int, device: torch.device) -> None:
+    for act, out in ((torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)):
+        problem = TreeProblem(544, 4096, leaves, act, out)
+        inputs = proof_inputs(problem.product, tile.rows, device)
+        trials = RowTrials.of(tree_reference(problem), inputs, problem.product.output)
+        verdict = trials.trial(tile.rows).prove(candidate_of(tile, problem.panels, tile.rows))
+        assert isinstance(verdict, Proof), f"{problem.key}: {verdict}"
+        chain = candidate_of(tile, single_panels(problem.product), tile.rows)
+        assert isinstance(trials.trial(tile.rows).prove(chain), Rejection), "a chain is no tree"
 
 
 def check_up_for_gate_is_rejected(device: torch.device) -> None:

@@ -113,14 +113,15 @@ def panel_recipes(problem: PanelProblem, bucket: int) -> Iterator[Recipe]:
 
 
 SINGLES = (
-    (8, (PanelTile(8, 128, 20, 1), PanelTile(8, 128, 20, 2), PanelTile(8, 128, 20, 2, 1536))),
-    (16, (PanelTile(16, 128, 16, 1), PanelTile(16, 128, 16, 2), PanelTile(16, 128, 16, 2, 2048))),
-    (32, (PanelTile(32, 128, 12, 1), PanelTile(32, 128, 12, 2), PanelTile(32, 128, 12, 2, 2048))),
+    (8, (PanelTile(8, 256, 10, 2), PanelTile(8, 128, 20, 2))),
+    (16, (PanelTile(16, 256, 8, 2), PanelTile(16, 128, 16, 2))),
+    (32, (PanelTile(32, 256, 6, 2), PanelTile(32, 128, 12, 2))),
+    (64, (PanelTile(64, 256, 4, 2), PanelTile(64, 128, 8, 2))),
 )
-"""By the most rows. With more rows, x would cross the card for each panel as often as the weights do."""
 PAIRS = (
-    (8, (PanelTile(8, 128, 11, 1), PanelTile(8, 128, 11, 2))),
-    (16, (PanelTile(16, 128, 10, 1), PanelTile(16, 128, 10, 2))),
-    (32, (PanelTile(32, 128, 8, 1), PanelTile(32, 128, 8, 2))),
-    (64, (PanelTile(64, 128, 6, 1), PanelTile(64, 128, 6, 2))),
+    (8, (PanelTile(8, 256, 5, 2), PanelTile(8, 128, 11, 2))),
+    (16, (PanelTile(16, 256, 5, 2), PanelTile(16, 128, 10, 2))),
+    (32, (PanelTile(32, 256, 4, 2), PanelTile(32, 128, 8, 2))),
+    (64, (PanelTile(64, 256, 3, 2), PanelTile(64, 128, 6, 2))),
 )
+"""By the most rows."""

@@ -28,6 +28,7 @@ from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, target_name
 from samebits.numerics.gpu.operator import Recipe, Round
+from samebits.numerics.gpu.panel_candidates import PanelProblem, panel_recipes, panel_sources
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
 REFERENCE_TILE = 32
@@ -59,6 +60,11 @@ class TreeProblem:
     @property
     def product(self) -> GemmProblem:
         return GemmProblem(self.columns, self.depth, self.act, self.out)
+
+    @property
+    def panels(self) -> PanelProblem:
+        """The same for kernels that compute it in panels."""
+        return PanelProblem(self.columns, self.depth, self.act, self.out, leaves=self.leaves)
 
     @property
     def leaf(self) -> int:
@@ -238,12 +244,14 @@ class TreeOperator:
         yield reference_source(problem)
         for bucket in buckets:
             yield from (tile.source(problem, bucket) for tile in self._tiles(problem, bucket))
+            yield from panel_sources(problem.panels, bucket)
 
     def recipes(self, problem: TreeProblem, bucket: int) -> Iterable[Recipe]:
         if problem.leaves == 1:  # a chain, which the library computes, too
             yield from gemm_candidates.library_recipes(problem.product, bucket, LIBRARY_PROPOSALS)
         for tile in self._tiles(problem, bucket):
             yield Recipe(tile.name, functools.partial(tile_candidate, tile, problem, bucket, self.device))
+        yield from panel_recipes(problem.panels, bucket)
 
     def restore(self, problem: TreeProblem, bucket: int, name: str, identity: str) -> Recipe | None:
         if name.startswith("cublaslt "):
