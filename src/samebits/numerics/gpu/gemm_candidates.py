@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from samebits.numerics.gpu import cublaslt, gemm
-from samebits.numerics.gpu.buckets import BUCKETS
+from samebits.numerics.gpu.cublaslt_tiles import filling_tiles, tile_numbers
 from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem
 from samebits.numerics.gpu.launch import (
     PORTABLE,
@@ -29,8 +29,10 @@ from samebits.numerics.gpu.launch import (
 from samebits.numerics.gpu.operator import Recipe
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
-BORROWING = (96, 128, 192, 256, 384, 768)
-"""Buckets that try the algorithms of the next larger one: at 192 rows the library proposes slow ones of its own."""
+FILLING_ROWS = range(65, 513)
+"""Buckets that try tiles of the library that fill the card: with few tiles an empty place in a wave costs much."""
+FILLING_TILES, LIBRARY_OPTIONS = 4, (0, 1)
+"""So many of them, each with both options of its kernel that were ever the fastest."""
 
 SHARED_BYTES = {"sm_80": 163 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10}
 """Memory of a program by architecture; 227 KiB on the others."""
@@ -134,8 +136,8 @@ class Tile:
         units = (unit_of(problem.columns), unit_of(problem.depth))
         return KernelSource(
             hopper_gemm, (*maps, pointer(problem.out), "i32", "i32", "i32"),
-            (*units, self.columns, self.depth, self.group, self.stages, leaves, self.rows // HOPPER_ROWS),
-            self.warps, 1, False, HOPPER_REGISTERS,
+            (*units, self.columns, self.depth, self.group, self.stages, leaves, self.rows // HOPPER_ROWS, self.wait),
+            self.warps, 1, self.wait > 0, HOPPER_REGISTERS,
         )  # fmt: skip
 
     def ahead_source(self, problem: GemmProblem, leaves: int) -> KernelSource:
@@ -251,17 +253,19 @@ def library_recipe(problem: GemmProblem, bucket: int, text: str, place: int) -> 
 
 
 def library_recipes(problem: GemmProblem, bucket: int, count: int) -> Iterator[Recipe]:
-    """What the library proposes for a product, at some buckets also what it proposes for the next larger one, for an
-    algorithm serves fewer rows, too. Nothing where there is no library, nor for a bias of another type
-    than the result, which it would read as the result's."""
+    """What the library proposes for a product, at some buckets also tiles of its that fill the card. Nothing where
+    there is no library, nor for a bias of another type than the result, which it would read as the result's."""
     if torch.version.cuda is None or (problem.bias and problem.out is not problem.act):
         return
-    texts: dict[str, None] = {}
-    asked = [(bucket, count)]
-    if bucket in BORROWING:
-        asked.append((BUCKETS[BUCKETS.index(bucket) + 1], count // 2))
-    for other, wanted in asked:
-        texts |= dict.fromkeys(found.text for found in cublaslt.matmul(problem, other).proposals(wanted))
+    product = cublaslt.matmul(problem, bucket)
+    proposals = product.proposals(count)
+    texts = dict.fromkeys(found.text for found in proposals)
+    if proposals and bucket in FILLING_ROWS:
+        device = torch.device("cuda", torch.cuda.current_device())
+        for tile in filling_tiles(problem.columns, bucket, processors(device), FILLING_TILES):
+            for option in LIBRARY_OPTIONS:
+                found = product.arranged(proposals[0], tile_numbers()[tile], option)
+                texts |= {} if found is None else {found.text: None}
     for place, text in enumerate(texts):
         yield library_recipe(problem, bucket, text, place)
 
