@@ -12,10 +12,19 @@ pytest.importorskip("triton")
 from ahead_of_time import estimates, fusable_operations
 
 from samebits.numerics.gpu.gated_operator import GatedProblem
-from samebits.numerics.gpu.gemm_operator import single_panels
+from samebits.numerics.gpu.gemm_candidates import AHEAD, PLAIN
+from samebits.numerics.gpu.gemm_operator import Offer, single_panels
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.launch import PORTABLE, TARGETS
-from samebits.numerics.gpu.panel_candidates import PAIRS, PIECE, SINGLES, PanelProblem, PanelTile
+from samebits.numerics.gpu.panel_candidates import (
+    PAIRS,
+    PIECE,
+    SINGLES,
+    WIDEST_SINGLE,
+    PanelProblem,
+    PanelTile,
+)
+from samebits.numerics.gpu.tree_operator import TreeProblem, tiles_on
 
 BF16 = torch.bfloat16
 SINGLE = single_panels(GemmProblem(4096, 4096, BF16, BF16))
@@ -69,3 +78,18 @@ def test_what_does_not_fit_is_not_offered() -> None:
     assert not tile.fits(GatedProblem(12288, 4096, torch.float32).panels, 8, "sm_90")
     assert not tile.fits(single_panels(GemmProblem(4096, 4096, BF16, BF16, bias=True)), 8, "sm_90")
     assert not tile.fits(single_panels(GemmProblem(24576, 4096, BF16, BF16)), 8, "sm_90")
+
+
+@pytest.mark.parametrize("bucket", [1, 8, 16, 32, 64])
+def test_nothing_but_early_kernels_stands_beside_early_kernels(bucket: int) -> None:
+    narrow, wide = GemmProblem(4096, 12288, BF16, BF16), GemmProblem(6144, 4096, BF16, BF16)
+    assert narrow.columns <= WIDEST_SINGLE < wide.columns
+    offer = Offer.of(narrow, bucket, "sm_90")
+    assert offer.panels is not None and offer.tiles == [PLAIN] and offer.starts_early
+    offer = Offer.of(wide, bucket, "sm_90")
+    assert offer.panels is None and {tile.kind for tile in offer.tiles} == {AHEAD, PLAIN.kind}
+    assert len(offer.tiles) == 2 and offer.starts_early
+    tree = TreeProblem(5120, 4096, 8, BF16, BF16)
+    assert {one.tile.kind for one in tiles_on(tree, bucket, "sm_90")} == {AHEAD, PLAIN.kind}
+    for other in (Offer.of(narrow, bucket, "sm_100"), Offer.of(narrow, 128, "sm_90")):
+        assert not other.starts_early and len(other.tiles) > 2

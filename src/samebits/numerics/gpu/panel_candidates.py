@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from samebits.numerics.gpu.gemm_candidates import AHEAD_REGISTERS, mapped, processors, unit_of
-from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, swizzled_descriptor, target_name
+from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, swizzled_descriptor
 from samebits.numerics.gpu.operator import Recipe
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
@@ -16,8 +15,8 @@ PANEL, PIECE = 32, 64
 """Columns of a panel and elements of K in a block of shared memory, as in `gemm_panels`."""
 SHARED_BYTES = 225 << 10
 """Memory of a program that operands may fill."""
-WIDEST_SINGLE = 8192
-"""With more columns, tiles of 64 keep every multiprocessor at work."""
+WIDEST_SINGLE = 132 * PANEL
+"""With more columns some multiprocessors would compute a second panel while others are idle; tiles of 64 serve."""
 
 
 @dataclass(frozen=True)
@@ -94,34 +93,27 @@ class PanelTile:
         return Candidate(self.name, kernel.digest, run)
 
 
-def panel_tiles(problem: PanelProblem, bucket: int) -> Iterator[PanelTile]:
-    """The tiles that are tried on this device."""
+def panel_tile(problem: PanelProblem, bucket: int, target: str) -> PanelTile | None:
+    """What computes a problem in panels on an architecture. One: see `gemm_candidates.tiles_on`."""
     limits = PAIRS if problem.panels == 2 else SINGLES
-    target = target_name()
-    for tile in next((tiles for limit, tiles in limits if bucket <= limit), ()):
-        if tile.fits(problem, bucket, target):
-            yield tile
+    tiles = next((tiles for limit, tiles in limits if bucket <= limit), ())
+    return next((tile for tile in tiles if tile.fits(problem, bucket, target)), None)
 
 
-def panel_sources(problem: PanelProblem, bucket: int) -> Iterator[KernelSource]:
-    return (tile.source(problem) for tile in panel_tiles(problem, bucket))
-
-
-def panel_recipes(problem: PanelProblem, bucket: int) -> Iterator[Recipe]:
-    for tile in panel_tiles(problem, bucket):
-        yield Recipe(tile.name, lambda tile=tile: tile.candidate(problem))
+def panel_recipe(tile: PanelTile, problem: PanelProblem) -> Recipe:
+    return Recipe(tile.name, lambda: tile.candidate(problem))
 
 
 SINGLES = (
     (8, (PanelTile(8, 256, 10, 2), PanelTile(8, 128, 20, 2))),
     (16, (PanelTile(16, 256, 8, 2), PanelTile(16, 128, 16, 2))),
-    (32, (PanelTile(32, 256, 6, 2), PanelTile(32, 128, 12, 2))),
-    (64, (PanelTile(64, 256, 4, 2), PanelTile(64, 128, 8, 2))),
+    (32, (PanelTile(32, 128, 12, 1),)),
+    (64, (PanelTile(64, 128, 8, 1),)),
 )
 PAIRS = (
     (8, (PanelTile(8, 256, 5, 2), PanelTile(8, 128, 11, 2))),
     (16, (PanelTile(16, 256, 5, 2), PanelTile(16, 128, 10, 2))),
-    (32, (PanelTile(32, 256, 4, 2), PanelTile(32, 128, 8, 2))),
-    (64, (PanelTile(64, 256, 3, 2), PanelTile(64, 128, 6, 2))),
+    (32, (PanelTile(32, 128, 8, 1),)),
+    (64, (PanelTile(64, 128, 6, 1),)),
 )
-"""By the most rows."""
+"""By the most rows, what was the fastest in a chain of a layer's products first."""
