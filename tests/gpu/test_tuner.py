@@ -63,7 +63,7 @@ class FakeOperator:
                 raise RuntimeError("does not compile")
             return candidate
 
-        return Recipe(candidate.name, make)
+        return Recipe(candidate.name, make, fallback=candidate.name == "slow")
 
     def recipes(self, problem: Doubling, bucket: int) -> Iterable[Recipe]:
         return [self._recipe(candidate) for candidate in self.candidates.values()]
@@ -109,6 +109,16 @@ def test_the_fastest_proven_candidate_is_bound_and_all_are_on_record() -> None:
     assert bound.record().seconds == 1.0
 
 
+def test_a_fallback_is_tried_only_where_nothing_else_is_proven() -> None:
+    found = operator()
+    found.candidates["slow"] = found.candidates.pop("slow")  # fallbacks come last
+    bound = bind(found, Doubling(), next(found.rounds(Doubling(), [2])), stopwatch)
+    assert "slow" not in {entry.name for entry in bound.tried}
+    found.candidates = {name: found.candidates[name] for name in ("faster but wrong", "slow")}
+    bound = bind(found, Doubling(), next(found.rounds(Doubling(), [2])), stopwatch)
+    assert bound.candidate.name == "slow"
+
+
 def test_times_below_zero_still_bind_the_fastest() -> None:
     """On a card that is busy with other work, what the short kernel takes by itself may be overestimated."""
     found = operator()
@@ -120,7 +130,7 @@ def test_times_below_zero_still_bind_the_fastest() -> None:
 
 
 def test_heavy_work_is_compared_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuner, "interleaved_seconds", lambda *given: ["short"])
+    monkeypatch.setattr(tuner, "interleaved_seconds", lambda *given, **more: ["short"])
     monkeypatch.setattr(tuner, "seconds_under_load", lambda *given: ["loaded"])
     for operations, replays, expected in ((1e9, 15, "short"), (1e12, 15, "loaded"), (1e12, 5, "short")):
         workload = Workload((), bytes=10, operations=int(operations))

@@ -186,14 +186,17 @@ class GatedOperator:
             yield from (fused_source(tile, problem, bucket) for tile in self._tiles(problem, bucket))
 
     def recipes(self, problem: GatedProblem, bucket: int) -> Iterable[Recipe]:
-        yield Recipe(PAIR, lambda: pair_candidate(problem, self._product(problem.product, bucket)))
         panels = panel_tile(problem.panels, bucket, target_name())
         if panels is not None:
             yield panel_recipe(panels, problem.panels)
-            return
-        for tile in self._tiles(problem, bucket):
+        pair = functools.partial(self._pair, problem, bucket)
+        yield Recipe(PAIR, pair, fallback=panels is not None)
+        for tile in () if panels is not None else self._tiles(problem, bucket):
             make = functools.partial(fused_candidate, tile, problem, bucket)
             yield Recipe(f"fused {tile.name}", make)
+
+    def _pair(self, problem: GatedProblem, bucket: int) -> Candidate:
+        return pair_candidate(problem, self._product(problem.product, bucket))
 
     def restore(self, problem: GatedProblem, bucket: int, name: str, identity: str) -> Recipe | None:
         return next((recipe for recipe in self.recipes(problem, bucket) if recipe.name == name), None)

@@ -271,7 +271,8 @@ class TreeOperator:
         elif problem.leaves == 1 and not starts_early(tiles):  # a chain, which the library computes, too
             yield from gemm_candidates.library_recipes(problem.product, bucket, LIBRARY_PROPOSALS)
         for tile in tiles:
-            yield Recipe(tile.name, functools.partial(tile_candidate, tile, problem, bucket, self.device))
+            make = functools.partial(tile_candidate, tile, problem, bucket, self.device)
+            yield Recipe(tile.name, make, fallback=tile in LAST)
 
     def restore(self, problem: TreeProblem, bucket: int, name: str, identity: str) -> Recipe | None:
         if name.startswith("cublaslt "):
