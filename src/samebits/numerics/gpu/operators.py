@@ -23,6 +23,7 @@ from samebits.numerics.gpu import (
     top,
 )
 from samebits.numerics.gpu.attention_work import AttentionScheduler
+from samebits.numerics.gpu.bindings import ALONE, Sharing
 from samebits.numerics.gpu.buckets import buckets_up_to
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.products import FreeProducts, GpuLinear, Products, ProvenProducts, pack_linear
@@ -154,12 +155,14 @@ class GpuOperators:
             gives_logits = problem.out == torch.float32 != self._act
             return buckets_up_to(sampled_rows if gives_logits else max(step_rows, sampled_rows))
 
-        self.products.bind(self._problems, buckets, folder, progress)
-        self._attention.bind(page_tokens, folder, progress)
+        group = self._group
+        sharing = ALONE if group is None else Sharing(group.rank, group.size, group.meet)
+        self.products.bind(self._problems, buckets, folder, progress, sharing)
+        self._attention.bind(page_tokens, folder, progress, sharing)
         most_rows = buckets_up_to(max(step_rows, sampled_rows))
         if self._trees is not None:
             trees = [one.problem for one in self._row_parallel if isinstance(one, TreeLinear)]
-            self._trees.bind(trees, most_rows, folder, progress)
+            self._trees.bind(trees, most_rows, folder, progress, sharing)
         # What captured steps use stays where it is.
         self._attention.reserve(sampled_rows)
         if self._vocabulary:

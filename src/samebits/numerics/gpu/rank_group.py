@@ -71,6 +71,9 @@ class RankGroup(Protocol):
     def abandon(self) -> None:
         """A rank is gone: the device must not wait for it. May be called by another thread."""
 
+    def meet(self) -> None:
+        """Wait, on the host, until every rank is here. Raises `RanksLostError` when one is gone."""
+
     def describe(self) -> str:
         """Which collective serves which size."""
 
@@ -91,7 +94,7 @@ class PeerGroup:
     def reserve(self, size: int) -> None:
         if size > self._collectives.most_bytes:
             torch.cuda.synchronize(self._device)
-            self._host.all_gather(torch.zeros(1))
+            self.meet()
             self._collectives = self._make(size)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
@@ -133,6 +136,9 @@ class PeerGroup:
     def gather_rows(self, part: Tensor, ids: Tensor, held: int) -> Tensor:
         return self._collectives.gather_rows(part, ids, held)
 
+    def meet(self) -> None:
+        self._host.all_gather(torch.zeros(1))
+
     def abandon(self) -> None:
         self._collectives.abandon()
 
@@ -144,11 +150,12 @@ class GatheringGroup:
     """Ranks without a view of each other's memory. Parts travel through NCCL as they are and are added here by the
     kernel that adds peers' memory; with `own_sums` off NCCL adds by itself, in an order of its own."""
 
-    def __init__(self, device: torch.device, tree: bool, own_sums: bool) -> None:
+    def __init__(self, device: torch.device, tree: bool, own_sums: bool, host: Group) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._device = device
         self._tree = tree
         self._own_sums = own_sums
+        self._host = host
         self._none = torch.zeros(1, dtype=torch.int64, device=device)
         self._order = torch.arange(self.size, dtype=torch.int64, device=device)
 
@@ -157,6 +164,9 @@ class GatheringGroup:
 
     def settle(self) -> None:
         """Nothing takes turns."""
+
+    def meet(self) -> None:
+        self._host.all_gather(torch.zeros(1))
 
     def abandon(self) -> None:
         """NCCL's own time limit ends what waits for a rank that is gone."""
@@ -266,9 +276,9 @@ def open_rank_group(meeting_file: Path, host: Group, profile: str, method: str) 
     )
     tree = profile == "tp-invariant"
     if method == "nccl" or (method == "auto" and profile == "unpinned"):
-        group: RankGroup = GatheringGroup(device, tree, own_sums=False)
+        group: RankGroup = GatheringGroup(device, tree, own_sums=False, host=host)
     elif method == "gather":
-        group = GatheringGroup(device, tree, own_sums=True)
+        group = GatheringGroup(device, tree, own_sums=True, host=host)
     else:
         group = PeerGroup(device, tree, method, host)
     if rank == 0:

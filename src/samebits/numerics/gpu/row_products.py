@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
-from samebits.numerics.gpu.bindings import bind_all
+from samebits.numerics.gpu.bindings import ALONE, Sharing, bind_all
 from samebits.numerics.gpu.device_key import device_key
 from samebits.numerics.gpu.operator import Wish
 from samebits.numerics.gpu.proofs import ProofStore
@@ -72,13 +72,19 @@ class TreeProducts:
         return self._serving.identities
 
     def bind(
-        self, problems: Sequence[TreeProblem], buckets: Sequence[int], folder: Path, progress: Progress
+        self,
+        problems: Sequence[TreeProblem],
+        buckets: Sequence[int],
+        folder: Path,
+        progress: Progress,
+        sharing: Sharing = ALONE,
     ) -> None:
         """Prove the problems at the buckets, or find their proofs in `folder`."""
         wishes = [
             Wish(TreeOperator(self._device), problem, tuple(buckets)) for problem in dict.fromkeys(problems)
         ]
-        self._serving.bind(bind_all(wishes, ProofStore(folder, device_key(self._device)), progress))
+        store = ProofStore(folder, device_key(self._device))
+        self._serving.bind(bind_all(wishes, store, progress, sharing=sharing))
 
     def run(self, x: Tensor, linear: TreeLinear, out: Tensor | None = None) -> Tensor:
         """x act [bucket, in of this rank] -> the problem's output [bucket, out features], into `out` where given."""
