@@ -21,7 +21,7 @@ def check_logits_stand_side_by_side(held: int, columns: int, rows: int, device: 
         y = torch.full((rows, columns), float("nan"), device=device)
         start(
             gathers.gather_columns, (3,), table(parts), spare, spare, y, rows, held // 8, columns // 8, rank,
-            launch=LAUNCH, WORLD=2, BLOCK=BLOCK, MEET=False,
+            launch=LAUNCH, WORLD=2, BLOCK=BLOCK, MEET=0,
         )  # fmt: skip
         assert same(y, expected)
 
@@ -37,7 +37,7 @@ def check_rows_come_from_their_owners(size: int, device: torch.device, dtypes: l
         y = torch.zeros_like(expected)
         start(
             gathers.gather_rows, (2,), table(parts), spare, spare, ids, y, len(ids), held, 1,
-            launch=LAUNCH, WIDTH=width, WORLD=size, BLOCK=BLOCK, MEET=False,
+            launch=LAUNCH, WIDTH=width, WORLD=size, BLOCK=BLOCK, MEET=0,
         )  # fmt: skip
         assert same(y, expected)
         assert not same(y, parts[0])

@@ -14,10 +14,10 @@ from samebits.numerics.gpu.symmetric import meet, peer_pointer
 
 
 @triton.jit
-def meet_alone(pads, epochs, rank, WORLD: tl.constexpr, DEPENDENT: tl.constexpr):
+def meet_alone(pads, epochs, rank, WORLD: tl.constexpr, MEET: tl.constexpr, DEPENDENT: tl.constexpr):
     """Grid (1,). Ranks meet, and nothing else."""
     wait_ahead(DEPENDENT)
-    meet(pads, epochs, rank, WORLD)
+    meet(pads, epochs, rank, WORLD, MEET)
 
 
 @triton.jit
@@ -29,8 +29,7 @@ def gather_columns(
     """Grid (programs,). y [rows, columns] = the inputs [rows, held] of all ranks side by side, as far as the columns
     reach; the last rank's part may end behind them."""
     wait_ahead(DEPENDENT)
-    if MEET:
-        meet(pads, epochs, rank, WORLD)
+    meet(pads, epochs, rank, WORLD, MEET)
     lanes = tl.arange(0, BLOCK)
     held = held_pieces * PIECE
     columns = pieces * PIECE
@@ -56,8 +55,7 @@ def gather_rows(
     """Grid (programs,). y [rows, WIDTH]: each row from the input [rows, WIDTH] of the rank that holds its id, where
     every rank holds `held` ids in rank order."""
     wait_ahead(DEPENDENT)
-    if MEET:
-        meet(pads, epochs, rank, WORLD)
+    meet(pads, epochs, rank, WORLD, MEET)
     lanes = tl.arange(0, BLOCK)
     blocks: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     for work in range(tl.program_id(0), rows * blocks, tl.num_programs(0)):

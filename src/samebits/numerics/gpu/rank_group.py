@@ -194,7 +194,7 @@ class GatheringGroup:
         start(
             all_reduce.one_shot, (-(-elements // BLOCK),),
             table, self._none, self._none, part, y, elements // PIECE, self.rank,
-            launch=LAUNCH, WORLD=self.size, TREE=self._tree, BLOCK=BLOCK, MEET=False,
+            launch=LAUNCH, FIRST=self.rank, WORLD=self.size, TREE=self._tree, BLOCK=BLOCK, MEET=0,
         )  # fmt: skip
         return y
 

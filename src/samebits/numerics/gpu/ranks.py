@@ -20,7 +20,7 @@ from torch.distributed import _symmetric_memory as symmetric_memory
 
 from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
-from samebits.numerics.gpu import all_reduce, gathers
+from samebits.numerics.gpu import all_reduce, gathers, symmetric
 from samebits.numerics.gpu.configuration import Launch, start
 
 BLOCK = 2048
@@ -34,6 +34,7 @@ ONE_SHOT_BYTES = {2: 1 << 62, 4: 256 << 10, 8: 256 << 10}
 FUSED_BYTES = {2: 1 << 62, 4: 512 << 10, 8: 256 << 10}
 """Up to this size one shot with the norm behind it in one kernel is faster than the fastest sum and then the norm."""
 METHODS = ("auto", "one-shot", "two-shot")
+MEETING = symmetric.FENCED.value if torch.version.cuda is None else symmetric.ACQUIRED.value
 KINDS = (torch.bfloat16, torch.float16, torch.float32)
 BYTE_CARRIER = torch.int32
 """Tensors of any type are gathered as if they were of this one."""
@@ -120,7 +121,7 @@ class RankCollectives:
         elements = _checked(part.numel())
         source, result = self._take_turn(part)
         y = result.view((elements,), act)
-        common = {"WORLD": self.size, "TREE": self._tree, "BLOCK": BLOCK, "MEET": True}
+        common = {"WORLD": self.size, "TREE": self._tree, "BLOCK": BLOCK, "MEET": MEETING, "FIRST": self.rank}
         if self.method_of(part, method) == "one-shot":
             start(
                 all_reduce.one_shot, (_programs(elements),),
@@ -159,7 +160,7 @@ class RankCollectives:
         start(
             all_reduce.reduce_scatter, (_programs(share),),
             source.table, self._pads.table, self._epochs, part, y, _pieces(elements), _pieces(share), self.rank,
-            launch=LAUNCH, WORLD=self.size, TREE=self._tree, BLOCK=BLOCK, MEET=True,
+            launch=LAUNCH, FIRST=self.rank, WORLD=self.size, TREE=self._tree, BLOCK=BLOCK, MEET=MEETING,
         )  # fmt: skip
         return y
 
@@ -170,7 +171,7 @@ class RankCollectives:
         start(
             all_reduce.all_gather, (_programs(elements),),
             source.table, self._pads.table, self._epochs, out, _pieces(elements), self.rank,
-            launch=LAUNCH, WORLD=self.size, BLOCK=BLOCK, MEET=True,
+            launch=LAUNCH, WORLD=self.size, BLOCK=BLOCK, MEET=MEETING,
         )  # fmt: skip
         return out
 
@@ -182,7 +183,7 @@ class RankCollectives:
         start(
             gathers.gather_columns, (_programs(rows * held * self.size),),
             source.table, self._pads.table, self._epochs, y, rows, _pieces(_checked(held)), _pieces(_checked(columns)),
-            self.rank, launch=LAUNCH, WORLD=self.size, BLOCK=BLOCK, MEET=True,
+            self.rank, launch=LAUNCH, WORLD=self.size, BLOCK=BLOCK, MEET=MEETING,
         )  # fmt: skip
         return y
 
@@ -194,7 +195,7 @@ class RankCollectives:
         start(
             gathers.gather_rows, (_programs(rows * width),),
             source.table, self._pads.table, self._epochs, ids, y, rows, held, self.rank,
-            launch=LAUNCH, WIDTH=width, WORLD=self.size, BLOCK=BLOCK, MEET=True,
+            launch=LAUNCH, WIDTH=width, WORLD=self.size, BLOCK=BLOCK, MEET=MEETING,
         )  # fmt: skip
         return y
 
@@ -207,8 +208,8 @@ class RankCollectives:
         start(
             all_reduce.one_shot_add_norm, (min(rows, MOST_PROGRAMS),),
             source.table, self._pads.table, self._epochs, part, residual, weight, *out, rows, self.rank, eps,
-            launch=NORM_LAUNCH, WIDTH=width, LANES=CONTRACT.device_reduction_lanes, WORLD=self.size,
-            TREE=self._tree, MEET=True,
+            launch=NORM_LAUNCH, WIDTH=width, LANES=CONTRACT.device_reduction_lanes, FIRST=self.rank, WORLD=self.size,
+            TREE=self._tree, MEET=MEETING,
         )  # fmt: skip
         return out
 
@@ -217,7 +218,8 @@ class RankCollectives:
         if self._turn:
             self._take_turn(None)
             start(
-                gathers.meet_alone, (1,), self._pads.table, self._epochs, self.rank, launch=LAUNCH, WORLD=self.size
+                gathers.meet_alone, (1,), self._pads.table, self._epochs, self.rank,
+                launch=LAUNCH, WORLD=self.size, MEET=MEETING,
             )  # fmt: skip
 
     def abandon(self) -> None:
