@@ -24,10 +24,10 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
     "two_shot": (
         all_reduce.two_shot,
         {
-            **TABLES, "results": "*i64", "like": "*fp16", "y": "*fp16", "pieces": "i32", "share_pieces": "i32",
+            **TABLES, "results": "*i64", "own_input": "*fp16", "y": "*fp16", "pieces": "i32", "share_pieces": "i32",
             "rank": "i32",
         },
-        {**FLAT, "FIRST": 1, "TREE": False},
+        {**FLAT, "FIRST": 1, "TREE": False, "PUSHED": False},
     ),
     "reduce_scatter": (
         all_reduce.reduce_scatter,

@@ -68,7 +68,25 @@ def two_shot(parts: list[Tensor], tree: bool, act: torch.dtype) -> list[Tensor]:
     for rank, part in enumerate(parts):
         start(
             all_reduce.two_shot, (2,), table(parts), table(results), spare, spare, part, results[rank],
-            elements // 8, share // 8, rank, launch=LAUNCH, FIRST=rank, WORLD=size, TREE=tree, BLOCK=BLOCK, MEET=0,
+            elements // 8, share // 8, rank,
+            launch=LAUNCH, FIRST=rank, WORLD=size, TREE=tree, PUSHED=False, BLOCK=BLOCK, MEET=0,
+        )  # fmt: skip
+    return results
+
+
+def pushed_shot(parts: list[Tensor], tree: bool, act: torch.dtype) -> list[Tensor]:
+    """Every rank finds the shares that are its to add in its own input, in the order of those who wrote them."""
+    device, elements, size = parts[0].device, parts[0].numel(), len(parts)
+    spare = torch.zeros(8, dtype=torch.int64, device=device)
+    share = -(-elements // size // 8) * 8
+    results = [torch.full(parts[0].shape, float("nan"), dtype=act, device=device) for _ in parts]
+    padded = [torch.nn.functional.pad(part.flatten(), (0, share * size - elements)) for part in parts]
+    for rank, result in enumerate(results):
+        own = torch.cat([part[rank * share : (rank + 1) * share] for part in padded])
+        start(
+            all_reduce.two_shot, (2,), spare, table(results), spare, spare, own, result,
+            elements // 8, share // 8, rank,
+            launch=LAUNCH, FIRST=rank, WORLD=size, TREE=tree, PUSHED=True, BLOCK=BLOCK, MEET=0,
         )  # fmt: skip
     return results
 
@@ -84,7 +102,7 @@ def check_both_kernels_are_the_clause(
         part = torch.float32 if tree else act
         parts = parts_of(size, 3, 400, part, device)
         expected = joined(parts, tree, act)
-        for kernel in (one_shot, two_shot):
+        for kernel in (one_shot, two_shot, pushed_shot):
             for result in kernel(parts, tree, act):
                 assert same(result, expected), (kernel.__name__, act)
 

@@ -83,15 +83,31 @@ def one_shot(
 
 
 @triton.jit
+def own_shares(own, share, FIRST: tl.constexpr, WORLD: tl.constexpr):
+    """Where every rank's message would begin whose share for this rank, number FIRST, lies at its place in `own`
+    [WORLD, share]."""
+    pointers = ()  # a tuple, which the compiler unrolls
+    for rank in tl.static_range(WORLD):
+        pointers = pointers + (own + (rank - FIRST) * tl.cast(share, tl.int64),)  # type: ignore[assignment]
+    return pointers
+
+
+@triton.jit
 def two_shot(
-    inputs, results, pads, epochs, like, y, pieces, share_pieces, rank,
-    FIRST: tl.constexpr, WORLD: tl.constexpr, TREE: tl.constexpr, BLOCK: tl.constexpr, MEET: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    inputs, results, pads, epochs, own_input, y, pieces, share_pieces, rank,
+    FIRST: tl.constexpr, WORLD: tl.constexpr, TREE: tl.constexpr, PUSHED: tl.constexpr, BLOCK: tl.constexpr,
+    MEET: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs,). Every rank sums the `share` elements from rank * share on and writes them into the results of
-    all ranks, whose type is that of `y` (a pointer that is not read)."""
+    all ranks, whose type is that of `y` (a pointer that is not read). PUSHED: the ranks have already written their
+    shares for this one into its own input, one behind the other."""
     wait_ahead(DEPENDENT)
-    parts, sums = peer_pointers(inputs, like, WORLD), peer_pointers(results, y, WORLD)
+    share = share_pieces * PIECE
+    if PUSHED:
+        parts = own_shares(own_input, share, FIRST, WORLD)
+    else:
+        parts = peer_pointers(inputs, own_input, WORLD)
+    sums = peer_pointers(results, y, WORLD)
     if MEET != ALONE:
         program = tl.program_id(0)
         epoch = tl.load(epochs + program) + 1
@@ -99,7 +115,6 @@ def two_shot(
         meet_at(theirs, own, epoch, rank, WORLD, MEET)
     lanes = tl.arange(0, BLOCK)
     elements = pieces * PIECE
-    share = share_pieces * PIECE
     last = tl.minimum((rank + 1) * share, elements)
     for begin in range(rank * share + tl.program_id(0) * BLOCK, last, tl.num_programs(0) * BLOCK):
         offsets = begin + lanes

@@ -116,13 +116,19 @@ class RankCollectives:
             )
         return self._inputs[self._turn].view(shape, dtype)
 
-    def all_reduce(self, part: Tensor, act: torch.dtype, method: str = "") -> Tensor:
-        """The sum over ranks of the inputs, act, on every rank. `part` is what `input` gave."""
+    def push_table(self) -> Tensor:
+        """int64 [ranks]: where the inputs of all ranks begin, for a kernel that writes its results into the input of
+        the rank that adds them, [ranks, share] there; `all_reduce` with `pushed` is next."""
+        return self._inputs[self._turn].table
+
+    def all_reduce(self, part: Tensor, act: torch.dtype, method: str = "", pushed: bool = False) -> Tensor:
+        """The sum over ranks of the inputs, act, on every rank. `part` is what `input` gave. `pushed`: its shares have
+        been written to the ranks that add them."""
         elements = _checked(part.numel())
         source, result = self._take_turn(part)
         y = result.view((elements,), act)
         common = {"WORLD": self.size, "TREE": self._tree, "BLOCK": BLOCK, "MEET": MEETING, "FIRST": self.rank}
-        if self.method_of(part, method) == "one-shot":
+        if not pushed and self.method_of(part, method) == "one-shot":
             start(
                 all_reduce.one_shot, (_programs(elements),),
                 source.table, self._pads.table, self._epochs, part, y, _pieces(elements), self.rank,
@@ -133,7 +139,7 @@ class RankCollectives:
             start(
                 all_reduce.two_shot, (_programs(share),),
                 source.table, result.table, self._pads.table, self._epochs, part, y, _pieces(elements),
-                _pieces(share), self.rank, launch=LAUNCH, **common,
+                _pieces(share), self.rank, launch=LAUNCH, PUSHED=pushed, **common,
             )  # fmt: skip
         return y.view(part.shape)
 
