@@ -93,3 +93,20 @@ def test_collectives_wait_for_the_kernel_ahead_before_they_touch_memory(name: st
     assert "griddepcontrol.wait" in ptx
     before = ptx[: ptx.index("griddepcontrol.wait")]
     assert not any(access in before for access in ("ld.global", "ld.volatile", "st.global", "atom.global"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_are_pushed_everywhere(target: str) -> None:
+    arguments = {"x": "*fp32", "peers": "*i64", "rows": "i32", "share_rows": "i32", "rank": "i32"}
+    compile_for(
+        target, gathers.push_rows, arguments, {"WIDTH": 5120, "BLOCK": 2048, "DEPENDENT": False}, num_warps=8
+    )
+
+
+def test_a_sum_of_what_was_pushed_reads_no_peer() -> None:
+    kernel, arguments, constants = KERNELS["two_shot"]
+    constants = {**constants, "WORLD": 4, "MEET": meeting_of("sm_90"), "PUSHED": True}
+    ptx = compile_for("sm_90", kernel, arguments, constants, num_warps=8).asm["ptx"]
+    assert fusable_operations(ptx) == []
+    # Four pads and four results are looked up, and the own pad; no input is.
+    assert ptx.count("ld.global.b64") == 4 + 1 + 1 + 1

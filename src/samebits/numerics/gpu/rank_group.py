@@ -22,6 +22,7 @@ from samebits.numerics.collectives.group import Group
 from samebits.numerics.gpu import all_reduce
 from samebits.numerics.gpu.configuration import start
 from samebits.numerics.gpu.norm import add_rms_norm
+from samebits.numerics.gpu.owners import Owners
 from samebits.numerics.gpu.ranks import BLOCK, BYTE_CARRIER, LAUNCH, METHODS, PIECE, RankCollectives
 
 CARRIED = PIECE * BYTE_CARRIER.itemsize
@@ -54,11 +55,20 @@ class RankGroup(Protocol):
     def part(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Where to write this rank's part for the next call of one of the three below, which takes it."""
 
-    def all_reduce(self, part: Tensor, act: torch.dtype) -> Tensor:
+    def pushes(self, rows: int, size: int) -> bool:
+        """Whether a part of so many rows, `size` bytes, is better written to the ranks that add it than to `part`."""
+
+    def owners(self, rows: int) -> Owners:
+        """Where a part of so many rows is written then, by the next call of one of the two below, with `pushed`."""
+
+    def push(self, values: Tensor) -> Tensor:
+        """Write values to the ranks that add them, as a product would: a part for the next call, with `pushed`."""
+
+    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False) -> Tensor:
         """The parts of all ranks, added; it may be overwritten by the next call but one."""
 
     def all_reduce_add_norm(
-        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
     ) -> tuple[Tensor, Tensor]:
         """`add_rms_norm` of `all_reduce` in the residual's type, bit for bit."""
 
@@ -116,14 +126,24 @@ class PeerGroup:
         self.reserve(size)
         return self._collectives.input(shape, dtype)
 
-    def all_reduce(self, part: Tensor, act: torch.dtype) -> Tensor:
-        return self._collectives.all_reduce(part, act)
+    def pushes(self, rows: int, size: int) -> bool:
+        return self._collectives.pushes(rows, size)
+
+    def owners(self, rows: int) -> Owners:
+        return Owners(self._collectives.push_table(), self.rank, rows // self.size)
+
+    def push(self, values: Tensor) -> Tensor:
+        self.reserve(values.numel() * values.element_size())
+        return self._collectives.push(values)
+
+    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False) -> Tensor:
+        return self._collectives.all_reduce(part, act, pushed=pushed)
 
     def all_reduce_add_norm(
-        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
     ) -> tuple[Tensor, Tensor]:
-        if not self._collectives.fuses(part):
-            return add_rms_norm(self.all_reduce(part, residual.dtype), residual, weight, eps)
+        if pushed or not self._collectives.fuses(part):
+            return add_rms_norm(self.all_reduce(part, residual.dtype, pushed), residual, weight, eps)
         out = torch.empty_like(residual), torch.empty_like(residual)
         return self._collectives.add_rms_norm(part, residual, weight, eps, out)
 
@@ -181,7 +201,16 @@ class GatheringGroup:
     def part(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(tuple(shape), dtype=dtype, device=self._device)
 
-    def all_reduce(self, part: Tensor, act: torch.dtype) -> Tensor:
+    def pushes(self, rows: int, size: int) -> bool:
+        return False
+
+    def owners(self, rows: int) -> Owners:
+        raise NumericsError("ranks that do not reach each other's memory cannot be written to")
+
+    def push(self, values: Tensor) -> Tensor:
+        raise NumericsError("ranks that do not reach each other's memory cannot be written to")
+
+    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False) -> Tensor:
         if not self._own_sums:
             dist.all_reduce(part)
             return part.to(act)
@@ -199,7 +228,7 @@ class GatheringGroup:
         return y
 
     def all_reduce_add_norm(
-        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
     ) -> tuple[Tensor, Tensor]:
         return add_rms_norm(self.all_reduce(part, residual.dtype), residual, weight, eps)
 

@@ -31,8 +31,10 @@ MOST_PROGRAMS = 128
 """Programs that meet must all run at once: no more than the smallest GPU served has multiprocessors."""
 ONE_SHOT_BYTES = {2: 1 << 62, 4: 256 << 10, 8: 256 << 10}
 """Messages up to this size are summed in one shot, by number of ranks; with two ranks both ways move as much."""
-FUSED_BYTES = {2: 1 << 62, 4: 512 << 10, 8: 256 << 10}
+FUSED_BYTES = {2: 1 << 62, 4: 256 << 10, 8: 256 << 10}
 """Up to this size one shot with the norm behind it in one kernel is faster than the fastest sum and then the norm."""
+PUSHED_BYTES = 1 << 20
+"""From this size on a sum's parts travel while the product that gives them is computed."""
 METHODS = ("auto", "one-shot", "two-shot")
 MEETING = symmetric.FENCED.value if torch.version.cuda is None else symmetric.ACQUIRED.value
 KINDS = (torch.bfloat16, torch.float16, torch.float32)
@@ -116,10 +118,26 @@ class RankCollectives:
             )
         return self._inputs[self._turn].view(shape, dtype)
 
+    def pushes(self, rows: int, size: int) -> bool:
+        """Whether a message of so many rows, `size` bytes, is better written to the ranks that add it by the kernel
+        that computes it."""
+        return self._method == "auto" and rows % self.size == 0 and size >= PUSHED_BYTES
+
     def push_table(self) -> Tensor:
         """int64 [ranks]: where the inputs of all ranks begin, for a kernel that writes its results into the input of
         the rank that adds them, [ranks, share] there; `all_reduce` with `pushed` is next."""
         return self._inputs[self._turn].table
+
+    def push(self, x: Tensor) -> Tensor:
+        """Write the rows of x to the ranks that add them, as a product may do by itself: the input that is next."""
+        rows, width = x.shape
+        part = self.input(x.shape, x.dtype)
+        start(
+            gathers.push_rows, (_programs(x.numel()),),
+            x, self.push_table(), rows, rows // self.size, self.rank,
+            launch=LAUNCH, WIDTH=width, BLOCK=BLOCK,
+        )  # fmt: skip
+        return part
 
     def all_reduce(self, part: Tensor, act: torch.dtype, method: str = "", pushed: bool = False) -> Tensor:
         """The sum over ranks of the inputs, act, on every rank. `part` is what `input` gave. `pushed`: its shares have
@@ -250,6 +268,8 @@ class RankCollectives:
             served = "one-shot for every size"
         else:
             served = f"one-shot up to {limit >> 10} KiB, two-shot above"
+        if self._tree and self._method == "auto":
+            served += f"; from {PUSHED_BYTES >> 10} KiB on, products write to the ranks that add"
         return f"{self.size} ranks, {order}, float32: {served}"
 
 
