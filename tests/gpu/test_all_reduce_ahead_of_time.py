@@ -24,10 +24,18 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
     "two_shot": (
         all_reduce.two_shot,
         {
-            **TABLES, "results": "*i64", "own_input": "*fp16", "y": "*fp16", "pieces": "i32", "share_pieces": "i32",
+            **TABLES, "results": "*i64", "like": "*fp16", "y": "*fp16", "pieces": "i32", "share_pieces": "i32",
             "rank": "i32",
         },
-        {**FLAT, "FIRST": 1, "TREE": False, "PUSHED": False},
+        {**FLAT, "FIRST": 1, "TREE": False, "WAY": 0},
+    ),
+    "push": (
+        all_reduce.two_shot,
+        {
+            **TABLES, "results": "*i64", "like": "*fp32", "y": "*bf16", "pieces": "i32", "share_pieces": "i32",
+            "rank": "i32",
+        },
+        {**FLAT, "FIRST": 1, "TREE": True, "WAY": all_reduce.PUSH.value},
     ),
     "reduce_scatter": (
         all_reduce.reduce_scatter,
@@ -105,8 +113,8 @@ def test_rows_are_pushed_everywhere(target: str) -> None:
 
 def test_a_sum_of_what_was_pushed_reads_no_peer() -> None:
     kernel, arguments, constants = KERNELS["two_shot"]
-    constants = {**constants, "WORLD": 4, "MEET": meeting_of("sm_90"), "PUSHED": True}
+    constants = {**constants, "WORLD": 4, "MEET": meeting_of("sm_90"), "WAY": all_reduce.PUSHED.value}
     ptx = compile_for("sm_90", kernel, arguments, constants, num_warps=8).asm["ptx"]
     assert fusable_operations(ptx) == []
-    # Four pads and four results are looked up, and the own pad; no input is.
-    assert ptx.count("ld.global.b64") == 4 + 1 + 1 + 1
+    # Looked up are the pads, at the lanes of four and alone, the epoch, four results, and the own room; no peer's.
+    assert ptx.count("ld.global.b64") == 1 + 1 + 1 + 4 + 1

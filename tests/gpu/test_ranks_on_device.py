@@ -64,7 +64,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", ["auto", "two-shot", "gather"])
+@pytest.mark.parametrize("method", ["auto", "two-shot", "push", "gather"])
 def test_tp_invariant_has_the_bits_of_one_gpu(kept: Path, method: str) -> None:
     done = verify("--numerics", "tp-invariant", "--tp", "2", "--all-reduce", method, "--golden", str(kept))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -33,7 +33,9 @@ class FoldingGroup:
     def push(self, values: Tensor) -> Tensor:
         return values
 
-    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False) -> Tensor:
+    ways = ("",)
+
+    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False, way: str = "") -> Tensor:
         fold = self._pushed_fold if pushed else self._fold
         return fold(list(self._group.all_gather(part)), act)
 

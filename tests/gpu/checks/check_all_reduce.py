@@ -69,13 +69,13 @@ def two_shot(parts: list[Tensor], tree: bool, act: torch.dtype) -> list[Tensor]:
         start(
             all_reduce.two_shot, (2,), table(parts), table(results), spare, spare, part, results[rank],
             elements // 8, share // 8, rank,
-            launch=LAUNCH, FIRST=rank, WORLD=size, TREE=tree, PUSHED=False, BLOCK=BLOCK, MEET=0,
+            launch=LAUNCH, FIRST=rank, WORLD=size, TREE=tree, WAY=all_reduce.READ.value, BLOCK=BLOCK, MEET=0,
         )  # fmt: skip
     return results
 
 
 def pushed_shot(parts: list[Tensor], tree: bool, act: torch.dtype) -> list[Tensor]:
-    """Every rank finds the shares that are its to add in its own input, in the order of those who wrote them."""
+    """Every rank finds the shares that are its to add in its own room, in the order of those who wrote them."""
     device, elements, size = parts[0].device, parts[0].numel(), len(parts)
     spare = torch.zeros(8, dtype=torch.int64, device=device)
     share = -(-elements // size // 8) * 8
@@ -84,9 +84,26 @@ def pushed_shot(parts: list[Tensor], tree: bool, act: torch.dtype) -> list[Tenso
     for rank, result in enumerate(results):
         own = torch.cat([part[rank * share : (rank + 1) * share] for part in padded])
         start(
-            all_reduce.two_shot, (2,), spare, table(results), spare, spare, own, result,
+            all_reduce.two_shot, (2,), table([own] * size), table(results), spare, spare, parts[rank], result,
             elements // 8, share // 8, rank,
-            launch=LAUNCH, FIRST=rank, WORLD=size, TREE=tree, PUSHED=True, BLOCK=BLOCK, MEET=0,
+            launch=LAUNCH, FIRST=rank, WORLD=size, TREE=tree, WAY=all_reduce.PUSHED.value, BLOCK=BLOCK, MEET=0,
+        )  # fmt: skip
+    return results
+
+
+def push_shot(parts: list[Tensor], tree: bool, act: torch.dtype) -> list[Tensor]:
+    """Without meeting, ranks do not wait for each other: all write, and whoever comes last has been written to by all;
+    so each is run again behind the others."""
+    device, elements, size = parts[0].device, parts[0].numel(), len(parts)
+    spare = torch.zeros(8, dtype=torch.int64, device=device)
+    share = -(-elements // size // 8) * 8
+    rooms = [torch.full((size * share,), float("nan"), dtype=parts[0].dtype, device=device) for _ in parts]
+    results = [torch.full(parts[0].shape, float("nan"), dtype=act, device=device) for _ in parts]
+    for rank, part in [*enumerate(parts), *enumerate(parts)]:
+        start(
+            all_reduce.two_shot, (2,), table(rooms), table(results), spare, spare, part, results[rank],
+            elements // 8, share // 8, rank,
+            launch=LAUNCH, FIRST=rank, WORLD=size, TREE=tree, WAY=all_reduce.PUSH.value, BLOCK=BLOCK, MEET=0,
         )  # fmt: skip
     return results
 
@@ -102,7 +119,7 @@ def check_both_kernels_are_the_clause(
         part = torch.float32 if tree else act
         parts = parts_of(size, 3, 400, part, device)
         expected = joined(parts, tree, act)
-        for kernel in (one_shot, two_shot, pushed_shot):
+        for kernel in (one_shot, two_shot, pushed_shot, push_shot):
             for result in kernel(parts, tree, act):
                 assert same(result, expected), (kernel.__name__, act)
 

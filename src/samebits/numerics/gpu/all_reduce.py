@@ -2,8 +2,9 @@
 
 `exact` adds the ranks in ascending order, `tp-invariant` (TREE) joins neighbours in pairs, then pairs of pairs; both
 in float32, rounded once. An element's sum never depends on the message's size, on its place in it, or on which
-kernel makes it: *one-shot* (every rank reads all and adds for itself) and *two-shot* (every rank adds its share and
-writes the result to all) give the same bits, so choosing between them by size is free.
+kernel makes it: *one-shot* (every rank reads all and adds for itself), *two-shot* (every rank reads its share of all,
+adds it and writes the result to all) and *push* (every rank is written its share of all, then as in two-shot) give the
+same bits, so choosing between them by size is free.
 
 Messages are counted in pieces, so that the compiler knows every access to be one of 16 bytes.
 """
@@ -82,39 +83,70 @@ def one_shot(
         tl.store(y + offsets, total.to(y.dtype.element_ty), mask=mask)
 
 
+READ, PUSHED, PUSH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+"""How the parts reach the rank that adds them: it reads them; they have been written to it; they are written to it."""
+
+
 @triton.jit
-def own_shares(own, share, FIRST: tl.constexpr, WORLD: tl.constexpr):
-    """Where every rank's message would begin whose share for this rank, number FIRST, lies at its place in `own`
-    [WORLD, share]."""
+def own_shares(like, shares, rank, share, FIRST: tl.constexpr, WORLD: tl.constexpr, WAY: tl.constexpr):
+    """Where every rank's message would begin whose share for this rank, number FIRST, lies at its place in its
+    shares [WORLD, share]; its own, unless that has been written there, too, is in its message."""
+    own = peer_pointer(shares, rank, like)
     pointers = ()  # a tuple, which the compiler unrolls
-    for rank in tl.static_range(WORLD):
-        pointers = pointers + (own + (rank - FIRST) * tl.cast(share, tl.int64),)  # type: ignore[assignment]
+    for sender in tl.static_range(WORLD):
+        if sender == FIRST and WAY == PUSH:
+            pointers = pointers + (like,)  # type: ignore[assignment]
+        else:
+            pointers = pointers + (own + (sender - FIRST) * tl.cast(share, tl.int64),)  # type: ignore[assignment]
     return pointers
 
 
 @triton.jit
+def push_shares(
+    like, shares, share, elements, lanes, FIRST: tl.constexpr, WORLD: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Write to every other rank what it adds of this rank's message, a program the blocks that its namesakes add."""
+    owners = peer_pointers(shares, like, WORLD)
+    for begin in range(tl.program_id(0) * BLOCK, share, tl.num_programs(0) * BLOCK):
+        offsets = begin + lanes
+        parts = ()  # all are asked for before one is written
+        for step in tl.static_range(1, WORLD):
+            place = (FIRST + step) % WORLD * share + offsets
+            mask = (offsets < share) & (place < elements)
+            parts = parts + (tl.load(like + place, mask=mask),)  # type: ignore[assignment]
+        for step in tl.static_range(1, WORLD):
+            mask = (offsets < share) & ((FIRST + step) % WORLD * share + offsets < elements)
+            there = owners[(FIRST + step) % WORLD] + FIRST * tl.cast(share, tl.int64)
+            tl.store(there + offsets, parts[step - 1], mask=mask)
+
+
+@triton.jit
 def two_shot(
-    inputs, results, pads, epochs, own_input, y, pieces, share_pieces, rank,
-    FIRST: tl.constexpr, WORLD: tl.constexpr, TREE: tl.constexpr, PUSHED: tl.constexpr, BLOCK: tl.constexpr,
+    inputs, results, pads, epochs, like, y, pieces, share_pieces, rank,
+    FIRST: tl.constexpr, WORLD: tl.constexpr, TREE: tl.constexpr, WAY: tl.constexpr, BLOCK: tl.constexpr,
     MEET: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs,). Every rank sums the `share` elements from rank * share on and writes them into the results of
-    all ranks, whose type is that of `y` (a pointer that is not read). PUSHED: the ranks have already written their
-    shares for this one into its own input, one behind the other."""
+    all ranks, whose type is that of `y` (a pointer that is not read). `inputs`: peer table of the ranks' messages or,
+    where the parts are written to those who add them, of room for their shares [WORLD, share]; `like`: this rank's
+    message."""
     wait_ahead(DEPENDENT)
+    lanes = tl.arange(0, BLOCK)
+    elements = pieces * PIECE
     share = share_pieces * PIECE
-    if PUSHED:
-        parts = own_shares(own_input, share, FIRST, WORLD)
-    else:
-        parts = peer_pointers(inputs, own_input, WORLD)
     sums = peer_pointers(results, y, WORLD)
+    if WAY == READ:
+        parts = peer_pointers(inputs, like, WORLD)
+    else:
+        parts = own_shares(like, inputs, rank, share, FIRST, WORLD, WAY)
     if MEET != ALONE:
         program = tl.program_id(0)
         epoch = tl.load(epochs + program) + 1
         theirs, own = pads_of_program(pads, rank, WORLD)
+    if WAY == PUSH:
+        push_shares(like, inputs, share, elements, lanes, FIRST, WORLD, BLOCK)
+    if MEET != ALONE:
         meet_at(theirs, own, epoch, rank, WORLD, MEET)
-    lanes = tl.arange(0, BLOCK)
-    elements = pieces * PIECE
     last = tl.minimum((rank + 1) * share, elements)
     for begin in range(rank * share + tl.program_id(0) * BLOCK, last, tl.num_programs(0) * BLOCK):
         offsets = begin + lanes

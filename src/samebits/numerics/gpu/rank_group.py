@@ -64,8 +64,13 @@ class RankGroup(Protocol):
     def push(self, values: Tensor) -> Tensor:
         """Write values to the ranks that add them, as a product would: a part for the next call, with `pushed`."""
 
-    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False) -> Tensor:
-        """The parts of all ranks, added; it may be overwritten by the next call but one."""
+    @property
+    def ways(self) -> Sequence[str]:
+        """Names of the ways to add, one of which serves a message."""
+
+    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False, way: str = "") -> Tensor:
+        """The parts of all ranks, added; it may be overwritten by the next call but one. `way` asks for one of
+        `ways`."""
 
     def all_reduce_add_norm(
         self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
@@ -136,8 +141,12 @@ class PeerGroup:
         self.reserve(values.numel() * values.element_size())
         return self._collectives.push(values)
 
-    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False) -> Tensor:
-        return self._collectives.all_reduce(part, act, pushed=pushed)
+    @property
+    def ways(self) -> Sequence[str]:
+        return METHODS[1:]
+
+    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False, way: str = "") -> Tensor:
+        return self._collectives.all_reduce(part, act, way, pushed)
 
     def all_reduce_add_norm(
         self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
@@ -210,7 +219,11 @@ class GatheringGroup:
     def push(self, values: Tensor) -> Tensor:
         raise NumericsError("ranks that do not reach each other's memory cannot be written to")
 
-    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False) -> Tensor:
+    @property
+    def ways(self) -> Sequence[str]:
+        return ("",)
+
+    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False, way: str = "") -> Tensor:
         if not self._own_sums:
             dist.all_reduce(part)
             return part.to(act)

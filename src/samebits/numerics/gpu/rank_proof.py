@@ -56,11 +56,13 @@ def prove_sums(
         residual, weight = parts[0].to(act), parts[0][0].to(act)
         normed = add_rms_norm(expected, residual, weight, EPS)
         for _ in range(2):  # buffers take turns
-            own = group.part((rows, width), part_type).copy_(parts[group.rank])
-            found = group.all_reduce(own, act)
+            pairs = []
+            for way in group.ways:
+                own = group.part((rows, width), part_type).copy_(parts[group.rank])
+                pairs.append((group.all_reduce(own, act, way=way).clone(), expected))
             own = group.part((rows, width), part_type).copy_(parts[group.rank])
             fused = group.all_reduce_add_norm(own, residual, weight, EPS)
-            pairs = [(found, expected), (fused[0], normed[0]), (fused[1], normed[1])]
+            pairs += [(fused[0], normed[0]), (fused[1], normed[1])]
             if tree and group.pushes(rows, own.numel() * own.element_size()):
                 pairs.append((group.all_reduce(group.push(parts[group.rank]), act, pushed=True), expected))
             if not all(torch.equal(one.view(torch.uint8), other.view(torch.uint8)) for one, other in pairs):
