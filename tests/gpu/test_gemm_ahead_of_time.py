@@ -109,21 +109,21 @@ def test_products_that_push_sum_leaves_apart_and_write_wide(
     tile: tree_pushed.PushedTile, leaves: int
 ) -> None:
     problem = tree_operator.TreeProblem(5120, 6400, leaves, BF16, FP32)
-    assert tile.fits(problem, "sm_90")
+    assert tile.fits(problem, 128, "sm_90")
     ptx = texts_of(tile.source(problem), "sm_90")["ptx"]
     assert fusable_operations(ptx) == []
     assert estimates(ptx) == []
-    assert ptx.count("add.rn.f32") == 2 * tile.columns // 2 * {1: 0, 2: 1, 4: 2}[leaves]
+    assert ptx.count("add.rn.f32") == tile.groups * tile.columns // 2 * {1: 0, 2: 1, 4: 2}[leaves]
     assert ("st.global.v4.b32" if tile.flat else "st.global.v2.b32") in ptx
     assert "st.global.b32" not in ptx
 
 
 def test_products_that_push_declare_where_they_run() -> None:
     tile = tree_pushed.TILES[0]
-    assert not tile.fits(tree_operator.TreeProblem(5120, 6400, 2, BF16, FP32), "sm_100")
-    assert not tile.fits(tree_operator.TreeProblem(5120, 6400, 2, BF16, BF16), "sm_90")
-    assert not tile.fits(tree_operator.TreeProblem(5120, 25600, 8, BF16, FP32), "sm_90")
-    assert not tile.fits(tree_operator.TreeProblem(5120, 64, 2, BF16, FP32), "sm_90"), (
+    assert not tile.fits(tree_operator.TreeProblem(5120, 6400, 2, BF16, FP32), 128, "sm_100")
+    assert not tile.fits(tree_operator.TreeProblem(5120, 6400, 2, BF16, BF16), 128, "sm_90")
+    assert not tile.fits(tree_operator.TreeProblem(5120, 25600, 8, BF16, FP32), 128, "sm_90")
+    assert not tile.fits(tree_operator.TreeProblem(5120, 64, 2, BF16, FP32), 128, "sm_90"), (
         "leaves of half a block"
     )
 

@@ -35,7 +35,7 @@ FUSED_BYTES = {2: 1 << 62, 4: 256 << 10, 8: 256 << 10}
 """Up to this size one shot with the norm behind it in one kernel is faster than the fastest sum and then the norm."""
 PUSH_BYTES = {2: 8 << 20, 4: 4 << 20, 8: 4 << 20}
 """From this size on it is faster to write a rank's share to it than to have it read, by number of ranks."""
-PUSHED_BYTES = 4 << 20
+PUSHED_BYTES = 1 << 20
 """From this size on float32 parts travel while the product that gives them is computed."""
 METHODS = ("auto", "one-shot", "two-shot", "push")
 MEETING = symmetric.FENCED.value if torch.version.cuda is None else symmetric.ACQUIRED.value

@@ -90,9 +90,10 @@ class TreeProducts:
         self._serving.bind(bind_all(wishes, store, progress, sharing=sharing))
         operator = PushedOperator(self._device)
         pushed = {
-            problem: tuple(bucket for bucket in buckets if pushes(problem, bucket))
+            problem: tuple(
+                bucket for bucket in buckets if pushes(problem, bucket) and any(fitting(problem, bucket))
+            )
             for problem in distinct
-            if any(fitting(problem))
         }
         some = [Wish(operator, problem, found) for problem, found in pushed.items() if found]
         self._take_pushed(operator, some, bind_all(some, store, progress, sharing=sharing))
@@ -102,8 +103,8 @@ class TreeProducts:
     ) -> None:
         """Let what was chosen for the wishes serve."""
         for wish in wishes:
-            tiles = {tile.name: tile for tile in fitting(wish.problem)}
             for bucket in wish.buckets:
+                tiles = {tile.name: tile for tile in fitting(wish.problem, bucket)}
                 chosen = bindings.candidate(operator.clause, wish.problem, bucket)
                 product = PushedProduct(tiles[chosen.name], wish.problem)
                 if product.digest != chosen.identity:
