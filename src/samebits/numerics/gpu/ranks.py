@@ -33,7 +33,7 @@ ONE_SHOT_BYTES = {2: 1 << 62, 4: 256 << 10, 8: 256 << 10}
 """Messages up to this size are summed in one shot, by number of ranks; with two ranks both ways move as much."""
 FUSED_BYTES = {2: 1 << 62, 4: 256 << 10, 8: 256 << 10}
 """Up to this size one shot with the norm behind it in one kernel is faster than the fastest sum and then the norm."""
-PUSH_BYTES = {2: 8 << 20, 4: 4 << 20, 8: 4 << 20}
+PUSH_BYTES = {2: 1 << 62, 4: 12 << 20, 8: 12 << 20}
 """From this size on it is faster to write a rank's share to it than to have it read, by number of ranks."""
 PUSHED_BYTES = 1 << 20
 """From this size on float32 parts travel while the product that gives them is computed."""
@@ -274,8 +274,8 @@ class RankCollectives:
         order = "balanced tree" if self._tree else "ascending ranks"
         if self._method != "auto":
             served = f"{self._method} for every size, as asked for"
-        elif one >= push:
-            served = f"one-shot below {push >> 10} KiB, push from there on"
+        elif one >= 1 << 40:
+            served = "one-shot for every size"
         else:
             served = f"one-shot up to {one >> 10} KiB, two-shot above, push from {push >> 10} KiB on"
         if self._tree and self._method == "auto":
