@@ -199,6 +199,18 @@ def reference_candidate(problem: TreeProblem) -> Candidate:
     return Candidate("reference", kernel.digest, run)
 
 
+def tree_rounds(problem: TreeProblem, buckets: Sequence[int], device: torch.device) -> Iterator[Round]:
+    """What kernels of the clause are proven and timed with."""
+    product = problem.product
+    inputs = proof_inputs(product, max(buckets), device)
+    trials = RowTrials.of(reference_candidate(problem), inputs, product.output)
+    weights = timing_weights(product, device)
+    for bucket in buckets:
+        yield Round(
+            bucket, trials.trial(bucket), functools.partial(timing_workload, product, bucket, weights)
+        )
+
+
 def tile_candidate(cut: TreeTile, problem: TreeProblem, bucket: int, device: torch.device) -> Candidate:
     problem.check()
     tile, kernel = cut.tile, load(cut.source(problem, bucket))
@@ -281,14 +293,7 @@ class TreeOperator:
         return next((recipe for recipe in self.recipes(problem, bucket) if recipe.name == name), None)
 
     def rounds(self, problem: TreeProblem, buckets: Sequence[int]) -> Iterator[Round]:
-        product = problem.product
-        inputs = proof_inputs(product, max(buckets), self.device)
-        trials = RowTrials.of(reference_candidate(problem), inputs, product.output)
-        weights = timing_weights(product, self.device)
-        for bucket in buckets:
-            yield Round(
-                bucket, trials.trial(bucket), functools.partial(timing_workload, product, bucket, weights)
-            )
+        return tree_rounds(problem, buckets, self.device)
 
 
 LAST = (TreeTile(gemm_candidates.PLAIN), TreeTile(Tile(32, 32, ATOM, 4, 2)))
