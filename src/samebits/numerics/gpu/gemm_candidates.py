@@ -24,7 +24,6 @@ from samebits.numerics.gpu.launch import (
     load,
     pointer,
     swizzled_descriptor,
-    target_name,
 )
 from samebits.numerics.gpu.operator import Recipe
 from samebits.numerics.gpu.prover import Candidate, Tensors
@@ -48,6 +47,10 @@ AHEAD_COLUMNS = 64
 """Columns of a group of `gemm_ahead`."""
 AHEAD_REGISTERS = 96
 """Of a thread of `gemm_ahead`: the kernels around it must find room beside it."""
+
+
+EARLY_ROWS = 64
+"""Up to these, products start early where they can."""
 
 
 @dataclass(frozen=True)
@@ -215,14 +218,6 @@ def mapped(tensor: Tensor, block: tuple[int, int]) -> TensorDescriptor:
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(block))
 
 
-def tile_sources(problem: GemmProblem, bucket: int) -> Iterator[KernelSource]:
-    """The binaries of all tiles that are tried on this device."""
-    target = target_name()
-    for tile in tiles_for(problem, bucket):
-        if tile.fits(problem, bucket, target):
-            yield tile.source(problem, bucket)
-
-
 def tile_recipe(tile: Tile, problem: GemmProblem, bucket: int) -> Recipe:
     source = tile.source(problem, bucket)
 
@@ -291,18 +286,19 @@ def tiles_for(problem: GemmProblem, bucket: int) -> tuple[Tile, ...]:
     return (*chosen, PLAIN)
 
 
-def tile_recipes(problem: GemmProblem, bucket: int) -> Iterator[Recipe]:
-    target = target_name()
-    for tile in tiles_for(problem, bucket):
-        if tile.fits(problem, bucket, target):
-            yield tile_recipe(tile, problem, bucket)
+def tiles_on(problem: GemmProblem, bucket: int, target: str) -> list[Tile]:
+    """The tiles that are tried on an architecture. Of few rows, kernels that start early pay only among their like:
+    beside another kernel each of them costs a layer more than it saves, which one product timed by itself does not
+    show. So where there are any, nothing stands beside them but the portable tile."""
+    fitting = [tile for tile in tiles_for(problem, bucket) if tile.fits(problem, bucket, target)]
+    early = [tile for tile in fitting if tile.kind == AHEAD] if bucket <= EARLY_ROWS else []
+    return [*early, PLAIN] if early else fitting
 
 
 PLAIN = Tile(64, 64, 32, 4, 3)
 FLOAT32_TILES = (Tile(16, 32, 32, 4, 3), Tile(64, 64, 16, 4, 3), Tile(32, 32, 16, 4, 2))
 
 DECODE = (
-    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
     Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
     Tile(16, 64, 128, 4, 8, swap=True, wait=1),
     Tile(16, 64, 128, 4, 8, swap=True, wait=1, prefetch=512),
@@ -321,7 +317,6 @@ DECODE = (
 
 DECODE_32 = (
     Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
-    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2, prefetch=512),
     Tile(32, 64, 256, 4, 4, DESCRIPTORS, swap=True, wait=1),
@@ -331,7 +326,6 @@ DECODE_32 = (
 
 DECODE_64 = (
     Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=1),
-    Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=2),
     Tile(64, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
     Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=2),
     Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=1),
