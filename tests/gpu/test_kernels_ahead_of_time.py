@@ -66,8 +66,9 @@ def launch_rows(dtype: torch.dtype) -> None:
     x, weight = act(ROWS, WIDTH, dtype=dtype), act(WIDTH, dtype=dtype)
     norm.rms_norm(x, weight, 1e-6)
     norm.add_rms_norm(x, x, weight, 1e-6)
-    many = act(norm.MANY_ROWS, WIDTH, dtype=dtype)
-    norm.add_rms_norm(many, many, weight, 1e-6)
+    for rows in (norm.MANY_ROWS, norm.PREFILL_ROWS):
+        many = act(rows, WIDTH, dtype=dtype)
+        norm.add_rms_norm(many, many, weight, 1e-6)
     activation.silu_mul(x)
     embedding.embed(torch.zeros(ROWS, dtype=torch.int64), x)
     kv = act(PAGES, HEADS.kv_heads, 64, HEADS.head_dim, dtype=dtype)

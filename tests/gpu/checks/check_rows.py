@@ -66,6 +66,24 @@ def check_norm(width: int, device: torch.device, dtypes: list[torch.dtype]) -> N
                 assert same_bits(y, torch.from_numpy(expected).to(dtype)), (dtype, added, launch)
 
 
+def check_norm_of_many_rows(
+    device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row's bits do not depend on how many there are."""
+    monkeypatch.setattr(norm, "MANY_ROWS", 6)
+    monkeypatch.setattr(norm, "PREFILL_ROWS", 12)
+    width = 1536
+    for dtype in dtypes:
+        x, residual = (rows_of(seed, 3, width, dtype).to(device) for seed in (1, 2))
+        weight = (torch.arange(width) % 13 / 7 + 0.1).to(dtype).to(device)
+        alone = norm.add_rms_norm(x, residual, weight, 1e-6)
+        for times in (2, 4):
+            many = norm.add_rms_norm(x.repeat(times, 1), residual.repeat(times, 1), weight, 1e-6)
+            for one, other in zip(alone, many, strict=True):
+                assert same_bits(one.repeat(times, 1), other), (dtype, times)
+            assert not same_bits(many[0][:3], many[0][1:4])
+
+
 def rotated(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
     """x float32 [rows, heads, D], cosine and sine [rows, half]."""
     half = cosine.shape[1]
