@@ -242,8 +242,10 @@ def consume(
             next_slot, next_phase = following(slot, phase, STAGES)
             mbarrier.wait(k_ready.index(next_slot), next_phase)
             empty = gl.zeros([GROUP_ROWS, KEYS], gl.float32, s_layout)
+            # In registers, for a product of 64 columns that reads both its sides from shared memory is bound by that.
+            q = q_shared.load(gl.DotOperandLayout(0, s_layout, 2))
             scores = warpgroup_mma(
-                q_shared, k_ring.index(next_slot).permute((1, 0)), empty, use_acc=False, is_async=True
+                q, k_ring.index(next_slot).permute((1, 0)), empty, use_acc=False, is_async=True
             )
             begun = ((old_blocks - 1) * KEYS) % SPLIT != 0
             product = warpgroup_mma(weights, v_ring.index(slot), split_acc, use_acc=begun, is_async=True)
@@ -272,12 +274,12 @@ def consume(
             blocks = last // KEYS + 1
             slot, phase, top, total, acc, split_top, lanes, split_acc, weights = walk(
                 1, unmasked, slot, phase, top, total, acc, split_top, lanes, split_acc, weights, position,
-                factor, q_shared, k_ring, v_ring, k_ready, k_free, v_ready, v_free,
+                factor, q, k_ring, v_ring, k_ready, k_free, v_ready, v_free,
                 False, KEYS, SPLIT, STAGES,
             )  # fmt: skip
             slot, phase, top, total, acc, split_top, lanes, split_acc, weights = walk(
                 unmasked, blocks, slot, phase, top, total, acc, split_top, lanes, split_acc, weights, position,
-                factor, q_shared, k_ring, v_ring, k_ready, k_free, v_ready, v_free,
+                factor, q, k_ring, v_ring, k_ready, k_free, v_ready, v_free,
                 True, KEYS, SPLIT, STAGES,
             )  # fmt: skip
 
