@@ -103,6 +103,20 @@ def test_groups_of_a_tile_for_hopper_sum_leaves_apart(leaves: int) -> None:
     assert ptx.count("add.rn.f32") == 2 * 64 * {1: 0, 2: 1, 4: 2, 8: 3}[leaves]
 
 
+@pytest.mark.parametrize("wait", [1, 2])
+def test_a_tile_of_one_group_asks_for_weights_ahead_of_the_wait(wait: int) -> None:
+    tile = Tile(64, 128, 64, 4, 9, HOPPER, wait=wait)
+    assert tile.fits(EVEN, 192, "sm_90")
+    ptx = texts_of(tile.source(EVEN, 192), "sm_90")["ptx"]
+    assert fusable_operations(ptx) == []
+    assert "griddepcontrol.launch_dependents" in ptx
+    # The wait may stand in the text once more, for K without any block.
+    ahead, behind = ptx.split("griddepcontrol.wait", 1)
+    assert ahead.count("cp.async.bulk.tensor") == 1, "weights"
+    assert behind.count("cp.async.bulk.tensor") == 3, "x of the first blocks, and both of the others"
+    assert "ld.global" not in ptx
+
+
 @pytest.mark.parametrize("leaves", [1, 8])
 @pytest.mark.parametrize("wait", [0, 1, 2])
 def test_weights_are_asked_for_ahead_of_the_wait_and_x_behind_it(leaves: int, wait: int) -> None:

@@ -121,8 +121,8 @@ class TreeTile:
         levels = (problem.leaves // self.pieces).bit_length()
         tile = self.tile
         threads = 32 * tile.warps
-        if tile.kind == HOPPER:  # two groups, and of eight leaves the first four wait in shared memory
-            threads, levels = 2 * threads, min(levels, 3)
+        if tile.kind == HOPPER:  # of eight leaves the first four wait in shared memory
+            threads, levels = threads * tile.rows // gemm_candidates.HOPPER_ROWS, min(levels, 3)
         elif tile.kind == AHEAD:
             threads *= tile.columns // gemm_candidates.AHEAD_COLUMNS
         return levels * tile.rows * tile.columns // threads
