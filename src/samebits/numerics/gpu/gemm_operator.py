@@ -10,8 +10,9 @@ from torch import Tensor
 
 from samebits.numerics.gpu import gemm
 from samebits.numerics.gpu.gemm_candidates import (
-    library_recipe,
     library_recipes,
+    parted_recipes,
+    restored_library_recipe,
     tile_recipes,
     tile_sources,
     unit_of,
@@ -24,6 +25,7 @@ from samebits.numerics.gpu.operator import Recipe, Round, Workload
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
 LIBRARY_PROPOSALS = 8
+PARTED_PROPOSALS = 4
 DEPENDENT_ROWS, NORM_WIDTH = 64, 4096
 """Up to so many rows a product is timed behind a short kernel, whose end hides the launch of some candidates."""
 MOST_COPIES = 32
@@ -89,11 +91,12 @@ class GemmOperator:
 
     def recipes(self, problem: GemmProblem, bucket: int) -> Iterable[Recipe]:
         yield from library_recipes(problem, bucket, LIBRARY_PROPOSALS)
+        yield from parted_recipes(problem, bucket, PARTED_PROPOSALS)
         yield from tile_recipes(problem, bucket)
 
     def restore(self, problem: GemmProblem, bucket: int, name: str, identity: str) -> Recipe | None:
         if name.startswith("cublaslt "):
-            return library_recipe(problem, bucket, identity.split()[-1], int(name.split()[1]))
+            return restored_library_recipe(problem, bucket, name, identity)
         return next((recipe for recipe in tile_recipes(problem, bucket) if recipe.name == name), None)
 
     def rounds(self, problem: GemmProblem, buckets: Sequence[int]) -> Iterator[Round]:
