@@ -33,7 +33,8 @@ from samebits.numerics.gpu import (
 from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch
 from samebits.numerics.gpu.attention_plan import decode_units, plan_attention
 from samebits.numerics.gpu.attention_prefill import HopperLaunch, TileLaunch
-from samebits.numerics.gpu.launch import PORTABLE, TARGETS, KernelSource
+from samebits.numerics.gpu.configuration import named_source
+from samebits.numerics.gpu.launch import NVIDIA, PORTABLE, TARGETS, KernelSource
 from samebits.numerics.operators import HeadLayout
 
 CPU = torch.device("cpu")
@@ -140,6 +141,15 @@ def test_kernels_of_rows(target: str, recorder: Recorder) -> None:
         launch_rows(torch.float16)
         launch_rows(torch.float32)
     check_texts(recorder, target)
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+def test_the_rough_activation(target: str) -> None:
+    constants = {"WIDTH": WIDTH, "BLOCK": activation.BLOCK, "ROUGH": True}
+    source = named_source(activation.silu_mul_rows, ("*bf16", "*bf16"), constants, activation.SILU_LAUNCH)
+    ptx = source.compile(TARGETS[target]).asm["ptx"]
+    assert not fusable_operations(ptx)
+    assert set(estimates(ptx)) <= RECIPROCAL | {"rcp.approx.ftz.f32", "ex2.approx.ftz.f32", ".ftz"}
 
 
 @pytest.mark.parametrize("target", PORTABLE)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from check_arithmetic import CPU
 
+from conftest import INTERPRETED
 from samebits.numerics import adversarial
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.cpu.operators import CpuOperators
-from samebits.numerics.gpu import activation, embedding, log_sum_exp, norm, rope_store
+from samebits.numerics.gpu import activation, embedding, log_sum_exp, norm, rope_store, rough_silu
 from samebits.numerics.gpu.configuration import Launch
 from samebits.numerics.operators import HeadLayout
 
@@ -92,10 +93,20 @@ def rotated(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
     return np.concatenate([low * c - high * s, high * c + low * s, x[..., 2 * half :]], -1)
 
 
-@pytest.mark.parametrize(("normed", "head_dim", "half"), [(True, 128, 64), (False, 64, 32), (True, 48, 16)])
+@pytest.mark.parametrize("many", [5, 6])
+@pytest.mark.parametrize(
+    ("normed", "head_dim", "half"), [(True, 128, 64), (False, 64, 32), (True, 48, 16), (True, 64, 24)]
+)
 def check_rope_store(
-    normed: bool, head_dim: int, half: int, device: torch.device, dtypes: list[torch.dtype]
+    normed: bool,
+    head_dim: int,
+    half: int,
+    many: int,
+    device: torch.device,
+    dtypes: list[torch.dtype],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(rope_store, "MANY_ROWS", many)
     heads, rows, page = HeadLayout(10, 2, head_dim), 5, 64
     positions = torch.tensor([0, 7, 3, 99, 50])
     slots = torch.tensor([64, 1, 130, 5, 191])
@@ -139,6 +150,33 @@ def check_rope_store(
         assert same_bits(got, torch.from_numpy(query).to(dtype))
         assert same_bits(moved[0], keys) and same_bits(moved[1], values)
         assert moved[2].tolist() == [0, 0, 1, 0, 1]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="estimates are the device's own")
+def check_rough_activation(device: torch.device) -> None:
+    """Every gate with many ups: by estimates as without them; and the bound of their error."""
+    errors = rough_silu.estimate_errors(device)
+    assert 0 < int(errors.max()) <= rough_silu.ROUGHNESS
+    assert rough_silu.serves(torch.bfloat16, device)
+    gates = torch.arange(1 << 16, dtype=torch.int32, device=device).to(torch.int16).view(torch.bfloat16)
+    generator = torch.Generator(device).manual_seed(3)
+    few = activation.MANY_ROWS // 2
+    for turn in range(64):
+        ups = torch.randint(-(1 << 15), 1 << 15, (1 << 16,), device=device, generator=generator)
+        if turn % 2:
+            ups = torch.randn(1 << 16, device=device, generator=generator).bfloat16()
+        else:
+            ups = ups.to(torch.int16).view(torch.bfloat16)
+        pairs = torch.stack([gates.view(-1, 64), ups.view(-1, 64)], 1).reshape(-1, 128).contiguous()
+        assert pairs.shape[0] == 2 * few
+        rough = activation.silu_mul(pairs)
+        exact = torch.cat([activation.silu_mul(part.contiguous()) for part in pairs.split(few)])
+        assert same_bits(rough, exact), turn
+    # The inverse: estimates alone round otherwise somewhere.
+    sure = (
+        torch.nan_to_num(pairs[:, :64].float()) * torch.sigmoid(pairs[:, :64].float()) * pairs[:, 64:].float()
+    )
+    assert not same_bits(sure.bfloat16(), exact)
 
 
 def check_activation(device: torch.device, dtypes: list[torch.dtype]) -> None:

@@ -17,9 +17,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
 )
 
-from samebits.numerics.gpu.attention_consumers import GROUP_ROWS, consume, following, work_of
+from samebits.numerics.gpu.attention_gluon import HIDDEN, SUM_LANES, finish, fold, soften
+
+GROUP_ROWS = gl.constexpr(64)
+"""Rows of a consumer group: what one warpgroup product computes."""
 
 
 @gluon.jit
@@ -32,6 +37,31 @@ def wait_ahead(DEPENDENT: gl.constexpr):
         gl.inline_asm_elementwise(
             "griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
         )
+
+
+@gluon.jit
+def work_of(begin, tiles, KV_HEADS: gl.constexpr):
+    """(tile, key-value head) of this program in the round of programs that begins with work `begin`; the tile is
+    `tiles` where there is none. Rounds run to and fro, so that who got the longest tile gets the shortest next."""
+    programs = gl.num_programs(0)
+    place = gl.program_id(0)
+    if begin // programs % 2 == 1:
+        place = programs - 1 - place
+    work = begin + place
+    tile = work // KV_HEADS
+    if work >= tiles * KV_HEADS:
+        tile = tiles
+    return tile, work % KV_HEADS
+
+
+@gluon.jit
+def following(slot, phase, STAGES: gl.constexpr):
+    """The place in a ring after this one, and its barriers' phase."""
+    slot += 1
+    if slot == STAGES:
+        slot = 0
+        phase = phase ^ 1
+    return slot, phase
 
 
 @gluon.jit
@@ -97,6 +127,186 @@ def produce(
                 mbarrier.expect(v_ready.index(slot), values.block_type.nbytes)
                 tma.async_copy_global_to_shared(values, [row, 0], v_ready.index(slot), v_ring.index(slot))
                 slot, phase = following(slot, phase, STAGES)
+
+
+@gluon.jit
+def walk(
+    begin,
+    end,
+    slot,
+    phase,
+    top,
+    total,
+    acc,
+    split_top,
+    lanes,
+    split_acc,
+    weights,
+    position,
+    factor,
+    q,
+    k_ring,
+    v_ring,
+    k_ready,
+    k_free,
+    v_ready,
+    v_free,
+    MASKED: gl.constexpr,
+    KEYS: gl.constexpr,
+    SPLIT: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """Key blocks begin .. end - 1. `slot` and `phase` name the place of the block before `begin`, whose weights
+    are not multiplied by its values yet."""
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    for block in range(begin, end):
+        next_slot, next_phase = following(slot, phase, STAGES)
+        first = (block * KEYS) % SPLIT == 0
+        mbarrier.wait(k_ready.index(next_slot), next_phase)
+        empty = gl.zeros([GROUP_ROWS, KEYS], gl.float32, s_layout)
+        scores = warpgroup_mma(
+            q, k_ring.index(next_slot).permute((1, 0)), empty, use_acc=False, is_async=True
+        )
+        begun = ((block - 1) * KEYS) % SPLIT != 0
+        product = warpgroup_mma(weights, v_ring.index(slot), split_acc, use_acc=begun, is_async=True)
+        scores = warpgroup_mma_wait(1, deps=[scores])
+        mbarrier.arrive(k_free.index(next_slot), count=1)
+        old_top = split_top
+        old_lanes = lanes
+        split_top = gl.where(first, HIDDEN, split_top)
+        lanes = gl.where(first, 0.0, lanes)
+        column = block * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, s_layout))
+        visible = gl.expand_dims(column, 0) <= gl.expand_dims(position, 1)
+        sharp, split_top, lanes, shrink = soften(scores, split_top, lanes, visible, factor, MASKED, KEYS)
+        mbarrier.wait(v_ready.index(next_slot), next_phase)
+        split_acc, sharp, shrink = warpgroup_mma_wait(0, deps=[product, sharp, shrink])
+        mbarrier.arrive(v_free.index(slot), count=1)
+        if first:
+            top, total, acc = fold(top, total, acc, old_top, old_lanes, split_acc, factor)
+        else:
+            wide = gl.convert_layout(shrink, gl.SliceLayout(1, split_acc.type.layout))
+            split_acc = split_acc * gl.expand_dims(wide, 1)
+        weights = gl.convert_layout(sharp.to(weights.dtype), weights.type.layout)
+        slot = next_slot
+        phase = next_phase
+    return slot, phase, top, total, acc, split_top, lanes, split_acc, weights
+
+
+@gluon.jit
+def consume(
+    queries,
+    output,
+    positions,
+    tile_first,
+    tile_count,
+    tiles,
+    factor,
+    q_ring,
+    k_ring,
+    v_ring,
+    q_ready,
+    q_free,
+    k_ready,
+    k_free,
+    v_ready,
+    v_free,
+    WHICH: gl.constexpr,
+    COPIED: gl.constexpr,
+    QUERY_HEADS: gl.constexpr,
+    KV_HEADS: gl.constexpr,
+    D: gl.constexpr,
+    KEYS: gl.constexpr,
+    SPLIT: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """The rows WHICH * GROUP_ROWS .. of every tile of this program."""
+    group: gl.constexpr = QUERY_HEADS // KV_HEADS
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    a_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, a_layout, 2)
+    l_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SUM_LANES, 16])
+    flat: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
+    slot = 0
+    phase = 0
+    q_slot = 0
+    q_phase = 0
+    for begin in range(0, tiles * KV_HEADS, gl.num_programs(0)):
+        tile, kv_head = work_of(begin, tiles, KV_HEADS)
+        count = gl.load(tile_count + tile, mask=tile < tiles, other=0)
+        if count > 0:
+            first = gl.load(tile_first + tile)
+            lowest = gl.load(positions + first).to(gl.int32)
+            last = gl.load(positions + first + count - 1).to(gl.int32)
+            rows = WHICH * GROUP_ROWS + gl.arange(0, GROUP_ROWS, gl.SliceLayout(1, flat))
+            heads = kv_head * group + rows % group
+            places = ((first + rows // group).to(gl.int64) * QUERY_HEADS + heads) * D
+            columns = gl.arange(0, D, gl.SliceLayout(0, flat))
+            offsets = gl.expand_dims(places, 1) + gl.expand_dims(columns, 0)
+            wanted = gl.expand_dims(rows // group < count, 1) & gl.expand_dims(columns >= 0, 0)
+            if COPIED:
+                q_shared = q_ring.index(2 * q_slot + WHICH).reshape([GROUP_ROWS, D])
+            else:
+                q_shared = q_ring.index(WHICH)
+                q_shared.store(gl.load(queries + offsets, mask=wanted, other=0.0))
+                fence_async_shared()
+                gl.thread_barrier()
+            tokens = (WHICH * GROUP_ROWS + gl.arange(0, GROUP_ROWS, s_rows)) // group
+            position = gl.load(positions + first + tokens, mask=tokens < count, other=-1).to(gl.int32)
+
+            top = gl.full([GROUP_ROWS], HIDDEN, gl.float32, s_rows)
+            total = gl.zeros([GROUP_ROWS], gl.float32, s_rows)
+            acc = gl.zeros([GROUP_ROWS, D], gl.float32, a_layout)
+            split_top = gl.full([GROUP_ROWS], HIDDEN, gl.float32, s_rows)
+            lanes = gl.zeros([GROUP_ROWS, SUM_LANES], gl.float32, l_layout)
+            split_acc = gl.zeros([GROUP_ROWS, D], gl.float32, a_layout)
+
+            if COPIED:
+                mbarrier.wait(q_ready.index(q_slot), q_phase)
+            mbarrier.wait(k_ready.index(slot), phase)
+            empty = gl.zeros([GROUP_ROWS, KEYS], gl.float32, s_layout)
+            scores = warpgroup_mma(
+                q_shared, k_ring.index(slot).permute((1, 0)), empty, use_acc=False, is_async=True
+            )
+            scores = warpgroup_mma_wait(0, deps=[scores])
+            mbarrier.arrive(k_free.index(slot), count=1)
+            column = gl.arange(0, KEYS, gl.SliceLayout(0, s_layout))
+            visible = gl.expand_dims(column, 0) <= gl.expand_dims(position, 1)
+            sharp, split_top, lanes, _shrink = soften(scores, split_top, lanes, visible, factor, True, KEYS)
+            weights = gl.convert_layout(sharp.to(q_shared.dtype), p_layout)
+            mbarrier.wait(v_ready.index(slot), phase)
+
+            blocks = last // KEYS + 1
+            unmasked = gl.minimum(gl.maximum((lowest + 1) // KEYS, 1), blocks)
+            slot, phase, top, total, acc, split_top, lanes, split_acc, weights = walk(
+                1, unmasked, slot, phase, top, total, acc, split_top, lanes, split_acc, weights, position,
+                factor, q_shared, k_ring, v_ring, k_ready, k_free, v_ready, v_free,
+                False, KEYS, SPLIT, STAGES,
+            )  # fmt: skip
+            slot, phase, top, total, acc, split_top, lanes, split_acc, weights = walk(
+                unmasked, blocks, slot, phase, top, total, acc, split_top, lanes, split_acc, weights, position,
+                factor, q_shared, k_ring, v_ring, k_ready, k_free, v_ready, v_free,
+                True, KEYS, SPLIT, STAGES,
+            )  # fmt: skip
+
+            if COPIED:
+                mbarrier.arrive(q_free.index(q_slot), count=1)
+                q_phase = q_phase ^ q_slot
+                q_slot = q_slot ^ 1
+            if (last + 1) % KEYS != 0:
+                v = v_ring.index(slot).load(flat)
+                key = (blocks - 1) * KEYS + gl.arange(0, KEYS, gl.SliceLayout(1, flat))
+                v_ring.index(slot).store(gl.where(gl.expand_dims(key <= last, 1), v, gl.zeros_like(v)))
+                fence_async_shared()
+                gl.thread_barrier()
+            begun = ((blocks - 1) * KEYS) % SPLIT != 0
+            product = warpgroup_mma(weights, v_ring.index(slot), split_acc, use_acc=begun, is_async=True)
+            split_acc = warpgroup_mma_wait(0, deps=[product])
+            mbarrier.arrive(v_free.index(slot), count=1)
+            slot, phase = following(slot, phase, STAGES)
+            top, total, acc = fold(top, total, acc, split_top, lanes, split_acc, factor)
+            result = gl.convert_layout(finish(total, acc).to(output.dtype.element_ty), flat)
+            gl.store(output + offsets, result, mask=wanted)
 
 
 @gluon.jit
