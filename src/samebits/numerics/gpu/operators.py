@@ -19,7 +19,6 @@ from samebits.numerics.gpu import (
     log_sum_exp,
     norm,
     rope_store,
-    rough_silu,
     sampling,
     top,
 )
@@ -156,7 +155,7 @@ class GpuOperators:
             return buckets_up_to(sampled_rows if gives_logits else max(step_rows, sampled_rows))
 
         self.products.bind(self._problems, buckets, folder, progress)
-        rough_silu.serves(self._act, self._device)  # looks at the device once, before any step
+        activation.estimates_serve(self._act, self._device)  # proven once, before any step
         self._attention.bind(page_tokens, folder, progress)
         most_rows = buckets_up_to(max(step_rows, sampled_rows))
         if self._trees is not None:

@@ -140,14 +140,19 @@ def estimate_errors(device: torch.device) -> torch.Tensor:
     return errors
 
 
+def pairs_of_all_gates(seed: int, width: int, device: torch.device) -> torch.Tensor:
+    """bfloat16 [65,536 / width, 2 width]: every gate there is, beside ups of any bits or of ordinary size."""
+    gates = torch.arange(GATES, dtype=torch.int32, device=device).to(torch.int16).view(torch.bfloat16)
+    generator = torch.Generator(device).manual_seed(seed)
+    if seed % 2:
+        ups = torch.randn(GATES, device=device, generator=generator).bfloat16()
+    else:
+        bits = torch.randint(-(1 << 15), 1 << 15, (GATES,), device=device, generator=generator)
+        ups = bits.to(torch.int16).view(torch.bfloat16)
+    return torch.cat([gates.view(-1, width), ups.view(-1, width)], 1)
+
+
 @functools.cache
 def estimates_are_near(device: torch.device) -> bool:
     """Whether this device's estimates keep their bound for every gate there is. Waits for the device."""
     return int(estimate_errors(device).max()) <= ROUGHNESS
-
-
-def serves(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether `gated` may stand for the clause. Waits for the device at the first call."""
-    if dtype != torch.bfloat16 or device.type != "cuda" or torch.version.cuda is None:
-        return False
-    return not torch.cuda.is_current_stream_capturing() and estimates_are_near(device)
