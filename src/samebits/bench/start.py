@@ -44,9 +44,10 @@ def run(
     output: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Start once with empty caches and `repeats` times with what that left, and write `output`. `start` is given the
-    environment of the server."""
+    """Start once with empty caches and `repeats` times with what that left; `output` is written anew after each.
+    `start` is given the environment of the server."""
     rows: list[dict[str, Any]] = []
+    result = {"benchmark": "start", **machine(), "model": model.model, "starts": rows}
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {name: f"{folder}/{name.lower()}" for name in CACHES}
         for number in range(1 + repeats):
@@ -54,9 +55,10 @@ def run(
             caches = "empty" if number == 0 else "filled"
             rows.append({"caches": caches, "seconds": round(started.seconds, 2), "stages": started.stages()})
             say(f"{caches} caches: ready after {started.seconds:.1f} s")
-    card = gpu_facts() if torch.cuda.is_available() else {}
-    result = {"benchmark": "start", **machine(), **card, "model": model.model, "starts": rows}
-    write_result(output, result)
+            write_result(output, result)
+    if torch.cuda.is_available():  # last, for to ask the card is to take some of its memory
+        result |= gpu_facts()
+        write_result(output, result)
     return result
 
 

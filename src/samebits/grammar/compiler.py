@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import llguidance
-import numpy as np
 
 from samebits.grammar.schema import OPTIONS
 from samebits.grammar.vocabulary import MASK_BITS, completed
@@ -76,14 +75,14 @@ class GrammarCompiler:
         self.mask(matcher.deep_copy())
         return matcher
 
-    def mask(self, matcher: llguidance.LLMatcher) -> np.ndarray:
-        """What may come next: int32 [mask_words]. Raises `GrammarError` if nothing can, and for work beyond the
-        limits: the library answers both with a mask that ends the output."""
+    def mask(self, matcher: llguidance.LLMatcher) -> bytes:
+        """What may come next: `mask_words` words of 32 bits. Raises `GrammarError` if nothing can, and for work beyond
+        the limits: the library answers both with a mask that ends the output."""
         bits = b"" if matcher.is_error() else matcher.compute_bitmask()
         if matcher.is_error():
             raise GrammarError(error_text(matcher))
-        mask = np.frombuffer(bits, dtype=np.int32)[: self.mask_words]
-        if not mask.any():  # what may come is none of the model's tokens, but a byte that it lacks
+        mask = bits[: self.mask_words * MASK_BITS // 8]
+        if not mask.strip(b"\0"):  # what may come is none of the model's tokens, but a byte that it lacks
             raise GrammarError(UNWRITABLE)
         return mask
 

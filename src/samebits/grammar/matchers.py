@@ -62,4 +62,4 @@ class GrammarMatcher:
         state = self._state
         for token_id in tokens:
             state.consume_token(token_id)  # one by one: after the end, that of several fails
-        return compiler.mask(state)
+        return np.frombuffer(compiler.mask(state), dtype=np.int32)
