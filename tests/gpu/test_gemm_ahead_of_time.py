@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from ahead_of_time import estimates, fusable_operations
 
 import samebits
-from samebits.numerics.gpu import gated_operator, tree_operator
+from samebits.numerics.gpu import gated_operator, tree_operator, tree_pushed
 from samebits.numerics.gpu.buckets import BUCKETS
 from samebits.numerics.gpu.gemm_candidates import (
     AHEAD,
@@ -103,18 +103,29 @@ def test_groups_of_a_tile_for_hopper_sum_leaves_apart(leaves: int) -> None:
     assert ptx.count("add.rn.f32") == 2 * 64 * {1: 0, 2: 1, 4: 2, 8: 3}[leaves]
 
 
-@pytest.mark.parametrize("wait", [1, 2])
-def test_a_tile_of_one_group_asks_for_weights_ahead_of_the_wait(wait: int) -> None:
-    tile = Tile(64, 128, 64, 4, 9, HOPPER, wait=wait)
-    assert tile.fits(EVEN, 192, "sm_90")
-    ptx = texts_of(tile.source(EVEN, 192), "sm_90")["ptx"]
+@pytest.mark.parametrize("leaves", [1, 2, 4])
+@pytest.mark.parametrize("tile", tree_pushed.TILES, ids=lambda tile: tile.name)
+def test_products_that_push_sum_leaves_apart_and_write_wide(
+    tile: tree_pushed.PushedTile, leaves: int
+) -> None:
+    problem = tree_operator.TreeProblem(5120, 6400, leaves, BF16, FP32)
+    assert tile.fits(problem, 128, "sm_90")
+    ptx = texts_of(tile.source(problem), "sm_90")["ptx"]
     assert fusable_operations(ptx) == []
-    assert "griddepcontrol.launch_dependents" in ptx
-    # The wait may stand in the text once more, for K without any block.
-    ahead, behind = ptx.split("griddepcontrol.wait", 1)
-    assert ahead.count("cp.async.bulk.tensor") == 1, "weights"
-    assert behind.count("cp.async.bulk.tensor") == 3, "x of the first blocks, and both of the others"
-    assert "ld.global" not in ptx
+    assert estimates(ptx) == []
+    assert ptx.count("add.rn.f32") == tile.groups * tile.columns // 2 * {1: 0, 2: 1, 4: 2}[leaves]
+    assert ("st.global.v4.b32" if tile.flat else "st.global.v2.b32") in ptx
+    assert "st.global.b32" not in ptx
+
+
+def test_products_that_push_declare_where_they_run() -> None:
+    tile = tree_pushed.TILES[0]
+    assert not tile.fits(tree_operator.TreeProblem(5120, 6400, 2, BF16, FP32), 128, "sm_100")
+    assert not tile.fits(tree_operator.TreeProblem(5120, 6400, 2, BF16, BF16), 128, "sm_90")
+    assert not tile.fits(tree_operator.TreeProblem(5120, 25600, 8, BF16, FP32), 128, "sm_90")
+    assert not tile.fits(tree_operator.TreeProblem(5120, 64, 2, BF16, FP32), 128, "sm_90"), (
+        "leaves of half a block"
+    )
 
 
 @pytest.mark.parametrize("leaves", [1, 8])

@@ -97,6 +97,7 @@ def check_ranks_give_the_bits_of_one(ranks: int, device: torch.device) -> None:
 
 HOPPER_TILES = (
     TreeTile(Tile(128, 128, 64, 4, 4, HOPPER)),
+    TreeTile(Tile(64, 128, 64, 4, 7, HOPPER)),
     TreeTile(Tile(128, 64, 64, 4, 4, HOPPER)),
     TreeTile(Tile(32, 64, 64, 4, 8, AHEAD, swap=True)),
     TreeTile(Tile(64, 128, 64, 4, 8, AHEAD, swap=True)),

@@ -28,7 +28,6 @@ EPILOGUE_BIAS = 4
 PREFERENCE_WORKSPACE, PREFERENCE_REDUCTIONS = 1, 3
 ALGORITHM_TILE, ALGORITHM_SPLIT_K, ALGORITHM_REDUCTION, ALGORITHM_SWIZZLE = 1, 2, 3, 4
 ALGORITHM_OPTION, ALGORITHM_CLUSTER = 5, 8
-NO_CLUSTER = 2
 LEAST_ALIGNMENT = range(5, 9)
 """Preferences: least alignment of A, B, C and D."""
 
@@ -141,14 +140,14 @@ class Matmul:
         kept = [result.algorithm for result in results[: found.value] if not result.state]
         return [algorithm for algorithm in kept if not splits(algorithm)][:count]
 
-    def arranged(self, algorithm: Algorithm, tile: int, option: int) -> Algorithm | None:
-        """The same with another tile (a cublasLtMatmulTile_t) and option, programs on their own and in order; None
-        where the library has no such kernel, or one that needs memory of its own or splits K."""
+    def arranged(self, algorithm: Algorithm, tile: int, option: int, cluster: int) -> Algorithm | None:
+        """The same with another tile (a cublasLtMatmulTile_t), option and cluster (a cublasLtClusterShape_t), tiles in
+        order; None where the library has no such kernel, or one that needs memory of its own or splits K."""
         found = algorithm_of(algorithm.text)
         for attribute, value in (
             (ALGORITHM_TILE, c_uint32(tile)),
             (ALGORITHM_OPTION, c_uint32(option)),
-            (ALGORITHM_CLUSTER, c_uint16(NO_CLUSTER)),
+            (ALGORITHM_CLUSTER, c_uint16(cluster)),
             (ALGORITHM_SWIZZLE, c_uint32(0)),
         ):
             if library().cublasLtMatmulAlgoConfigSetAttribute(

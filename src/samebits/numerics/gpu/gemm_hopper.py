@@ -35,63 +35,29 @@ def tile_place(tile, row_tiles, column_tiles, GROUP: gl.constexpr):
 
 
 @gluon.jit
-def dependents_may_start():
-    gl.inline_asm_elementwise(
-        "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-    )
-
-
-@gluon.jit
-def wait_for_the_kernel_ahead():
-    gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def copy_x(x, row_start, start, x_ring, ready, slot, GROUPS: gl.constexpr):
-    """Begin the copy of a block of x for each group."""
-    for which in gl.static_range(GROUPS):
-        tma.async_copy_global_to_shared(
-            x, [row_start + which * GROUP_ROWS, start], ready.index(slot), x_ring.index(GROUPS * slot + which)
-        )
-
-
-@gluon.jit
 def produce(
     x, weight, rows, columns, depth, x_ring, weight_ring, ready, free,
     COLUMNS: gl.constexpr, DEPTH: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr,
-    WAIT: gl.constexpr,
 ):  # fmt: skip
-    """Copy both operands' blocks of every tile of this program into the rings, the first weights ahead of the wait."""
-    size: gl.constexpr = GROUPS * x.block_type.nbytes + weight.block_type.nbytes
+    """Copy both operands' blocks of every tile of this program into the rings."""
     row_tiles = gl.cdiv(rows, GROUPS * GROUP_ROWS)
     column_tiles = gl.cdiv(columns, COLUMNS)
     slot = 0
     phase = 1
-    ahead = 0
-    if WAIT > 0:
-        row_tile, column_tile = tile_place(gl.program_id(0), row_tiles, column_tiles, GROUP)
-        ahead = gl.minimum(depth // DEPTH, STAGES)
-        for block in range(0, ahead):
-            mbarrier.expect(ready.index(block), size)
-            tma.async_copy_global_to_shared(
-                weight, [column_tile * COLUMNS, block * DEPTH], ready.index(block), weight_ring.index(block)
-            )
-        wait_for_the_kernel_ahead()
-        for block in range(0, ahead):
-            copy_x(x, row_tile * (GROUPS * GROUP_ROWS), block * DEPTH, x_ring, ready, block, GROUPS)
-        slot = ahead % STAGES
-        phase = 1 - ahead // STAGES
     for tile in range(gl.program_id(0), row_tiles * column_tiles, gl.num_programs(0)):
         row_tile, column_tile = tile_place(tile, row_tiles, column_tiles, GROUP)
         row_start = row_tile * (GROUPS * GROUP_ROWS)
         column_start = column_tile * COLUMNS
-        begin = 0
-        if WAIT > 0:
-            begin = ahead * DEPTH * (tile == gl.program_id(0)).to(gl.int32)
-        for start in range(begin, depth, DEPTH):
+        for start in range(0, depth, DEPTH):
             mbarrier.wait(free.index(slot), phase)
-            mbarrier.expect(ready.index(slot), size)
-            copy_x(x, row_start, start, x_ring, ready, slot, GROUPS)
+            mbarrier.expect(ready.index(slot), GROUPS * x.block_type.nbytes + weight.block_type.nbytes)
+            for which in gl.static_range(GROUPS):
+                tma.async_copy_global_to_shared(
+                    x,
+                    [row_start + which * GROUP_ROWS, start],
+                    ready.index(slot),
+                    x_ring.index(GROUPS * slot + which),
+                )
             tma.async_copy_global_to_shared(
                 weight, [column_start, start], ready.index(slot), weight_ring.index(slot)
             )
@@ -99,8 +65,6 @@ def produce(
             if slot == STAGES:
                 slot = 0
                 phase = phase ^ 1
-    if WAIT == 1:
-        dependents_may_start()
 
 
 @gluon.jit
@@ -237,11 +201,8 @@ def hopper_gemm(
     STAGES: gl.constexpr,
     LEAVES: gl.constexpr,
     GROUPS: gl.constexpr,
-    WAIT: gl.constexpr,
 ):
-    """Grid (programs,), at most one for each tile. A leaf is a whole number of blocks of K. WAIT as in `gemm`."""
-    if WAIT == 2:
-        dependents_may_start()
+    """Grid (programs,), any number. A leaf is a whole number of blocks of K."""
     columns = column_units * COLUMN_UNIT
     depth = depth_units * DEPTH_UNIT
     act: gl.constexpr = x.dtype
@@ -266,7 +227,7 @@ def hopper_gemm(
                 )),
                 (produce, (
                     x, weight, rows, columns, depth, x_ring, weight_ring, ready, free,
-                    COLUMNS, DEPTH, GROUP, STAGES, GROUPS, WAIT,
+                    COLUMNS, DEPTH, GROUP, STAGES, GROUPS,
                 )),
             ],
             [1],
@@ -285,7 +246,7 @@ def hopper_gemm(
                 )),
                 (produce, (
                     x, weight, rows, columns, depth, x_ring, weight_ring, ready, free,
-                    COLUMNS, DEPTH, GROUP, STAGES, GROUPS, WAIT,
+                    COLUMNS, DEPTH, GROUP, STAGES, GROUPS,
                 )),
             ],
             [4, 1],
