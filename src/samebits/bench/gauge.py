@@ -1,4 +1,4 @@
-"""Clock and power of a GPU while something else runs: a figure says little without them on a card that is at its limit."""
+"""Clock and power of a GPU while something else runs: of a card at its limit, a figure says little without them."""
 
 from __future__ import annotations
 
