@@ -11,7 +11,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-from samebits.numerics.gpu.gemm_hopper import GROUP_ROWS, tile_place, tile_sum
+from samebits.numerics.gpu.gemm_hopper import GROUP_ROWS, copy_x, tile_place, tile_sum
 
 
 @gluon.jit
@@ -21,15 +21,6 @@ def shifted_place(
     """As `tile_place`, from the rows of the next rank on, so that no two ranks write to the same one at a time."""
     row_tile, column_tile = tile_place(tile, row_tiles, column_tiles, GROUP)
     return (row_tile + (rank + 1) * share_rows // (GROUPS * GROUP_ROWS)) % row_tiles, column_tile
-
-
-@gluon.jit
-def copy_x(x, row_start, start, x_ring, ready, slot, GROUPS: gl.constexpr):
-    """Begin the copy of a block of x for each group."""
-    for which in gl.static_range(GROUPS):
-        tma.async_copy_global_to_shared(
-            x, [row_start + which * GROUP_ROWS, start], ready.index(slot), x_ring.index(GROUPS * slot + which)
-        )
 
 
 @gluon.jit
