@@ -11,7 +11,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-from samebits.numerics.gpu.gemm_hopper import GROUP_ROWS, tile_place, tile_sum
+from samebits.numerics.gpu.gemm_hopper import GROUP_ROWS, copy_x, tile_place, tile_sum
 
 
 @gluon.jit
@@ -38,13 +38,7 @@ def produce(
         for start in range(0, depth, DEPTH):
             mbarrier.wait(free.index(slot), phase)
             mbarrier.expect(ready.index(slot), GROUPS * x.block_type.nbytes + weight.block_type.nbytes)
-            for which in gl.static_range(GROUPS):
-                tma.async_copy_global_to_shared(
-                    x,
-                    [(row_tile * GROUPS + which) * GROUP_ROWS, start],
-                    ready.index(slot),
-                    x_ring.index(GROUPS * slot + which),
-                )
+            copy_x(x, row_tile * (GROUPS * GROUP_ROWS), start, x_ring, ready, slot, GROUPS)
             tma.async_copy_global_to_shared(
                 weight, [column_tile * COLUMNS, start], ready.index(slot), weight_ring.index(slot)
             )
