@@ -136,13 +136,16 @@ def reference_source(shape: AttentionShape, dtype: torch.dtype) -> KernelSource:
 @dataclass(frozen=True)
 class RangeLaunch:
     """How the shared ranges are walked. `programs` is the number of ranges; `unroll`: partials that are read at
-    once where a cut pair is folded."""
+    once where a cut pair is folded; `polls`: how often a program that has nothing else to do looks whether it can
+    help with that; `ahead`: key blocks that it asks for before the kernel ahead has ended."""
 
     programs: int
     rows: int = SMALLEST_TILE
     warps: int = 2
     stages: int = 3
-    unroll: int = 8
+    unroll: int = 16
+    polls: int = 32
+    ahead: int = 4
 
 
 FEW_UNITS = 96
@@ -180,7 +183,7 @@ class RangeBuffers:
     accumulators: Tensor
     """float32 [capacity, stride, head_dim]"""
     arrivals: Tensor
-    """int32 [units * kv_heads], zero between launches"""
+    """int32 [units * kv_heads, 2], zero between launches"""
 
     @property
     def capacity(self) -> int:
@@ -203,7 +206,7 @@ def range_buffers(
         torch.zeros((capacity, stride), device=device),
         torch.zeros((capacity, stride), device=device),
         torch.zeros((capacity, stride, shape.heads.head_dim), device=device),
-        torch.zeros(units * shape.heads.kv_heads, dtype=torch.int32, device=device),
+        torch.zeros((units * shape.heads.kv_heads, 2), dtype=torch.int32, device=device),
     )
 
 
@@ -292,10 +295,11 @@ def range_source(
     constants = {
         "ROWS": launch.rows,
         "STRIDE": stride,
-        "PADDED": int(triton.next_power_of_2(stride)),
         "PINNED": pinned,
         "STAGES": launch.stages,
         "UNROLL": launch.unroll,
+        "POLLS": launch.polls,
+        "AHEAD": launch.ahead,
         **shape.constants(),
     }
     arguments = (act, act, act, act, *places, partial, partial, partial, narrow, "i32", "i32", "fp32")

@@ -41,7 +41,7 @@ from samebits.numerics.gpu.prover import Candidate, Case, Output, Proof, Tensors
 TILES = 0
 """The bucket of prefill."""
 TILE_ROWS = (16, 32, 64, 128)
-RANGE_OPTIONS = ((2, 3, 8), (2, 2, 8), (4, 5, 16))
+RANGE_OPTIONS = ((2, 3, 16), (2, 2, 16), (4, 5, 16))
 """(warps, stages, partials read at once) of shared ranges."""
 RANGES_A_PROCESSOR = (2, 4)
 UNIT_INPUTS = 6

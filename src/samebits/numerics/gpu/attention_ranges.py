@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from samebits.numerics.gpu.attention_core import (
+    HIDDEN,
     attend,
     empty_partial,
     empty_split,
@@ -24,12 +25,13 @@ from samebits.numerics.gpu.attention_core import (
     score,
     tile_rows,
 )
-from samebits.numerics.gpu.dependent import wait_ahead
+from samebits.numerics.gpu.dependent import allow_next, wait_only
 
 UNITS_AT_ONCE = tl.constexpr(256)
 PLAN_WORDS = tl.constexpr(16)
 """int32 of a program's plan: first place in the line, end, unit, place among the unit's heads and splits, whether
-pairs are cut; of the unit: splits, first row, rows, request, last position; the first page."""
+pairs are cut; of the unit: splits, first row, rows, request, last position; the first page; splits of all units."""
+WORD_HALF = tl.constexpr(1 << 16)
 
 
 @triton.jit
@@ -80,7 +82,7 @@ def plan_ranges(
 ):
     """Grid (programs,). Writes split_start int32 [units + 1], the splits before each unit, and this program's plan,
     int32 [programs, PLAN_WORDS]."""
-    wait_ahead(DEPENDENT)
+    wait_only(DEPENDENT)
     program, programs = tl.program_id(0), tl.num_programs(0)
     total = tl.zeros((), tl.int32)
     longest = tl.zeros((), tl.int32)
@@ -129,6 +131,7 @@ def plan_ranges(
         tl.store(plan + 2, found)
         tl.store(plan + 3, offset)
         tl.store(plan + 4, (~whole).to(tl.int32))
+        tl.store(plan + 11, total)
         tl.store(plan + 5, splits)
         tl.store(plan + 6, first)
         tl.store(plan + 7, count)
@@ -155,91 +158,110 @@ def store_partial(
 
 
 @triton.jit
-def load_partial(
-    tops, totals, accumulators, slot, exists, PADDED: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
-    STRIDE: tl.constexpr,
-):  # fmt: skip
-    """The partial of a slot, which another program may just have written: past the first cache."""
-    rows = tl.arange(0, PADDED)
-    columns = tl.arange(0, WIDTH)
-    known = (rows < STRIDE) & exists
-    place = slot.to(tl.int64) * STRIDE + rows
-    top = tl.load(tops + place, mask=known, other=0.0, cache_modifier=".cg")
-    total = tl.load(totals + place, mask=known, other=1.0, cache_modifier=".cg")
-    places = accumulators + (place * D)[:, None] + columns[None, :]
-    acc = tl.load(places, mask=known[:, None] & (columns < D)[None, :], other=0.0, cache_modifier=".cg")
-    return top, total, acc
+def program_of(place, programs, length):
+    """The program whose range holds a place of the line. int32."""
+    return (((place.to(tl.int64) + 1) * programs - 1) // length).to(tl.int32)
 
 
 @triton.jit
-def fold_existing(top, total, acc, split_top, split_total, split_acc, factor, exists):
-    """Fold a partial, if it exists."""
-    new_top, new_total, new_acc = fold(top, total, acc, split_top, split_total, split_acc, factor)
-    return tl.where(exists, new_top, top), tl.where(exists, new_total, total), tl.where(exists, new_acc, acc)
+def fold_slice(
+    output, tops, totals, accumulators, number, begin, partials, first, kv_head, length, programs, factor,
+    QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
+    STRIDE: tl.constexpr, PINNED: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Fold COLUMNS columns of one row of a cut pair, whose partials begin at the slot `begin`, and write them. A
+    group's partials, which other programs have just written, are all asked for before one is folded."""
+    row = number // PARTS
+    columns = number % PARTS * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < D
+    first_program = program_of(begin, programs, length)
+    top = tl.full((), HIDDEN, tl.float32)
+    total = tl.zeros((), tl.float32)
+    acc = tl.zeros((COLUMNS,), tl.float32)
+    for done in range(0, partials, UNROLL):
+        loaded = ()
+        for place in tl.static_range(UNROLL):
+            exists = done + place < partials
+            slot = (begin + done + place).to(tl.int64)
+            if not PINNED:
+                if length >= programs:
+                    slot = tl.maximum(begin, range_start(first_program + done + place, programs, length))
+            line = slot * STRIDE + row
+            one_top = tl.load(tops + line, mask=exists, other=0.0, cache_modifier=".cg")
+            one_total = tl.load(totals + line, mask=exists, other=1.0, cache_modifier=".cg")
+            places = accumulators + line * D + columns
+            one_acc = tl.load(places, mask=inside & exists, other=0.0, cache_modifier=".cg")
+            loaded = loaded + ((one_top, one_total, one_acc),)  # type: ignore[assignment]
+        for place in tl.static_range(UNROLL):
+            exists = done + place < partials
+            one_top, one_total, one_acc = loaded[place]  # type: ignore[misc,var-annotated]
+            new_top, new_total, new_acc = fold(top, total, acc, one_top, one_total, one_acc, factor)
+            top = tl.where(exists, new_top, top)
+            total = tl.where(exists, new_total, total)
+            acc = tl.where(exists, new_acc, acc)
+    place = ((first + row // GROUP).to(tl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
+    result = finish(total, acc).to(output.dtype.element_ty)
+    tl.store(output + place + columns, result, mask=inside)
 
 
 @triton.jit
-def fold_some(
-    tops, totals, accumulators, first, end, top, total, acc, factor, COUNT: tl.constexpr, D: tl.constexpr,
-    STRIDE: tl.constexpr,
+def share_fold(
+    output, tops, totals, accumulators, arrival, taken, polls, begin, splits, first, count, kv_head, length, programs,
+    factor, QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+    STRIDE: tl.constexpr, PINNED: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Fold the partials of COUNT slots from `first`, of those before `end`. All are asked for before one is folded."""
-    PADDED: tl.constexpr = acc.shape[0]
-    WIDTH: tl.constexpr = acc.shape[1]
-    loaded = ()
-    for place in tl.static_range(COUNT):
-        slot = first + place
-        one = load_partial(tops, totals, accumulators, slot, slot < end, PADDED, WIDTH, D, STRIDE)
-        loaded = loaded + (one,)  # type: ignore[assignment]
-    for place in tl.static_range(COUNT):
-        one_top, one_total, one_acc = loaded[place]  # type: ignore[misc,var-annotated]
-        top, total, acc = fold_existing(
-            top, total, acc, one_top, one_total, one_acc, factor, first + place < end
-        )
-    return top, total, acc
+    """Tell that `taken` splits of a cut pair are written, and help to fold it if all are, or become so within
+    `polls` looks. Who comes last finds all of them and folds what nobody has taken, so nobody has to be waited for.
 
-
-@triton.jit
-def fold_pair(
-    output, tops, totals, accumulators, begin, splits, first, count, kv_head, length, programs, factor,
-    QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr,
-    PADDED: tl.constexpr, PINNED: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
-    """Fold a cut pair, whose partials begin at the slot `begin`, and write its rows."""
-    top, total, acc = empty_partial(PADDED, WIDTH)
-    if PINNED:
-        for done in range(0, splits, UNROLL):
-            top, total, acc = fold_some(
-                tops,
-                totals,
-                accumulators,
-                begin + done,
-                begin + splits,
-                top,
-                total,
-                acc,
-                factor,
-                UNROLL,
-                D,
-                STRIDE,
-            )
+    Two words count: splits that have arrived; and slices taken (low half, one more for each program that found none
+    left) with programs that did not wait (high half). Who leaves last sets both to zero.
+    """
+    SLICE: tl.constexpr = WIDTH if WIDTH < 64 else 64
+    PARTS: tl.constexpr = WIDTH // SLICE
+    slices = count * GROUP * PARTS
+    arrived = tl.atomic_add(arrival, taken, sem="acq_rel", scope="gpu") + taken
+    while (arrived < splits) & (polls > 0):
+        arrived = tl.atomic_add(arrival, 0, sem="acquire", scope="gpu")
+        polls -= 1
+    helpers = program_of(begin + splits - 1, programs, length) - program_of(begin, programs, length) + 1
+    helpers = tl.minimum(helpers, splits)
+    if arrived == splits:
+        word = tl.atomic_add(arrival + 1, 1, sem="relaxed", scope="gpu")
+        while word % WORD_HALF < slices:
+            fold_slice(
+                output, tops, totals, accumulators, word % WORD_HALF, begin, splits if PINNED else helpers, first,
+                kv_head, length, programs, factor, QUERY_HEADS, GROUP, D, SLICE, PARTS, STRIDE, PINNED, UNROLL,
+            )  # fmt: skip
+            word = tl.atomic_add(arrival + 1, 1, sem="relaxed", scope="gpu")
     else:
-        program = ((begin.to(tl.int64) + 1) * programs - 1) // length
-        slot = begin
-        while slot < begin + splits:
-            top, total, acc = fold_some(
-                tops, totals, accumulators, slot, slot + 1, top, total, acc, factor, 1, D, STRIDE
-            )
-            while range_start(program, programs, length) <= slot:
-                program += 1
-            slot = range_start(program, programs, length).to(tl.int32)
-    rows = tl.arange(0, PADDED)
-    columns = tl.arange(0, WIDTH)
-    wanted = (rows < count * GROUP)[:, None] & (columns < D)[None, :]
-    places = row_places(
-        output, first + rows // GROUP, kv_head * GROUP + rows % GROUP, columns, QUERY_HEADS, D
+        word = tl.atomic_add(arrival + 1, WORD_HALF, sem="relaxed", scope="gpu")
+    if tl.maximum(word % WORD_HALF - slices, 0) + word // WORD_HALF + 1 == helpers:
+        tl.store(arrival, 0)
+        tl.store(arrival + 1, 0)
+
+
+@triton.jit
+def ask_ahead(
+    keys, values, pages, kv_head, key, stop, KV_HEADS: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr,
+    KEYS: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Have the key blocks from absolute key `key` on, of those before `stop`, brought into the second-level cache.
+    Nothing is read, so their keys and values may still be written. One thread asks for a block at a time."""
+    text: tl.constexpr = (
+        "{ .reg .pred asks; .reg .b32 thread; mov.u32 thread, %tid.x; setp.lt.u32 asks, thread, $3; "
+        "@asks cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }"
     )
-    tl.store(places, finish(total, acc).to(output.dtype.element_ty), mask=wanted)
+    size: tl.constexpr = KEYS * D * keys.dtype.element_ty.primitive_bitwidth // 8
+    for block in tl.static_range(BLOCKS):
+        wanted = key + block * KEYS
+        exists = wanted < stop
+        page = tl.load(pages + wanted // PAGE, mask=exists, other=0).to(tl.int64)
+        row = ((page * KV_HEADS + kv_head) * PAGE + wanted % PAGE) * D
+        for side in tl.static_range(2):
+            place = (keys if side == 0 else values) + row
+            tl.inline_asm_elementwise(
+                text, "=r,l,r,r", [place, size, exists.to(tl.int32)], tl.int32, is_pure=False, pack=1
+            )
 
 
 @triton.jit
@@ -271,24 +293,35 @@ def attention_ranges(
     SPLIT: tl.constexpr,
     ROWS: tl.constexpr,
     STRIDE: tl.constexpr,
-    PADDED: tl.constexpr,
     PINNED: tl.constexpr,
     STAGES: tl.constexpr,
     UNROLL: tl.constexpr,
+    POLLS: tl.constexpr,
+    AHEAD: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Grid (programs,). Partials lie in tops and totals float32 [capacity, STRIDE] and accumulators float32
-    [capacity, STRIDE, D]; `arrivals` int32 [units * KV_HEADS] counts the splits of cut pairs that have been written,
-    and is zero before and after. Without PINNED a range's splits make one partial, so that results follow the batch:
+    [capacity, STRIDE, D]; `arrivals` int32 [units * KV_HEADS, 2] is what `share_fold` counts in, and is zero before and
+    after. Without PINNED a range's splits make one partial, so that results follow the batch:
     for the profile that promises nothing."""
-    wait_ahead(DEPENDENT)
+    allow_next(DEPENDENT)
     group: tl.constexpr = QUERY_HEADS // KV_HEADS
     programs = tl.num_programs(0)
+    # What `plan_ranges` wrote, and found, may be read before the wait.
     plan = plans + tl.program_id(0) * PLAN_WORDS
     place, end = tl.load(plan), tl.load(plan + 1)
     unit, offset, may_cut = tl.load(plan + 2), tl.load(plan + 3), tl.load(plan + 4)
     splits, first, count = tl.load(plan + 5), tl.load(plan + 6), tl.load(plan + 7)
     request, last, page = tl.load(plan + 8), tl.load(plan + 9), tl.load(plan + 10)
+    length = tl.load(plan + 11).to(tl.int64) * KV_HEADS
+    if DEPENDENT and AHEAD > 0:
+        if place < end:
+            ask_ahead(
+                keys, values, page_table + request.to(tl.int64) * table_width, offset // splits,
+                offset % splits * SPLIT, tl.minimum((offset % splits + end - place) * SPLIT, last + 1),
+                KV_HEADS, D, PAGE, KEYS, AHEAD,
+            )  # fmt: skip
+    wait_only(DEPENDENT)
     columns = tl.arange(0, WIDTH)
     while place < end:
         kv_head, begin = offset // splits, offset % splits
@@ -330,14 +363,13 @@ def attention_ranges(
             if not PINNED:
                 store_partial(tops, totals, accumulators, place, top, total, acc, exists, D, STRIDE)
             tl.debug_barrier()
-            arrival = arrivals + unit * KV_HEADS + kv_head
-            if tl.atomic_add(arrival, taken, sem="acq_rel", scope="gpu") + taken == splits:
-                tl.store(arrival, 0)
-                length = tl.load(split_start + units).to(tl.int64) * KV_HEADS
-                fold_pair(
-                    output, tops, totals, accumulators, place - begin, splits, first, count, kv_head, length,
-                    programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PADDED, PINNED, UNROLL,
-                )  # fmt: skip
+            arrival = arrivals + (unit * KV_HEADS + kv_head) * 2
+            # Who has more to do does not wait.
+            polls = tl.where(place + taken == end, POLLS, 0)
+            share_fold(
+                output, tops, totals, accumulators, arrival, taken, polls, place - begin, splits, first, count,
+                kv_head, length, programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PINNED, UNROLL,
+            )  # fmt: skip
         place += taken
         offset += taken
         if (offset == splits * KV_HEADS) & (place < end):
