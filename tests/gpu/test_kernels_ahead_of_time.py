@@ -112,6 +112,10 @@ def launch_sampling() -> None:
     sampling.sample(logits, replace(batch, allowed=words))
 
 
+WORDS_OF_A_PLAN = 12
+"""of a program of the shared ranges"""
+
+
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     made = Recorder()
@@ -198,11 +202,16 @@ def test_dependent_kernels_touch_nothing_before_they_wait(
     for source in dependent:
         ptx = source.compile(TARGETS["sm_90"]).asm["ptx"]
         ahead, behind = ptx.split("griddepcontrol.wait")
-        assert "griddepcontrol.launch_dependents" in ahead, source.name
-        # A norm's weights, which never change, are on their way before the wait; twice as many values come behind.
-        weights = ahead.count("ld.global") if source.name == "rms_norm_rows" else 0
-        assert ahead.count("ld.global") == weights, source.name
-        assert not weights or behind.count("ld.global") in (weights, 2 * weights)
-        for access in ("st.global", "cp.async", "atom."):
+        # What the plan of a step finds and writes, kernels may read ahead of their waits: it lets none start early.
+        assert ("griddepcontrol.launch_dependents" in ahead) != (source.name == "plan_ranges"), source.name
+        early = 0
+        if source.name == "rms_norm_rows":
+            # Its weights, which never change; twice as many values come behind.
+            early = ahead.count("ld.global")
+            assert not early or behind.count("ld.global") in (early, 2 * early)
+        if source.name == "attention_ranges":
+            early = WORDS_OF_A_PLAN + RangeLaunch(8).ahead
+        assert ahead.count("ld.global") == early, source.name
+        for access in ("st.global", "cp.async.cg", "cp.async.bulk.tensor", "atom."):
             assert access not in ahead, (source.name, access)
         assert "ld.global" in behind, source.name
