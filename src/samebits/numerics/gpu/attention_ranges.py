@@ -175,22 +175,30 @@ def fold_slice(
     columns = number % PARTS * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < D
     first_program = program_of(begin, programs, length)
+    line = begin.to(tl.int64) * STRIDE + row
+    tops += line
+    totals += line
+    places = accumulators + line * D + columns
     top = tl.full((), HIDDEN, tl.float32)
     total = tl.zeros((), tl.float32)
     acc = tl.zeros((COLUMNS,), tl.float32)
     for done in range(0, partials, UNROLL):
         loaded = ()
         for place in tl.static_range(UNROLL):
-            exists = done + place < partials
-            slot = (begin + done + place).to(tl.int64)
+            # The last one again where there are no more: a load that may be left out would be waited for.
+            wanted = tl.minimum(done + place, partials - 1)
             if not PINNED:
                 if length >= programs:
-                    slot = tl.maximum(begin, range_start(first_program + done + place, programs, length))
-            line = slot * STRIDE + row
-            one_top = tl.load(tops + line, mask=exists, other=0.0, cache_modifier=".cg")
-            one_total = tl.load(totals + line, mask=exists, other=1.0, cache_modifier=".cg")
-            places = accumulators + line * D + columns
-            one_acc = tl.load(places, mask=inside & exists, other=0.0, cache_modifier=".cg")
+                    slot = range_start(first_program + wanted, programs, length).to(tl.int32)
+                    wanted = tl.maximum(slot - begin, 0)
+            one_top = tl.load(tops + wanted * STRIDE, cache_modifier=".cg")
+            one_total = tl.load(totals + wanted * STRIDE, cache_modifier=".cg")
+            if D % COLUMNS == 0:
+                one_acc = tl.load(places + wanted * (STRIDE * D), cache_modifier=".cg")
+            else:
+                one_acc = tl.load(
+                    places + wanted * (STRIDE * D), mask=inside, other=0.0, cache_modifier=".cg"
+                )
             loaded = loaded + ((one_top, one_total, one_acc),)  # type: ignore[assignment]
         for place in tl.static_range(UNROLL):
             exists = done + place < partials
