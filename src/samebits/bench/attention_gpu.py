@@ -113,12 +113,12 @@ def measure_decode(setting: Setting, bytes_per_second: float, device: torch.devi
     )
     output = torch.empty_like(queries)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    launch = attention.default_ranges(shape, torch.bfloat16, 1, setting.batch, processors)
-    buffers = attention.range_buffers(shape, setting.batch, 1, launch.programs, CAPACITY, device)
-    attention.plan_ranges(shape, positions, table, units, buffers, launch)
     scale = HEADS.head_dim**-0.5
 
     def ours(pinned: bool) -> Work:
+        launch = attention.default_ranges(shape, torch.bfloat16, 1, setting.batch, processors, pinned)
+        buffers = attention.range_buffers(shape, setting.batch, 1, launch.programs, CAPACITY, device)
+        attention.plan_ranges(shape, positions, table, units, buffers, launch)
         return lambda: attention.shared(
             shape, queries, context, units, scale, output, buffers, launch, pinned
         )

@@ -13,10 +13,11 @@ from torch import Tensor
 from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu import attention_ranges as ranges
+from samebits.numerics.gpu import configuration
 from samebits.numerics.gpu.attention_plan import Units
 from samebits.numerics.gpu.attention_reference import attention_reference
 from samebits.numerics.gpu.configuration import Launch, named_source, start
-from samebits.numerics.gpu.launch import KernelSource, load, pointer
+from samebits.numerics.gpu.launch import KernelSource, load, pointer, swizzled_descriptor, target_name
 from samebits.numerics.operators import HeadLayout
 
 LOG2_E = 1.4426950408889634
@@ -145,7 +146,9 @@ class RangeLaunch:
     stages: int = 3
     unroll: int = 16
     polls: int = 32
-    ahead: int = 4
+    ahead: int = 2
+    specialised: bool = False
+    """the kernel for Hopper, one program a multiprocessor"""
 
 
 FEW_UNITS = 96
@@ -153,11 +156,29 @@ FEW_UNITS = 96
 four with one block each."""
 
 
+SPECIALISED_ROWS = 8
+"""Query rows of a tile of the kernel for Hopper."""
+
+
+def specialised_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int) -> bool:
+    """Whether this process's GPU has the kernel for Hopper, for units of at most `tokens` rows."""
+    return (
+        dtype != torch.float32
+        and shape.heads.head_dim in (64, 128)
+        and (shape.key_block_tokens, shape.split_tokens) == (64, 256)
+        and tokens * shape.group <= SPECIALISED_ROWS
+        and configuration.dependent_launches()
+        and target_name() == "sm_90"
+    )
+
+
 def default_ranges(
-    shape: AttentionShape, dtype: torch.dtype, tokens: int, units: int, processors: int
+    shape: AttentionShape, dtype: torch.dtype, tokens: int, units: int, processors: int, pinned: bool = True
 ) -> RangeLaunch:
     """A launch that suits a model's heads, for `units` units of at most `tokens` rows on a GPU of so many
-    multiprocessors."""
+    multiprocessors. Where splits are not `pinned`, a portable one."""
+    if pinned and specialised_ranges(shape, dtype, tokens):
+        return RangeLaunch(processors, SPECIALISED_ROWS, 4, 3, 32, specialised=True)
     rows = shape.rows_for(tokens)
     kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
     if kibibytes > 16:
@@ -258,11 +279,17 @@ def shared(
     """
     if units.units == 0:
         return output
+    keys: Any = context.keys
+    values: Any = context.values
+    if launch.specialised:
+        from samebits.numerics.gpu.attention_prefill import describe
+
+        keys, values = describe(shape, keys), describe(shape, values)
     load(range_source(shape, queries.dtype, buffers.stride, launch, pinned)).launch(
         (launch.programs, 1, 1),
         queries,
-        context.keys,
-        context.values,
+        keys,
+        values,
         output,
         context.positions,
         units.first,
@@ -291,6 +318,9 @@ def range_source(
 ) -> KernelSource:
     """The binary that `shared` launches for units of at most `stride` rows (tokens times group)."""
     act, wide, narrow, partial = (pointer(kind) for kind in (dtype, torch.int64, torch.int32, torch.float32))
+    storage = act
+    if launch.specialised:
+        storage = swizzled_descriptor(dtype, (shape.key_block_tokens, shape.width))
     places = (wide, narrow, narrow, narrow, narrow, narrow, narrow)
     constants = {
         "ROWS": launch.rows,
@@ -302,5 +332,9 @@ def range_source(
         "AHEAD": launch.ahead,
         **shape.constants(),
     }
-    arguments = (act, act, act, act, *places, partial, partial, partial, narrow, "i32", "i32", "fp32")
+    arguments = (act, storage, storage, act, *places, partial, partial, partial, narrow, "i32", "i32", "fp32")
+    if launch.specialised:
+        from samebits.numerics.gpu.attention_ranges_hopper import attention_ranges_hopper
+
+        return named_source(attention_ranges_hopper, arguments, constants, Launch(4, 1))
     return named_source(ranges.attention_ranges, arguments, constants, Launch(launch.warps, launch.stages))
