@@ -5,6 +5,7 @@ The launches are made for real, on CPU tensors; instead of running, each says wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -29,7 +30,13 @@ from samebits.numerics.gpu import (
     sampling,
     top,
 )
-from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch
+from samebits.numerics.gpu.attention import (
+    SPECIALISED_ROWS,
+    AttentionShape,
+    Context,
+    RangeLaunch,
+    default_ranges,
+)
 from samebits.numerics.gpu.attention_plan import decode_units, plan_attention
 from samebits.numerics.gpu.attention_prefill import HopperLaunch, TileLaunch
 from samebits.numerics.gpu.launch import PORTABLE, TARGETS, KernelSource
@@ -174,6 +181,52 @@ def test_attention_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> 
     # The assembler makes products wait for each other, one by one, where it cannot follow who holds an accumulator.
     machine_code = compiled.asm["sass"]
     assert machine_code.count("WARPGROUP.DEPBAR") < machine_code.count("HGMMA") / 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "group", "head_dim"),
+    [(torch.bfloat16, 4, 128), (torch.float16, 8, 128), (torch.bfloat16, 5, 64), (torch.float16, 1, 64)],
+)
+def test_ranges_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> None:
+    shape = AttentionShape(HeadLayout(2 * group, 2, head_dim), 64)
+    launch = RangeLaunch(132, SPECIALISED_ROWS, 4, 3, specialised=True)
+    compiled = attention.range_source(shape, dtype, group, launch).compile(TARGETS["sm_90"])
+    ptx = compiled.asm["ptx"]
+    assert not fusable_operations(ptx)
+    assert set(estimates(ptx)) <= RECIPROCAL
+    # Eight query rows are the narrow side of every product, and products of a split's key blocks run side by side.
+    assert set(re.findall(r"wgmma.mma_async.sync.aligned.m64n(\d+)", ptx)) == {"8"}
+    machine_code = compiled.asm["sass"]
+    assert machine_code.count("WARPGROUP.DEPBAR") == 1 + shape.split_tokens // shape.key_block_tokens
+
+
+@pytest.mark.parametrize(
+    ("dtype", "heads", "split", "tokens", "served"),
+    [
+        (torch.bfloat16, HeadLayout(32, 8, 128), 256, 1, True),
+        (torch.float16, HeadLayout(32, 8, 64), 256, 2, True),
+        (torch.float32, HeadLayout(32, 8, 128), 256, 1, False),
+        (torch.bfloat16, HeadLayout(32, 8, 128), 256, 3, False),
+        (torch.bfloat16, HeadLayout(32, 8, 96), 256, 1, False),
+        (torch.bfloat16, HeadLayout(32, 8, 128), 512, 1, False),
+    ],
+)
+def test_what_the_ranges_for_hopper_serve(
+    dtype: torch.dtype,
+    heads: HeadLayout,
+    split: int,
+    tokens: int,
+    served: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape = AttentionShape(heads, 64, split)
+    assert not default_ranges(shape, dtype, tokens, 1, 132).specialised
+    monkeypatch.setattr(configuration, "dependent_launches", lambda: True)
+    monkeypatch.setattr(attention, "target_name", lambda: "sm_90")
+    assert default_ranges(shape, dtype, tokens, 1, 132).specialised == served
+    assert not default_ranges(shape, dtype, tokens, 1, 132, pinned=False).specialised
+    monkeypatch.setattr(attention, "target_name", lambda: "sm_100")
+    assert not default_ranges(shape, dtype, tokens, 1, 132).specialised
 
 
 def test_only_hopper_is_offered_its_kernel() -> None:
