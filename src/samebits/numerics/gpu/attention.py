@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -158,6 +158,8 @@ four with one block each."""
 
 SPECIALISED_ROWS = 8
 """Query rows of a tile of the kernel for Hopper."""
+SPECIALISED_REGISTERS = 128
+"""of a thread of it at the start: half of a multiprocessor's, so that it can be set up beside the kernel ahead"""
 
 
 def specialised_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int) -> bool:
@@ -336,5 +338,6 @@ def range_source(
     if launch.specialised:
         from samebits.numerics.gpu.attention_ranges_hopper import attention_ranges_hopper
 
-        return named_source(attention_ranges_hopper, arguments, constants, Launch(4, 1))
+        source = named_source(attention_ranges_hopper, arguments, constants, Launch(4, 1))
+        return replace(source, registers=SPECIALISED_REGISTERS)
     return named_source(ranges.attention_ranges, arguments, constants, Launch(launch.warps, launch.stages))

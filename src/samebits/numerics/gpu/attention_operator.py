@@ -230,7 +230,7 @@ def range_candidate(
 
 def range_name(launch: RangeLaunch) -> str:
     if launch.specialised:
-        return f"{launch.programs} ranges, a split at a time"
+        return f"{launch.programs} ranges, a split at a time, {launch.stages} stages"
     return (
         f"{launch.programs} ranges of {launch.rows} rows, {launch.warps} warps, {launch.stages} stages, "
         f"{launch.unroll} at once"

@@ -26,8 +26,6 @@ ROWS = gl.constexpr(8)
 """Query rows of a tile: the narrowest that tensor cores multiply."""
 BLOCKS = gl.constexpr(4)
 """Key blocks of a split."""
-GROUPS = gl.constexpr(3)
-"""Keys or values of a split that the ring holds."""
 PLAN_WORDS = gl.constexpr(16)
 WORD_HALF = gl.constexpr(1 << 16)
 
@@ -71,6 +69,7 @@ def produce(
     place, end, unit, offset, may_cut, splits, first, count, request, last,
     keys, values, positions, unit_first, unit_count, unit_request, split_start, page_table, table_width,
     ring, ready, free, KV_HEADS: gl.constexpr, PAGE: gl.constexpr, KEYS: gl.constexpr, SPLIT: gl.constexpr,
+    STAGES: gl.constexpr,
 ):  # fmt: skip
     """Copy the keys and values of every split of this program's range into the ring."""
     group = 0
@@ -100,7 +99,7 @@ def produce(
                         )
                     else:
                         mbarrier.arrive(ready.index(group), count=1)
-                group, phase = following(group, phase, GROUPS)
+                group, phase = following(group, phase, STAGES)
         place, unit, offset, splits, first, count, request, last = following_pair(
             taken, place, end, unit, offset, splits, first, count, request, last, positions, unit_first, unit_count,
             unit_request, split_start, KV_HEADS,
@@ -142,6 +141,7 @@ def hide(score, position, key, KEYS: gl.constexpr):
 @gluon.jit
 def attend_split(
     q, p, ring, ready, free, group, phase, key, last, position, factor, D: gl.constexpr, KEYS: gl.constexpr,
+    STAGES: gl.constexpr,
 ):  # fmt: skip
     """One split that begins at the absolute key `key`: (top [ROWS], lanes [ROWS, SUM_LANES], accumulator [ROWS, D], the
     ring's next place). A split of which some blocks do not exist has weights of zero there."""
@@ -166,7 +166,7 @@ def attend_split(
     s_3 = hide(s_3, position, key + 3 * KEYS, KEYS)
     m_0, m_1, m_2, m_3 = four(gl.max(joined(s_0, s_1, s_2, s_3), axis=0))
     mbarrier.arrive(free.index(group), count=1)
-    group, phase = following(group, phase, GROUPS)
+    group, phase = following(group, phase, STAGES)
     top_0 = gl.maximum(gl.full([ROWS], HIDDEN, gl.float32, rows), gl.convert_layout(m_0, rows))
     top_1 = gl.maximum(top_0, gl.convert_layout(m_1, rows))
     top_2 = gl.maximum(top_1, gl.convert_layout(m_2, rows))
@@ -227,7 +227,7 @@ def attend_split(
         acc = warpgroup_mma_wait(0, deps=[product])
     gl.thread_barrier()
     mbarrier.arrive(free.index(group), count=1)
-    group, phase = following(group, phase, GROUPS)
+    group, phase = following(group, phase, STAGES)
     return top_3, lanes, gl.permute(acc, (1, 0)), group, phase
 
 
@@ -308,7 +308,8 @@ def consume(
     place, end, unit, offset, may_cut, splits, first, count, request, last, length,
     queries, output, positions, unit_first, unit_count, unit_request, split_start, tops, totals, accumulators,
     arrivals, factor, q, p, ring, ready, free, QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr,
-    KEYS: gl.constexpr, SPLIT: gl.constexpr, STRIDE: gl.constexpr, UNROLL: gl.constexpr, POLLS: gl.constexpr,
+    KEYS: gl.constexpr, SPLIT: gl.constexpr, STRIDE: gl.constexpr, STAGES: gl.constexpr, UNROLL: gl.constexpr,
+    POLLS: gl.constexpr,
 ):  # fmt: skip
     """Walk this program's range."""
     GROUP: gl.constexpr = QUERY_HEADS // KV_HEADS
@@ -345,7 +346,20 @@ def consume(
         s_row = gl.arange(0, ROWS, s_rows)
         for done in range(0, taken):
             one_top, one_lanes, one_acc, group, phase = attend_split(
-                q, p, ring, ready, free, group, phase, (begin + done) * SPLIT, last, position, factor, D, KEYS
+                q,
+                p,
+                ring,
+                ready,
+                free,
+                group,
+                phase,
+                (begin + done) * SPLIT,
+                last,
+                position,
+                factor,
+                D,
+                KEYS,
+                STAGES,
             )
             if is_whole:
                 top, total, acc = fold(top, total, acc, one_top, one_lanes, one_acc, factor)
@@ -377,9 +391,10 @@ def attention_ranges_hopper(
     queries, keys, values, output, positions, unit_first, unit_count, unit_request, split_start, plans, page_table,
     tops, totals, accumulators, arrivals, units, table_width, factor, QUERY_HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr, D: gl.constexpr, PAGE: gl.constexpr, KEYS: gl.constexpr, SPLIT: gl.constexpr,
-    STRIDE: gl.constexpr, UNROLL: gl.constexpr, POLLS: gl.constexpr, DEPENDENT: gl.constexpr,
+    STRIDE: gl.constexpr, STAGES: gl.constexpr, UNROLL: gl.constexpr, POLLS: gl.constexpr, DEPENDENT: gl.constexpr,
 ):  # fmt: skip
-    """Grid (programs,). As `attention_ranges`, pinned; `keys` and `values` are descriptors of [rows, D]."""
+    """Grid (programs,). As `attention_ranges`, pinned; `keys` and `values` are descriptors of [rows, D]. The ring holds
+    STAGES times the keys or the values of a split."""
     if DEPENDENT:
         gl.inline_asm_elementwise(
             "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
@@ -397,14 +412,14 @@ def attention_ranges_hopper(
     last = gl.load(plan + 9)
     length = gl.load(plan + 11).to(gl.int64) * KV_HEADS
     act: gl.constexpr = keys.dtype
-    ring = gl.allocate_shared_memory(act, [GROUPS * BLOCKS, KEYS, D], keys.layout)
+    ring = gl.allocate_shared_memory(act, [STAGES * BLOCKS, KEYS, D], keys.layout)
     q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], act)
     p_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, KEYS], act)
     q = gl.allocate_shared_memory(act, [ROWS, D], q_layout)
     p = gl.allocate_shared_memory(act, [BLOCKS, ROWS, KEYS], p_layout)
-    ready = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
-    for group in gl.static_range(GROUPS):
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for group in gl.static_range(STAGES):
         mbarrier.init(ready.index(group), count=BLOCKS)
         mbarrier.init(free.index(group), count=1)
     fence_async_shared()
@@ -418,12 +433,12 @@ def attention_ranges_hopper(
                 place, end, unit, offset, may_cut, splits, first, count, request, last, length,
                 queries, output, positions, unit_first, unit_count, unit_request, split_start, tops, totals,
                 accumulators, arrivals, factor, q, p, ring, ready, free, QUERY_HEADS, KV_HEADS, D, KEYS, SPLIT,
-                STRIDE, UNROLL, POLLS,
+                STRIDE, STAGES, UNROLL, POLLS,
             )),
             (produce, (
                 place, end, unit, offset, may_cut, splits, first, count, request, last,
                 keys, values, positions, unit_first, unit_count, unit_request, split_start, page_table, table_width,
-                ring, ready, free, KV_HEADS, PAGE, KEYS, SPLIT,
+                ring, ready, free, KV_HEADS, PAGE, KEYS, SPLIT, STAGES,
             )),
         ],
         [1],
