@@ -65,13 +65,36 @@ def following_pair(
 
 
 @gluon.jit
+def pages_of(page_table, table_width, request, key, last, exists, KEYS: gl.constexpr, PAGE: gl.constexpr):
+    """The pages of the key blocks of the split that begins at the absolute key `key`."""
+    pages = page_table + request.to(gl.int64) * table_width
+    page_0 = gl.load(pages + key // PAGE, mask=exists, other=0)
+    page_1 = gl.load(pages + gl.minimum(key + KEYS, last) // PAGE, mask=exists, other=0)
+    page_2 = gl.load(pages + gl.minimum(key + 2 * KEYS, last) // PAGE, mask=exists, other=0)
+    page_3 = gl.load(pages + gl.minimum(key + 3 * KEYS, last) // PAGE, mask=exists, other=0)
+    return page_0, page_1, page_2, page_3
+
+
+@gluon.jit
+def copy_block(storage, page, kv_head, key, last, ready, place, KV_HEADS: gl.constexpr, PAGE: gl.constexpr):
+    """Copy a key block to `place`, or only arrive where there is none."""
+    if key <= last:
+        row = (page * KV_HEADS + kv_head) * PAGE + key % PAGE
+        mbarrier.expect(ready, storage.block_type.nbytes)
+        tma.async_copy_global_to_shared(storage, [row, 0], ready, place)
+    else:
+        mbarrier.arrive(ready, count=1)
+
+
+@gluon.jit
 def produce(
-    place, end, unit, offset, may_cut, splits, first, count, request, last,
+    place, end, unit, offset, may_cut, splits, first, count, request, last, page_0, page_1, page_2, page_3,
     keys, values, positions, unit_first, unit_count, unit_request, split_start, page_table, table_width,
     ring, ready, free, KV_HEADS: gl.constexpr, PAGE: gl.constexpr, KEYS: gl.constexpr, SPLIT: gl.constexpr,
     STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Copy the keys and values of every split of this program's range into the ring."""
+    """Copy the keys and values of every split of this program's range into the ring. Pages are looked up a split
+    ahead."""
     group = 0
     phase = 1
     while place < end:
@@ -80,30 +103,35 @@ def produce(
         taken = splits - begin
         if may_cut != 0:
             taken = gl.minimum(taken, end - place)
-        pages = page_table + request.to(gl.int64) * table_width
         for split in range(begin, begin + taken):
             key = split * SPLIT
-            rows = ()
-            for block in gl.static_range(BLOCKS):
-                page = gl.load(pages + gl.minimum(key + block * KEYS, last) // PAGE)
-                row = (page * KV_HEADS + kv_head) * PAGE + (key + block * KEYS) % PAGE
-                rows = rows + (row,)  # type: ignore[assignment]
             for side in gl.static_range(2):
                 storage = keys if side == 0 else values
                 mbarrier.wait(free.index(group), phase)
-                for block in gl.static_range(BLOCKS):
-                    if key + block * KEYS <= last:
-                        mbarrier.expect(ready.index(group), keys.block_type.nbytes)
-                        tma.async_copy_global_to_shared(
-                            storage, [rows[block], 0], ready.index(group), ring.index(group * BLOCKS + block)
-                        )
-                    else:
-                        mbarrier.arrive(ready.index(group), count=1)
+                at = ready.index(group)
+                slot = group * BLOCKS
+                copy_block(storage, page_0, kv_head, key, last, at, ring.index(slot), KV_HEADS, PAGE)
+                copy_block(
+                    storage, page_1, kv_head, key + KEYS, last, at, ring.index(slot + 1), KV_HEADS, PAGE
+                )
+                copy_block(
+                    storage, page_2, kv_head, key + 2 * KEYS, last, at, ring.index(slot + 2), KV_HEADS, PAGE
+                )
+                copy_block(
+                    storage, page_3, kv_head, key + 3 * KEYS, last, at, ring.index(slot + 3), KV_HEADS, PAGE
+                )
                 group, phase = following(group, phase, STAGES)
+            more = key + SPLIT <= last
+            page_0, page_1, page_2, page_3 = pages_of(
+                page_table, table_width, request, key + SPLIT, last, more, KEYS, PAGE
+            )
         place, unit, offset, splits, first, count, request, last = following_pair(
             taken, place, end, unit, offset, splits, first, count, request, last, positions, unit_first, unit_count,
             unit_request, split_start, KV_HEADS,
         )  # fmt: skip
+        page_0, page_1, page_2, page_3 = pages_of(
+            page_table, table_width, request, offset % splits * SPLIT, last, place < end, KEYS, PAGE
+        )
 
 
 @gluon.jit
@@ -411,6 +439,9 @@ def attention_ranges_hopper(
     request = gl.load(plan + 8)
     last = gl.load(plan + 9)
     length = gl.load(plan + 11).to(gl.int64) * KV_HEADS
+    page_0, page_1, page_2, page_3 = pages_of(
+        page_table, table_width, request, offset % splits * SPLIT, last, place < end, KEYS, PAGE
+    )
     act: gl.constexpr = keys.dtype
     ring = gl.allocate_shared_memory(act, [STAGES * BLOCKS, KEYS, D], keys.layout)
     q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], act)
@@ -436,7 +467,7 @@ def attention_ranges_hopper(
                 STRIDE, STAGES, UNROLL, POLLS,
             )),
             (produce, (
-                place, end, unit, offset, may_cut, splits, first, count, request, last,
+                place, end, unit, offset, may_cut, splits, first, count, request, last, page_0, page_1, page_2, page_3,
                 keys, values, positions, unit_first, unit_count, unit_request, split_start, page_table, table_width,
                 ring, ready, free, KV_HEADS, PAGE, KEYS, SPLIT, STAGES,
             )),
