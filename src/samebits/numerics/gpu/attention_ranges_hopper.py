@@ -20,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from samebits.numerics.gpu.attention_gluon import HIDDEN, SUM_LANES, block_sums, finish, fold, fold_lanes
+from samebits.numerics.gpu.attention_gluon_fold import share_fold
 from samebits.numerics.gpu.attention_hopper import following
 
 ROWS = gl.constexpr(8)
@@ -27,19 +28,6 @@ ROWS = gl.constexpr(8)
 BLOCKS = gl.constexpr(4)
 """Key blocks of a split."""
 PLAN_WORDS = gl.constexpr(16)
-WORD_HALF = gl.constexpr(1 << 16)
-
-
-@gluon.jit
-def range_start(program, programs, length):
-    """See `attention_ranges.range_start`."""
-    return program.to(gl.int64) * length // programs
-
-
-@gluon.jit
-def program_of(place, programs, length):
-    """See `attention_ranges.program_of`."""
-    return (((place.to(gl.int64) + 1) * programs - 1) // length).to(gl.int32)
 
 
 @gluon.jit
@@ -257,78 +245,6 @@ def attend_split(
     mbarrier.arrive(free.index(group), count=1)
     group, phase = following(group, phase, STAGES)
     return top_3, lanes, gl.permute(acc, (1, 0)), group, phase
-
-
-@gluon.jit
-def fold_slice(
-    output, tops, totals, accumulators, number, begin, partials, first, kv_head, factor, QUERY_HEADS: gl.constexpr,
-    GROUP: gl.constexpr, D: gl.constexpr, COLUMNS: gl.constexpr, STRIDE: gl.constexpr, UNROLL: gl.constexpr,
-):  # fmt: skip
-    """See `attention_ranges.fold_slice`."""
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    parts: gl.constexpr = D // COLUMNS
-    row = number // parts
-    columns = number % parts * COLUMNS + gl.arange(0, COLUMNS, layout)
-    line = begin.to(gl.int64) * STRIDE + row
-    tops += line
-    totals += line
-    places = accumulators + line * D + columns
-    acc = gl.zeros([COLUMNS], gl.float32, layout)
-    top = acc + HIDDEN
-    total = acc
-    for done in range(0, partials, UNROLL):
-        loaded = ()
-        for place in gl.static_range(UNROLL):
-            wanted = gl.minimum(done + place, partials - 1)
-            one_top = gl.load(tops + wanted * STRIDE, cache_modifier=".cg")
-            one_total = gl.load(totals + wanted * STRIDE, cache_modifier=".cg")
-            one_acc = gl.load(places + wanted * (STRIDE * D), cache_modifier=".cg")
-            loaded = loaded + ((one_top, one_total, one_acc),)  # type: ignore[assignment]
-        for place in gl.static_range(UNROLL):
-            exists = done + place < partials
-            new_top = gl.maximum(top, loaded[place][0])
-            keep = gl.exp2((top - new_top) * factor)
-            take = gl.exp2((loaded[place][0] - new_top) * factor)
-            total = gl.where(exists, gl.fma(total, keep, loaded[place][1] * take), total)
-            acc = gl.where(exists, gl.fma(acc, keep, loaded[place][2] * take), acc)
-            top = gl.where(exists, new_top, top)
-    estimate = gl.fdiv(gl.full_like(total, 1.0), total)
-    inverse = gl.fma(estimate, gl.fma(-total, estimate, 1.0), estimate)
-    quotient = acc * inverse
-    result = gl.fma(gl.fma(-total, quotient, acc), inverse, quotient) + 0.0
-    place = ((first + row // GROUP).to(gl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
-    gl.store(output + place + columns, result.to(output.dtype.element_ty))
-
-
-@gluon.jit
-def share_fold(
-    output, tops, totals, accumulators, arrival, taken, polls, begin, splits, first, count, kv_head, length, programs,
-    factor, QUERY_HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr,
-    UNROLL: gl.constexpr,
-):  # fmt: skip
-    """See `attention_ranges.share_fold`."""
-    COLUMNS: gl.constexpr = 64
-    slices = count * GROUP * (D // COLUMNS)
-    arrived = gl.atomic_add(arrival, taken, sem="acq_rel", scope="gpu") + taken
-    while (arrived < splits) & (polls > 0):
-        arrived = gl.atomic_add(arrival, 0, sem="acquire", scope="gpu")
-        polls -= 1
-    helpers = program_of(begin + splits - 1, programs, length) - program_of(begin, programs, length) + 1
-    helpers = gl.minimum(helpers, splits)
-    word = arrived
-    if arrived == splits:
-        word = gl.atomic_add(arrival + 1, 1, sem="relaxed", scope="gpu")
-        while word % WORD_HALF < slices:
-            fold_slice(
-                output, tops, totals, accumulators, word % WORD_HALF, begin, splits, first, kv_head, factor,
-                QUERY_HEADS, GROUP, D, COLUMNS, STRIDE, UNROLL,
-            )  # fmt: skip
-            word = gl.atomic_add(arrival + 1, 1, sem="relaxed", scope="gpu")
-    else:
-        word = gl.atomic_add(arrival + 1, WORD_HALF, sem="relaxed", scope="gpu")
-    if gl.maximum(word % WORD_HALF - slices, 0) + word // WORD_HALF + 1 == helpers:
-        gl.store(arrival, 0)
-        gl.store(arrival + 1, 0)
 
 
 @gluon.jit
