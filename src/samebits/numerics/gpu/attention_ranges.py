@@ -25,7 +25,7 @@ from samebits.numerics.gpu.attention_core import (
     score,
     tile_rows,
 )
-from samebits.numerics.gpu.dependent import allow_next, wait_only
+from samebits.numerics.gpu.dependent import allow_next, publish, wait_only
 
 UNITS_AT_ONCE = tl.constexpr(256)
 PLAN_WORDS = tl.constexpr(16)
@@ -141,6 +141,7 @@ def plan_ranges(
         tl.store(plan + 10, page_of(page_table, request, table_width, offset % splits * SPLIT, PAGE))
     tl.store(plan, start.to(tl.int32))
     tl.store(plan + 1, end.to(tl.int32))
+    publish(DEPENDENT)
 
 
 @triton.jit

@@ -20,10 +20,17 @@ def allow_next(DEPENDENT: tl.constexpr):
 
 @triton.jit
 def wait_only(DEPENDENT: tl.constexpr):
-    """Wait for the kernel ahead, and let the next one be set up only when this one has ended: kernels behind may
-    then read what this one writes, and what stood before it, ahead of their own waits."""
+    """Wait for the kernel ahead, and let the next one be set up only when this one has ended: with `publish` at its
+    end, kernels behind may read what this one wrote or found ahead of their own waits."""
     if DEPENDENT:
         tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def publish(DEPENDENT: tl.constexpr):
+    """End of a kernel of `wait_only`: what it wrote is in place before any kernel behind can start."""
+    if DEPENDENT:
+        tl.inline_asm_elementwise("fence.acq_rel.gpu; // $0", "=r", [], tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
