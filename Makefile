@@ -63,6 +63,7 @@ gpu-results: $(DEVELOPMENT)
 	-$(SAMEBITS) bench prefill --output results/prefill-$(CARD).json
 	-$(SAMEBITS) bench prefill --numerics tp-invariant --output results/prefill-tp-invariant-$(CARD).json
 	-$(SAMEBITS) bench serving --output results/serving-$(CARD).json --plot results/serving-$(CARD).png
+	-$(SAMEBITS) bench start --output results/start-$(CARD).json
 	-$(SAMEBITS) bench gemm --output results/gemm-$(CARD).json --plot results/gemm-$(CARD).png
 	-$(SAMEBITS) bench row-parallel --output results/row-parallel-$(CARD).json
 	-$(SAMEBITS) bench logprobs --device cuda --output results/logprobs-$(CARD).json

@@ -112,7 +112,7 @@ class EngineConfig:
     all_reduce: str = setting(
         "auto",
         "how the ranks of GPUs add; nccl promises nothing, and is for unpinned",
-        ("auto", "one-shot", "two-shot", "gather", "nccl"),
+        ("auto", "one-shot", "two-shot", "push", "gather", "nccl"),
     )
     cuda_graph_max_bs: int = setting(-1, "largest batch run as a CUDA graph; 0: none, -1: all")
 

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from ahead_of_time import estimates, fusable_operations
 
 import samebits
-from samebits.numerics.gpu import gated_operator, tree_operator
+from samebits.numerics.gpu import gated_operator, tree_operator, tree_pushed
 from samebits.numerics.gpu.buckets import BUCKETS
 from samebits.numerics.gpu.gemm_candidates import (
     AHEAD,
@@ -101,6 +101,31 @@ def test_groups_of_a_tile_for_hopper_sum_leaves_apart(leaves: int) -> None:
     assert "wgmma.wait_group.sync.aligned 1" in ptx
     # Two groups of four warps, 64 sums a thread, one addition for each level of the tree.
     assert ptx.count("add.rn.f32") == 2 * 64 * {1: 0, 2: 1, 4: 2, 8: 3}[leaves]
+
+
+@pytest.mark.parametrize("leaves", [1, 2, 4])
+@pytest.mark.parametrize("tile", tree_pushed.TILES, ids=lambda tile: tile.name)
+def test_products_that_push_sum_leaves_apart_and_write_wide(
+    tile: tree_pushed.PushedTile, leaves: int
+) -> None:
+    problem = tree_operator.TreeProblem(5120, 6400, leaves, BF16, FP32)
+    assert tile.fits(problem, 128, "sm_90")
+    ptx = texts_of(tile.source(problem), "sm_90")["ptx"]
+    assert fusable_operations(ptx) == []
+    assert estimates(ptx) == []
+    assert ptx.count("add.rn.f32") == tile.groups * tile.columns // 2 * {1: 0, 2: 1, 4: 2}[leaves]
+    assert ("st.global.v4.b32" if tile.flat else "st.global.v2.b32") in ptx
+    assert "st.global.b32" not in ptx
+
+
+def test_products_that_push_declare_where_they_run() -> None:
+    tile = tree_pushed.TILES[0]
+    assert not tile.fits(tree_operator.TreeProblem(5120, 6400, 2, BF16, FP32), 128, "sm_100")
+    assert not tile.fits(tree_operator.TreeProblem(5120, 6400, 2, BF16, BF16), 128, "sm_90")
+    assert not tile.fits(tree_operator.TreeProblem(5120, 25600, 8, BF16, FP32), 128, "sm_90")
+    assert not tile.fits(tree_operator.TreeProblem(5120, 64, 2, BF16, FP32), 128, "sm_90"), (
+        "leaves of half a block"
+    )
 
 
 @pytest.mark.parametrize("leaves", [1, 8])

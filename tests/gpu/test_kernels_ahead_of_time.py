@@ -39,7 +39,7 @@ from samebits.numerics.gpu.attention import (
 )
 from samebits.numerics.gpu.attention_plan import decode_units, plan_attention
 from samebits.numerics.gpu.attention_prefill import HopperLaunch, TileLaunch
-from samebits.numerics.gpu.launch import PORTABLE, TARGETS, KernelSource
+from samebits.numerics.gpu.launch import NVIDIA, PORTABLE, TARGETS, KernelSource
 from samebits.numerics.operators import HeadLayout
 
 CPU = torch.device("cpu")
@@ -241,6 +241,18 @@ def test_only_hopper_is_offered_its_kernel() -> None:
 def test_the_sampling_stage(target: str, recorder: Recorder) -> None:
     launch_sampling()
     check_texts(recorder, target, ROUGH)
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+def test_the_noise_of_the_sampling_stage_by_nvidias_logarithm(
+    target: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "on_nvidia", lambda: True)
+    launch_sampling()
+    check_texts(recorder, target, ROUGH)
+    texts = {source.name: source.compile(TARGETS[target]).asm["ptx"] for source in recorder.sources}
+    named = {name for name, text in texts.items() if "lg2.approx.ftz.f32 " in text}
+    assert named == {"scores_of_chunks", "choose_tokens"}
 
 
 def test_dependent_kernels_touch_nothing_before_they_wait(

@@ -64,10 +64,22 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", ["auto", "two-shot", "gather"])
+@pytest.mark.parametrize("method", ["auto", "two-shot", "push", "gather"])
 def test_tp_invariant_has_the_bits_of_one_gpu(kept: Path, method: str) -> None:
     done = verify("--numerics", "tp-invariant", "--tp", "2", "--all-reduce", method, "--golden", str(kept))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_sums_that_products_write_to_their_owners_have_the_bits_of_one_gpu(tmp_path: Path) -> None:
+    """Rows of 4,096: chunks of 512 and batches of many rows are pushed, batches of few are not."""
+    wide = ["--model", "qwen3-8b-shaped-8-layers", "--load-format", "dummy", "--numerics", "tp-invariant"]
+    path = tmp_path / "one.json"
+    done = verify(*wide, "--write-golden", str(path))
+    assert done.returncode == 0, done.stderr
+    for degree in (2, 4):
+        if degree <= torch.cuda.device_count():
+            done = verify(*wide, "--tp", str(degree), "--golden", str(path))
+            assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_exact_has_others(tmp_path: Path) -> None:

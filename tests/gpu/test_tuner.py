@@ -13,9 +13,11 @@ import torch
 
 pytest.importorskip("triton")
 
+from rank_threads import ThreadGroup, on_ranks
+
 from samebits.errors import NumericsError
 from samebits.numerics.gpu import tuner
-from samebits.numerics.gpu.bindings import bind_all
+from samebits.numerics.gpu.bindings import Sharing, bind_all
 from samebits.numerics.gpu.gemm_trials import RowTrials, windows
 from samebits.numerics.gpu.launch import KernelSource
 from samebits.numerics.gpu.operator import Recipe, Round, Wish, Workload
@@ -63,7 +65,7 @@ class FakeOperator:
                 raise RuntimeError("does not compile")
             return candidate
 
-        return Recipe(candidate.name, make)
+        return Recipe(candidate.name, make, fallback=candidate.name == "slow")
 
     def recipes(self, problem: Doubling, bucket: int) -> Iterable[Recipe]:
         return [self._recipe(candidate) for candidate in self.candidates.values()]
@@ -109,6 +111,16 @@ def test_the_fastest_proven_candidate_is_bound_and_all_are_on_record() -> None:
     assert bound.record().seconds == 1.0
 
 
+def test_a_fallback_is_tried_only_where_nothing_else_is_proven() -> None:
+    found = operator()
+    found.candidates["slow"] = found.candidates.pop("slow")  # fallbacks come last
+    bound = bind(found, Doubling(), next(found.rounds(Doubling(), [2])), stopwatch)
+    assert "slow" not in {entry.name for entry in bound.tried}
+    found.candidates = {name: found.candidates[name] for name in ("faster but wrong", "slow")}
+    bound = bind(found, Doubling(), next(found.rounds(Doubling(), [2])), stopwatch)
+    assert bound.candidate.name == "slow"
+
+
 def test_times_below_zero_still_bind_the_fastest() -> None:
     """On a card that is busy with other work, what the short kernel takes by itself may be overestimated."""
     found = operator()
@@ -120,7 +132,7 @@ def test_times_below_zero_still_bind_the_fastest() -> None:
 
 
 def test_heavy_work_is_compared_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuner, "interleaved_seconds", lambda *given: ["short"])
+    monkeypatch.setattr(tuner, "interleaved_seconds", lambda *given, **more: ["short"])
     monkeypatch.setattr(tuner, "seconds_under_load", lambda *given: ["loaded"])
     for operations, replays, expected in ((1e9, 15, "short"), (1e12, 15, "loaded"), (1e12, 5, "short")):
         workload = Workload((), bytes=10, operations=int(operations))
@@ -176,6 +188,49 @@ def test_what_was_not_bound_is_refused(tmp_path: Path) -> None:
     for problem, bucket in ((Doubling(), 2), (replace(Doubling(), width=8), 1)):
         with pytest.raises(NumericsError, match="nothing is proven"):
             bindings.candidate("doubling", problem, bucket)
+
+
+def bound_together(operators: list[FakeOperator], folder: Path) -> list[dict[int, str]]:
+    """The names that ranks bind that share the work of a start."""
+
+    def work(group: ThreadGroup) -> dict[int, str]:
+        wishes = [Wish(operators[group.rank], Doubling(), (1, 2, 3, 4, 5))]
+        sharing = Sharing(group.rank, group.size, lambda: group.all_gather(torch.zeros(1)))
+        bindings = bind_all(wishes, ProofStore(folder, KEY), lambda *_: None, stopwatch, sharing)
+        assert len(bindings.records) == len(bindings.candidates) == 5
+        return {bucket: bindings.candidate("doubling", Doubling(), bucket).name for bucket in (1, 2, 3, 4, 5)}
+
+    return on_ranks(len(operators), work)
+
+
+def test_ranks_share_the_proofs_and_bind_the_same(tmp_path: Path) -> None:
+    operators = [operator() for _ in range(2)]
+    assert bound_together(operators, tmp_path) == [dict.fromkeys(range(1, 6), "fast")] * 2
+    # Each proved its part with every candidate, and made the winner of the rest.
+    assert [found.made.count("slow") for found in operators] == [3, 2]
+    assert [found.made.count("fast") for found in operators] == [5, 5]
+    assert len(ProofStore(tmp_path, KEY).entries) == 5
+
+
+def test_a_rank_that_cannot_restore_proves_by_itself(tmp_path: Path) -> None:
+    """Nobody waits for what only one of them lacks."""
+    operators = [operator() for _ in range(2)]
+    operators[1].candidates["fast"] = Candidate("fast", "other code", right)
+    assert bound_together(operators, tmp_path) == [dict.fromkeys(range(1, 6), "fast")] * 2
+    assert [found.made.count("slow") for found in operators] == [5, 5]
+    again = [operator() for _ in range(2)]
+    again[1].candidates["fast"] = Candidate("fast", "other code", right)
+    assert bound_together(again, tmp_path) == [dict.fromkeys(range(1, 6), "fast")] * 2
+
+
+def test_what_another_process_saved_meanwhile_stays(tmp_path: Path) -> None:
+    early = ProofStore(tmp_path, KEY)
+    bound_names(operator(), tmp_path)
+    found = operator()
+    early.add(bind(found, Doubling(8), next(found.rounds(Doubling(8), [2])), stopwatch).record())
+    early.save()
+    places = {record.place for record in ProofStore(tmp_path, KEY).entries}
+    assert places == {("doubling", "4 wide", 1), ("doubling", "4 wide", 2), ("doubling", "8 wide", 2)}
 
 
 def test_few_rows_are_tried_in_several_places() -> None:

@@ -149,24 +149,6 @@ def test_a_grammar_that_no_output_meets_is_refused_before_it_runs(grammar: Gramm
         new_matcher(grammar, compiler()).mask().result()
 
 
-@pytest.mark.parametrize(("text", "spelled"), [("ab", True), ("ac", False), ("cab", False)])
-def test_what_the_vocabulary_cannot_spell_fails(text: str, spelled: bool) -> None:
-    """A tokenizer of two letters, of which the checker knows nothing. The library finds out with the second token."""
-    letters = {letter: token_id for token_id, letter in enumerate(["<unk>", "<eos>", "a", "b"])}
-    made = tokenizers.Tokenizer(models.BPE(vocab=letters, merges=[]))
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(["<eos>"])
-    grammar = grammar_of(choice_part([text], "x"))
-    make_checker({"<eos>": 1}, len(letters), [1]).compile(grammar.text)
-    matcher = new_matcher(grammar, make_compiler(made.to_str(), len(letters), [1]))
-    matcher.accept(allowed_ids(matcher.mask().result())[0])
-    if spelled:
-        assert allowed_ids(matcher.mask().result()) == [letters["b"]]
-    else:
-        with pytest.raises(GrammarError, match=r"\S"):
-            matcher.mask().result()
-
-
 @pytest.mark.parametrize(
     ("make", "value", "words"),
     [

@@ -49,6 +49,9 @@ class ThreadGroup:
     def settle(self) -> None:
         pass
 
+    def abandon(self) -> None:
+        self.meeting.barrier.abort()
+
 
 def on_ranks(size: int, work: Callable[[ThreadGroup], Result]) -> list[Result]:
     """What `work` returns on each of `size` ranks. An exception on one of them ends all."""

@@ -18,17 +18,26 @@ WIDTH = 64
 
 
 class FoldingGroup:
-    """A group that adds gathered parts; `fold` may be wrong."""
+    """A group that adds gathered parts; `fold` may be wrong, and so may be that of what was written to the owners."""
 
-    def __init__(self, group, fold) -> None:
-        self._group, self._fold = group, fold
+    def __init__(self, group, fold, pushed_fold) -> None:
+        self._group, self._fold, self._pushed_fold = group, fold, pushed_fold
         self.rank, self.size = group.rank, group.size
 
     def part(self, shape, dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
 
-    def all_reduce(self, part: Tensor, act: torch.dtype) -> Tensor:
-        return self._fold(list(self._group.all_gather(part)), act)
+    def pushes(self, rows: int, size: int) -> bool:
+        return rows % self.size == 0
+
+    def push(self, values: Tensor) -> Tensor:
+        return values
+
+    ways = ("",)
+
+    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False, way: str = "") -> Tensor:
+        fold = self._pushed_fold if pushed else self._fold
+        return fold(list(self._group.all_gather(part)), act)
 
     def all_reduce_add_norm(self, part: Tensor, residual: Tensor, weight: Tensor, eps: float):
         return plain_add_norm(self.all_reduce(part, residual.dtype), residual, weight, eps)
@@ -44,11 +53,13 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_proof, "add_rms_norm", plain_add_norm)
 
 
-def prove(size: int, tree: bool, fold) -> None:
+def prove(size: int, tree: bool, fold, pushed_fold=None) -> None:
     part = torch.float32 if tree else torch.bfloat16
     on_ranks(
         size,
-        lambda group: prove_sums(FoldingGroup(group, fold), WIDTH, part, torch.bfloat16, tree, CPU),
+        lambda group: prove_sums(
+            FoldingGroup(group, fold, pushed_fold or fold), WIDTH, part, torch.bfloat16, tree, CPU
+        ),
     )
 
 
@@ -65,6 +76,18 @@ def test_another_order_is_seen(size: int, tree: bool) -> None:
         prove(size, tree, lambda parts, act: folded(parts, not tree, act))
     with pytest.raises(NumericsError, match="left its clause"):
         prove(size, tree, lambda parts, act: folded([parts[2], *parts[:2], *parts[3:]], tree, act))
+
+
+def test_what_was_written_to_the_owners_is_proven_too() -> None:
+    def clause(parts: list[Tensor], act: torch.dtype) -> Tensor:
+        return folded(parts, True, act)
+
+    def swapped(parts: list[Tensor], act: torch.dtype) -> Tensor:
+        return folded([parts[1], parts[0], parts[3], parts[2]][::2] + parts[1::2], True, act)
+
+    prove(4, True, clause, clause)
+    with pytest.raises(NumericsError, match="left its clause"):
+        prove(4, True, clause, swapped)
 
 
 def test_a_stale_part_and_a_rounding_too_many_are_seen() -> None:

@@ -104,8 +104,11 @@ def test_a_dying_rank_ends_the_engine_and_says_so(busy: bool) -> None:
 def test_ranks_leave_with_the_engine() -> None:
     engine, llm = built()
     [process] = engine.runner.ranks._processes
+    folder = engine.runner.ranks.meeting.parent
+    assert folder.exists()
     llm.close()
     assert process.exitcode == 0
+    assert not folder.exists()
 
 
 def test_degrees_that_do_not_divide_the_model_are_refused() -> None:

@@ -247,6 +247,24 @@ def test_a_killed_engine_leaves_no_temporary_file(folder: Path, temporary: Path)
         assert not list(temporary.iterdir())
 
 
+def test_the_next_start_tidies_up_after_a_server_killed_with_its_engine(
+    folder: Path, temporary: Path
+) -> None:
+    with running(folder) as live:
+        [first] = temporary.iterdir()
+        engine = engine_process(live)
+        os.kill(engine, signal.SIGSTOP)  # so that it cannot tidy up
+        live.process.kill()
+        live.process.wait()
+        os.kill(engine, signal.SIGKILL)
+    assert first.exists()
+    with running(folder) as live:
+        [second] = temporary.iterdir()
+        assert second != first
+        assert live.stop() == 0
+    assert not list(temporary.iterdir())
+
+
 def test_health_while_loading(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, load_seconds=120)
     with running(folder, wait=False) as live:

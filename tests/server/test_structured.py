@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -224,12 +226,22 @@ def calls_of(choice: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls]
 
 
+def at_once(ask: Callable[[Any], Any], asked: Iterable[Any]) -> list[Any]:
+    """The results of all, asked for together."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(ask, asked))
+
+
 @pytest.mark.parametrize("parallel", [True, False])
 def test_calls_that_must_be_made(parrot: LiveServer, parallel: bool) -> None:
     body = {"tools": [WEATHER, CLOCK], "tool_choice": "required", "parallel_tool_calls": parallel, **PLAIN}
     counts, names = set(), set()
-    for seed in range(8):
+
+    def ask(seed: int) -> tuple[Any, Any]:
         [choice] = chat(parrot, seed=seed, max_tokens=300, **body)["choices"]
+        return choice, joined(chat_frames(parrot, seed=seed, max_tokens=300, **body))
+
+    for choice, streamed in at_once(ask, range(8)):
         if choice["finish_reason"] == "length":
             continue
         assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
@@ -239,7 +251,6 @@ def test_calls_that_must_be_made(parrot: LiveServer, parallel: bool) -> None:
             names.add(name)
             schema = WEATHER["function"]["parameters"] if name == "weather" else {"maxProperties": 0}
             jsonschema.validate(arguments, schema)
-        streamed = joined(chat_frames(parrot, seed=seed, max_tokens=300, **body))
         assert streamed[0]["message"] == choice["message"]
     assert names == {"weather", "clock"}
     assert counts == {1} if not parallel else 1 in counts
@@ -247,12 +258,15 @@ def test_calls_that_must_be_made(parrot: LiveServer, parallel: bool) -> None:
 
 def test_a_named_function(parrot: LiveServer) -> None:
     body = {"tools": [WEATHER, CLOCK], **PLAIN}
-    for seed in range(4):
-        for name in ("weather", "clock"):
-            choice = {"type": "function", "function": {"name": name}}
-            [made] = chat(parrot, seed=seed, max_tokens=300, tool_choice=choice, **body)["choices"]
-            [(called, _)] = calls_of(made)
-            assert called == name
+
+    def called(asked: tuple[int, str]) -> list[str]:
+        seed, name = asked
+        choice = {"type": "function", "function": {"name": name}}
+        [made] = chat(parrot, seed=seed, max_tokens=300, tool_choice=choice, **body)["choices"]
+        return [name for name, _ in calls_of(made)]
+
+    asked = [(seed, name) for seed in range(4) for name in ("weather", "clock")]
+    assert at_once(called, asked) == [[name] for _, name in asked]
 
 
 def test_a_strict_function_leaves_words_free(parrot: LiveServer) -> None:

@@ -1,57 +1,18 @@
-"""The Hermes parser looks at each character a fixed number of times, however long a call stays open."""
+"""The parsers look at each character a fixed number of times, however long a call stays open."""
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 import pytest
+from counted_text import Counted, CountedPattern
 
-from samebits.text import tool_calls
-from samebits.text.tool_calls import CLOSE, OPEN, HermesParser
+from samebits.text import tool_calls, tool_calls_llama
+from samebits.text.tool_calls import CLOSE, OPEN, HermesParser, ToolParser
+from samebits.text.tool_calls_llama import TAG, LlamaParser
 
 LENGTH = 12_000
-
-
-class Counted(str):
-    """Text that counts how many characters its methods look at or copy."""
-
-    looked = 0
-
-    def _count(self, characters: int, result: Any) -> Any:
-        Counted.looked += characters
-        return Counted(result) if isinstance(result, str) else result
-
-    def find(self, wanted: str, start: int = 0) -> int:  # type: ignore[override]
-        place = super().find(wanted, start)
-        return self._count((place if place >= 0 else len(self)) - start + len(wanted), place)
-
-    def rstrip(self) -> str:  # type: ignore[override]
-        return self._count(len(self), super().rstrip())
-
-    def strip(self) -> str:  # type: ignore[override]
-        return self._count(len(self), super().strip())
-
-    def __add__(self, other: str) -> str:
-        return self._count(len(self) + len(other), super().__add__(other))
-
-    def __radd__(self, other: str) -> str:
-        return self._count(len(self) + len(other), other.__add__(self))
-
-    def __getitem__(self, place: Any) -> str:
-        part = super().__getitem__(place)
-        return self._count(len(part), part)
-
-
-class CountedHeader:
-    """A pattern that counts the text that it is given."""
-
-    def match(self, text: str) -> Any:
-        Counted.looked += len(text)
-        return HEADER.match(text)
-
-
-HEADER = tool_calls.HEADER
-TEXTS = {
+HERMES_TEXTS = {
     "open": OPEN + "words " * (LENGTH // 6),
     "open name": OPEN + '{"name": "' + "{" * LENGTH,
     "open arguments": OPEN + '{"name": "f", "arguments": {"a": "' + "x<{" * (LENGTH // 3),
@@ -62,13 +23,38 @@ TEXTS = {
     "blocks": (OPEN + CLOSE) * (LENGTH // 23),
     "openings": OPEN * (LENGTH // 11),
 }
+LLAMA_TEXTS = {
+    "open": '{"a": ' + "words " * (LENGTH // 6),
+    "open name": '{"name": "' + "{" * LENGTH,
+    "open arguments": '{"name": "f", "parameters": {"a": "' + "x<{" * (LENGTH // 3),
+    "open rest": '{"name": "f", "parameters": {}, ' + "[" * LENGTH,
+    "bad name": '{"name": "\\q", "parameters": {' + "{" * LENGTH,
+    "late name": '{"parameters": {"a": "' + "x<{" * (LENGTH // 3) + '"}, "name": "f"}',
+    "blank": " \n" * (LENGTH // 2),
+    "blank behind a call": '{"name": "f", "parameters": {}}' + "; " * (LENGTH // 2),
+    "blank in a header": '{"type": ' + " " * LENGTH,
+    "words": "a<|python_" * (LENGTH // 10),
+    "calls": '{"name": "f", "parameters": {}};' * (LENGTH // 32),
+    "tagged calls": (TAG + '{"name": "f", "parameters": {}}') * (LENGTH // 45),
+    "objects": (TAG + '{"a": 1}') * (LENGTH // 22),
+    "objects in objects": (TAG + '{"\\"') * (LENGTH // 19) + '"}}',
+    "tags": TAG * (LENGTH // 14),
+}
+CASES = [(tool_calls, HermesParser, name, text) for name, text in HERMES_TEXTS.items()]
+CASES += [(tool_calls_llama, LlamaParser, name, text) for name, text in LLAMA_TEXTS.items()]
 
 
 @pytest.mark.parametrize("size", [1, 5, LENGTH * 2])
-@pytest.mark.parametrize("name", TEXTS)
-def test_work_grows_with_the_text_alone(monkeypatch: pytest.MonkeyPatch, name: str, size: int) -> None:
-    monkeypatch.setattr(tool_calls, "HEADER", CountedHeader())
-    text, parser = TEXTS[name], HermesParser()
+@pytest.mark.parametrize(
+    ("module", "make_parser", "text"),
+    [case[:2] + case[3:] for case in CASES],
+    ids=[f"{case[1].__name__}, {case[2]}" for case in CASES],
+)
+def test_work_grows_with_the_text_alone(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, make_parser: type[ToolParser], text: str, size: int
+) -> None:
+    monkeypatch.setattr(module, "HEADER", CountedPattern(module.HEADER))
+    parser = make_parser()
     Counted.looked = 0
     for start in range(0, len(text), size):
         parser.push(Counted(text[start : start + size]))
@@ -79,7 +65,7 @@ def test_work_grows_with_the_text_alone(monkeypatch: pytest.MonkeyPatch, name: s
 def test_work_beyond_that_would_be_counted() -> None:
     """The inverse: a reader that looks at all that has come with each character."""
     Counted.looked, held = 0, Counted("")
-    for character in TEXTS["open"]:
+    for character in HERMES_TEXTS["open"]:
         held = held + character
         held.find(CLOSE)
     assert Counted.looked > 1000 * LENGTH

@@ -112,6 +112,12 @@ def test_arguments_are_shown_before_the_call_ends() -> None:
         ('{"name": "Bob", "age": 5} ', '{"name": "Bob", "age": 5} ', []),
         ('{"name": "Bob"', '{"name": "Bob"', []),
         ("a <|python_ta", "a <|python_ta", []),
+        (f"{CALL} <|python_ta", "<|python_ta", [("weather", ARGUMENTS)]),
+        (
+            '{"a": "<|python_tag|>"} <|python_tag|>' + CALL,
+            '{"a": "<|python_tag|>"} ',
+            [("weather", ARGUMENTS)],
+        ),
         ("  ", "  ", []),
         ("", "", []),
     ],

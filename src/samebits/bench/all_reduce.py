@@ -35,6 +35,7 @@ CALLS = 20
 """calls in a captured graph: an even number, for buffers take turns"""
 REPLAYS = 15
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+OURS = ("one-shot", "two-shot", "push")
 EPS = 1e-6
 
 
@@ -114,11 +115,17 @@ def _alone(rows: Sequence[int], width: int, rank: Rank) -> dict[int, dict[str, f
         x = _part(rank, count, act, width)
         work: dict[str, Callable[[], object]] = {
             "exact": partial(_sum, exact, x),
-            "tp-invariant": lambda x=x: tree.all_reduce(tree.input(x.shape, torch.float32), act),  # type: ignore[misc]
+            "tp-invariant": partial(_tree_sum, tree, x, act),
             "nccl": partial(dist.all_reduce, x),
         }
         found[count] = {name: round(_median_microseconds(rank, call), 2) for name, call in work.items()}
     return found
+
+
+def _tree_sum(tree: RankCollectives, like: Tensor, act: torch.dtype) -> Tensor:
+    """As `tp-invariant` adds: what products have written to the ranks that add it is there already."""
+    part = tree.input(like.shape, torch.float32)
+    return tree.all_reduce(part, act, pushed=tree.pushes(part.shape[0], part.numel() * part.element_size()))
 
 
 def _part(rank: Rank, rows: int, dtype: torch.dtype, width: int = WIDTH) -> Tensor:
@@ -161,7 +168,7 @@ def _methods(rank: Rank, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Ten
         dist.all_reduce(y)
         return y
 
-    return {"samebits one-shot": of("one-shot"), "samebits two-shot": of("two-shot"), "nccl": nccl}
+    return {**{f"samebits {method}": of(method) for method in OURS}, "nccl": nccl}
 
 
 def _given(ours: RankCollectives, values: Tensor) -> Tensor:
@@ -199,7 +206,7 @@ def clauses(rank: Rank) -> dict[str, float]:
     found: dict[str, float] = {}
     tree = RankCollectives(rows * WIDTH * 4, rank.device, tree=True)
     wide = _part(rank, rows, torch.float32)
-    for method in ("one-shot", "two-shot"):
+    for method in OURS:
         found[f"tree, {method}"] = _differing(
             tree.all_reduce(_given(tree, wide), act, method), _folded(rank, wide, act, True)
         )
@@ -294,8 +301,7 @@ def latency(rank: Rank) -> list[dict[str, Any]]:
             "nccl": partial(dist.all_reduce, x),
             "torch one_shot": partial(torch_ops.one_shot_all_reduce, in_place, "sum", name),
             "torch two_shot": partial(torch_ops.two_shot_all_reduce_, in_place, "sum", name),
-            "samebits one-shot": partial(_sum, ours, x, "one-shot"),
-            "samebits two-shot": partial(_sum, ours, x, "two-shot"),
+            **{f"samebits {method}": partial(_sum, ours, x, method) for method in OURS},
             "samebits": partial(_sum, ours, x),
             "samebits, norm fused": partial(_sum_with_norm, ours, residual, weight, out),
             "samebits, then norm": partial(_sum_then_norm, ours, residual, weight, out),

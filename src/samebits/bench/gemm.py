@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,45 +56,113 @@ MATRICES = (
 )
 
 
-def run(output: Path, matrices: Sequence[Matrix] = MATRICES, say: Say = print) -> dict[str, Any]:
-    """Prove, tune and measure; write the figures to `output` and return them. Raises `ConfigError` without a GPU."""
-    if not torch.cuda.is_available():
-        raise ConfigError("samebits bench gemm measures kernels of a GPU, and there is none here")
-    from samebits.numerics.gpu.bindings import compile_all
-    from samebits.numerics.gpu.device_key import device_key
-    from samebits.numerics.gpu.gemm_operator import GemmOperator
-    from samebits.numerics.gpu.roofline import measure_ceilings
+@dataclass(frozen=True)
+class Measured:
+    """What one GPU found for a matrix."""
+
+    matrix: Matrix
+    products: list[dict[str, Any]]
+    gpu: dict[str, str]
+    ceilings: dict[str, float]
+
+
+def run(
+    output: Path, matrices: Sequence[Matrix] = MATRICES, gpus: int = 1, say: Say = print
+) -> dict[str, Any]:
+    """Prove, tune and measure on the first `gpus` GPUs, which take a matrix at a time; write the figures to `output`
+    after each and return them. A product and `torch.mm` are always timed on the same GPU. Raises `ConfigError` where
+    there are fewer GPUs."""
+    found = torch.cuda.device_count()
+    if found < gpus:
+        raise ConfigError(
+            f"samebits bench gemm measures kernels of {gpus} GPU(s), and there are {found} here"
+        )
     from samebits.numerics.gpu.tuner import LEAST_REPLAYS
 
-    device = torch.device("cuda", torch.cuda.current_device())
-    operator = GemmOperator(device)
-    work = [(matrix, problem_of(matrix), buckets_of(matrix)) for matrix in matrices]
-    sources = (source for _, problem, buckets in work for source in operator.sources(problem, buckets))
-    compile_all(sources, lambda stage, done, total: None)
-    ceilings, key = measure_ceilings(device), device_key(device)
-    measured: list[dict[str, Any]] = []
+    begin = time.monotonic()
+    compile_kernels(matrices, say)
+    total = sum(len(buckets_of(matrix)) for matrix in matrices)
+    done: list[Measured] = []
     result: dict[str, Any] = {}
-    for matrix, problem, buckets in work:
-        say(f"{matrix.title}: {', '.join(matrix.names)}")
-        for item in operator.rounds(problem, buckets):
-            measured.append(
-                {"matrix": matrix.title, "names": matrix.names, **measure(operator, problem, item)}
-            )
-            measured[-1]["share"] = ceilings.share(
-                measured[-1]["seconds"], measured[-1]["bytes"], measured[-1]["operations"]
-            )
+    for measured in measured_matrices(matrices, gpus):
+        done.append(measured)
+        done.sort(key=lambda part: matrices.index(part.matrix))
+        products = [entry for part in done for entry in part.products]
+        say(
+            f"{time.monotonic() - begin:.0f} s: {len(products)} of {total} products; {measured.matrix.title}, "
+            f"{', '.join(measured.matrix.names)}"
+        )
         result = {
             "benchmark": "gemm",
             **machine(),
-            "gpu": key,
-            "ceilings": ceilings.as_dict(),
+            "gpu": done[0].gpu,
+            "gpus": gpus,
+            "ceilings": done[0].ceilings,
             "against": "torch.mm with split-K allowed, bf16; logits with float32 results",
             "timing": f"up to {TIMED_ROUNDS} turns of both, at least {LEAST_REPLAYS} where they are long, medians",
-            "summary": summary(measured),
-            "products": measured,
+            "summary": summary(products),
+            "products": products,
         }
-        write_result(output, result)  # after every matrix, so that an interrupted run is not lost
+        write_result(output, result)
     return result
+
+
+def compile_kernels(matrices: Sequence[Matrix], say: Say) -> None:
+    """Compile every candidate, for all processes."""
+    from samebits.numerics.gpu.bindings import compile_all
+    from samebits.numerics.gpu.gemm_operator import GemmOperator
+
+    operator = GemmOperator(torch.device("cuda", torch.cuda.current_device()))
+    sources = {
+        source: None
+        for matrix in matrices
+        for source in operator.sources(problem_of(matrix), buckets_of(matrix))
+    }
+    say(f"compiling {len(sources)} kernels")
+    compile_all(sources, lambda stage, done, total: None)
+
+
+def measured_matrices(matrices: Sequence[Matrix], gpus: int) -> Iterator[Measured]:
+    """What the GPUs find, as they find it: one in this process, several in a process each."""
+    heaviest_first = sorted(matrices, key=weight_of, reverse=True)
+    if gpus == 1:
+        yield from map(measure_matrix, heaviest_first)
+        return
+    context = multiprocessing.get_context("spawn")
+    free: multiprocessing.Queue[int] = context.Queue()
+    for index in range(gpus):
+        free.put(index)
+    with ProcessPoolExecutor(gpus, context, initializer=take_gpu, initargs=(free,)) as pool:
+        waiting = [pool.submit(measure_matrix, matrix) for matrix in heaviest_first]
+        for finished in as_completed(waiting):
+            yield finished.result()
+
+
+def weight_of(matrix: Matrix) -> int:
+    """What a matrix costs to measure, next to others."""
+    return matrix.columns * matrix.depth * sum(buckets_of(matrix))
+
+
+def take_gpu(free: multiprocessing.Queue[int]) -> None:
+    """The GPU of a process that measures."""
+    torch.cuda.set_device(free.get())
+
+
+def measure_matrix(matrix: Matrix) -> Measured:
+    """Every bucket of a matrix on this process's GPU."""
+    from samebits.numerics.gpu.device_key import device_key
+    from samebits.numerics.gpu.gemm_operator import GemmOperator
+    from samebits.numerics.gpu.roofline import measure_ceilings
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    operator, problem = GemmOperator(device), problem_of(matrix)
+    ceilings = measure_ceilings(device)
+    products = []
+    for item in operator.rounds(problem, buckets_of(matrix)):
+        entry = {"matrix": matrix.title, "names": matrix.names, **measure(operator, problem, item)}
+        share = ceilings.share(entry["seconds"], entry["bytes"], entry["operations"])
+        products.append({**entry, "share": share})
+    return Measured(matrix, products, device_key(device), ceilings.as_dict())
 
 
 def problem_of(matrix: Matrix) -> Any:

@@ -7,6 +7,7 @@ runs in a process of its own; those that are open at once are measured in turns.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,14 +151,16 @@ def _measure(
                 replace(engine, max_running=largest, kv_memory_mib=memory, all_reduce=one.method),
             )
             found[one.name] = {"start": round(opened[one.name].start_seconds, 2)}
+        seconds: dict[str, list[float]] = {name: [] for name in opened}
+        for _ in range(repeats + 1):
+            for name, process in opened.items():
+                seconds[name].append(process.prefill_seconds(PREFILL_PROMPTS, PREFILL_TOKENS))
         for name, process in opened.items():
-            rates = [
-                PREFILL_PROMPTS * PREFILL_TOKENS / process.prefill_seconds(PREFILL_PROMPTS, PREFILL_TOKENS)
-                for _ in range(repeats + 1)
-            ][1:]
-            found[name]["prefill"] = round(sorted(rates)[len(rates) // 2])
-            process.decode_together(largest, PROMPT_TOKENS)
+            found[name]["prefill"] = round(
+                PREFILL_PROMPTS * PREFILL_TOKENS / statistics.median(seconds[name][1:])
+            )
             say(f"{name}: {found[name]['prefill']} prompt tokens/s")
+            process.decode_together(largest, PROMPT_TOKENS)
         for batch in sorted(batches, reverse=True):
             rounds: dict[str, list[dict[str, float]]] = {name: [] for name in opened}
             for process in opened.values():

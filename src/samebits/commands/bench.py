@@ -19,6 +19,7 @@ from samebits.commands import (
     bench_parallel,
     bench_row_parallel,
     bench_serve,
+    bench_start,
 )
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import ModelConfig
@@ -54,6 +55,7 @@ def add(commands: Any) -> None:
         + bench_accuracy.EXAMPLES
         + bench_logprobs.EXAMPLES
         + bench_device.EXAMPLES
+        + bench_start.EXAMPLES
         + bench_gemm.EXAMPLES
         + bench_row_parallel.EXAMPLES
         + bench_attention.EXAMPLES
@@ -80,6 +82,7 @@ def add(commands: Any) -> None:
     bench_accuracy.add_accuracy(kinds)
     bench_logprobs.add_logprobs(kinds)
     bench_device.add(kinds)
+    bench_start.add_start(kinds)
     bench_gemm.add(kinds)
     bench_row_parallel.add(kinds)
     bench_attention.add(kinds)

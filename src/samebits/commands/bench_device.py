@@ -68,7 +68,7 @@ def run_decode(options: argparse.Namespace) -> int:
     from samebits.bench import decode
     from samebits.tables import align
 
-    model, engine = _settings(options)
+    model, engine = settings_of_shape(options)
     batches = options.batches or decode.BATCHES
     result = decode.run(
         model, engine, options.profiles, batches, options.repeats, options.steps, options.output, _progress
@@ -83,7 +83,7 @@ def run_decode(options: argparse.Namespace) -> int:
 def run_prefill(options: argparse.Namespace) -> int:
     from samebits.bench import prefill
 
-    model, engine = _settings(options)
+    model, engine = settings_of_shape(options)
     result = prefill.run(model, engine, options.repeats, options.output, _progress)
     for row in result["prefill"]:
         print(f"prompts of {row['prompt tokens']} tokens: {row['tokens per second']:.0f} tokens/s")
@@ -98,7 +98,7 @@ def run_serving(options: argparse.Namespace) -> int:
 
     if options.plot:
         check_plotting()
-    model, engine = _settings(options)
+    model, engine = settings_of_shape(options)
     wanted = [load for load in loads(options.requests) if load.name in options.loads]
     result = device_serving.run(model, engine, options.profiles, wanted, options.output, _progress)
     print("\n".join(align(device_serving.table_rows(result))))
@@ -108,7 +108,7 @@ def run_serving(options: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(options: argparse.Namespace) -> tuple[ModelConfig, EngineConfig]:
+def settings_of_shape(options: argparse.Namespace) -> tuple[ModelConfig, EngineConfig]:
     """The settings; without a model, the 8B shape with dummy weights."""
     if options.model is None:
         options.model, options.load_format = SHAPE, "dummy"

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from samebits.commands.flags import command
+from samebits.commands.flags import command, positive
 
 EXAMPLES = """\
   samebits bench gemm
   samebits bench gemm --output results/gemm-h200.json --plot results/gemm-h200.png
+  samebits bench gemm --gpus 4
 """
 
 
@@ -34,13 +35,22 @@ def add(kinds: Any) -> None:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the ratios into an image (needs matplotlib)"
     )
+    parser.add_argument(
+        "--gpus",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="GPUs of this machine that share the matrices, each with a process (default: %(default)s)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     from samebits.bench import gemm
     from samebits.tables import align
 
-    result = gemm.run(options.output, say=lambda line: print(line, file=sys.stderr, flush=True))
+    result = gemm.run(
+        options.output, gpus=options.gpus, say=lambda line: print(line, file=sys.stderr, flush=True)
+    )
     print("\n".join(align(gemm.table_rows(result))))
     found = result["summary"]
     mean, least = found["geometric_mean"], found["least"]

@@ -67,7 +67,7 @@ def _build(
     met = Ranks() if ranks is None else Ranks(ranks.group, ranks.meeting)
     operators, group = make_numerics(model, engine, met)
     if ranks is not None:
-        ranks.on_lost = getattr(group, "abandon", ranks.on_lost)
+        ranks.on_lost = group.abandon
     if not operators.promises_bits:
         log.warning(
             "numerics profile '%s' promises nothing: bits may change with the batch", operators.profile

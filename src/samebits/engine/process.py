@@ -3,7 +3,7 @@
 The parent owns both addresses. The child ignores SIGINT, SIGTERM and SIGHUP, because a terminal or a supervisor sends
 them to the whole group and only the parent may decide when running requests end; it leaves when told to, and
 when its parent is gone. The parent removes the folder of the sockets when the child has ended; the child does
-when its parent was killed.
+when its parent was killed, and the next start when both were (`folders.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import msgspec
 import zmq
 
 from samebits.config import EngineConfig, ModelConfig
+from samebits.engine.folders import OwnedFolder
 from samebits.engine.logs import configure_logging
 from samebits.engine.messages import (
     Command,
@@ -65,7 +66,7 @@ class ProcessTransport:
     ) -> None:
         self._settings = (model, engine, build, log_level, log_format)
         self._process: SpawnProcess | None = None
-        self._folder = ""
+        self._folder: OwnedFolder | None = None
         self._ready = False
         self._failed = False
         self._stopping = False
@@ -141,14 +142,16 @@ class ProcessTransport:
         self._commands.close()
         self._events.close()
         self._context.term()
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
 
     def _bind(self) -> tuple[str, str]:
         """Bind both sockets; returns (commands, events) addresses."""
         if zmq.has("ipc") and len(tempfile.gettempdir()) < LONGEST_TEMPORARY_PATH:
-            self._folder = tempfile.mkdtemp(prefix="samebits-")  # mode 0700: ours alone
-            addresses = (f"ipc://{self._folder}/commands", f"ipc://{self._folder}/events")
+            self._folder = OwnedFolder()
+            path = self._folder.path
+            addresses = (f"ipc://{path}/commands", f"ipc://{path}/events")
             self._commands.bind(addresses[0])
             self._events.bind(addresses[1])
             return addresses

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 from typing import Any, TypeVar
 
 from samebits.config import EngineConfig, ModelConfig
+from samebits.engine.folders import OwnedFolder
 from samebits.engine.rank_worker import Failed, Order, Stop, rank_process
 from samebits.errors import RanksLostError
 from samebits.numerics.collectives.gloo import GlooGroup
@@ -35,8 +33,8 @@ class RankProcesses:
     """Ranks 1 .. size - 1. Making one starts them; they load their shards while this process loads its own."""
 
     def __init__(self, model: ModelConfig, engine: EngineConfig, default_seed: int | None, size: int) -> None:
-        self._folder = tempfile.mkdtemp(prefix="samebits-ranks-")
-        self.meeting = meeting = Path(self._folder) / "meeting"
+        self._folder = OwnedFolder("ranks-")
+        self.meeting = meeting = self._folder.path / "meeting"
         self._processes: list[SpawnProcess] = []
         self._pipes: list[Connection] = []
         self._lost: str = ""
@@ -105,7 +103,7 @@ class RankProcesses:
             if process.is_alive():
                 process.kill()
                 process.join()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
 
     def _watch(self) -> None:
         """Notice the first rank that ends, and keep what it said of the reason."""

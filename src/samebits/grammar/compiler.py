@@ -13,6 +13,7 @@ from pathlib import Path
 import llguidance
 
 from samebits.grammar.schema import OPTIONS
+from samebits.grammar.vocabulary import MASK_BITS, completed
 from samebits.tokenizer_files import read_tokenizer
 
 KEPT = 128
@@ -30,6 +31,7 @@ LIMITS = {
 
 DEAD_END = "NoExtensionBias"
 """the library's word for a state in which it finds no token"""
+UNWRITABLE = "no token that the model knows can follow: the grammar demands what cannot be written"
 
 
 class GrammarError(Exception):
@@ -51,9 +53,9 @@ class GrammarCompiler:
         vocabulary: int,
         limits: Mapping[str, int] = LIMITS,
     ) -> None:
-        """`vocabulary` is the model's, which may be larger than the tokenizer's."""
+        """`vocabulary` is the model's, which may be larger than the tokenizer's, or smaller (`vocabulary.py`)."""
         self.tokenizer = tokenizer
-        self.mask_words = -(-vocabulary // 32)
+        self.mask_words = -(-vocabulary // MASK_BITS)
         """length of a mask; the library's own may be longer"""
         self._limits = llguidance.LLParserLimits(**limits, verbose_errors=False)  # type: ignore[arg-type]
         self._compiled = lru_cache(maxsize=KEPT)(self._compile)
@@ -70,8 +72,19 @@ class GrammarCompiler:
         warnings = matcher.get_grammar_warnings()
         if warnings:
             raise GrammarError(warnings[0])
-        next_mask(matcher.deep_copy())
+        self.mask(matcher.deep_copy())
         return matcher
+
+    def mask(self, matcher: llguidance.LLMatcher) -> bytes:
+        """What may come next: `mask_words` words of 32 bits. Raises `GrammarError` if nothing can, and for work beyond
+        the limits: the library answers both with a mask that ends the output."""
+        bits = b"" if matcher.is_error() else matcher.compute_bitmask()
+        if matcher.is_error():
+            raise GrammarError(error_text(matcher))
+        mask = bits[: self.mask_words * MASK_BITS // 8]
+        if not mask.strip(b"\0"):  # what may come is none of the model's tokens, but a byte that it lacks
+            raise GrammarError(UNWRITABLE)
+        return mask
 
 
 def make_compiler(
@@ -88,7 +101,7 @@ def make_compiler(
         )
     except Exception as error:  # the Rust library raises nothing more specific
         raise GrammarError(f"this checkpoint's tokenizer cannot be constrained: {error}") from error
-    return GrammarCompiler(tokenizer, vocabulary, limits)
+    return GrammarCompiler(completed(tokenizer, vocabulary, eos_token_ids), vocabulary, limits)
 
 
 def make_checker(
@@ -136,19 +149,10 @@ def read_compiler(folder: str | os.PathLike[str], vocabulary: int, eos: Sequence
     return make_compiler(found[0].to_str(), vocabulary, eos)
 
 
-def next_mask(matcher: llguidance.LLMatcher) -> bytes:
-    """What may come next. Raises `GrammarError` if nothing can, and for work beyond the limits: the library answers
-    both with a mask that ends the output."""
-    mask = b"" if matcher.is_error() else matcher.compute_bitmask()
-    if matcher.is_error():
-        raise GrammarError(error_text(matcher))
-    return mask
-
-
 def error_text(matcher: llguidance.LLMatcher) -> str:
     """What went wrong, in one line."""
     if matcher.get_error().startswith(DEAD_END):
-        return "no token that the model knows can follow: the grammar demands what cannot be written"
+        return UNWRITABLE
     lines = [line.strip() for line in matcher.get_error().splitlines() if not line.startswith("<")]
     kept = [line for line in lines if line and set(line) != {"^"}]
     return " ".join(kept)[:500] or "the grammar failed"

@@ -10,7 +10,7 @@ import llguidance
 import numpy as np
 
 from samebits.errors import RequestError
-from samebits.grammar.compiler import GrammarCompiler, GrammarError, next_mask
+from samebits.grammar.compiler import GrammarCompiler, GrammarError
 
 THREADS = 4
 """grammars at work at the same time; the library lets go of Python's lock"""
@@ -62,4 +62,4 @@ class GrammarMatcher:
         state = self._state
         for token_id in tokens:
             state.consume_token(token_id)  # one by one: after the end, that of several fails
-        return np.frombuffer(next_mask(state), dtype=np.int32)[: compiler.mask_words]
+        return np.frombuffer(compiler.mask(state), dtype=np.int32)

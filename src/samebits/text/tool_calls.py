@@ -213,15 +213,21 @@ class CallBlock:
         return name if isinstance(name, str) else None
 
 
+Steps = tuple[dict[str, int], ...]
+"""What a header is made of, blank space between: each of a step's words, and the step behind it. A step without
+words is a string, and the step behind it the next one."""
+LAST = -1
+"""the step behind a header"""
+HEADER_STEPS: Steps = (
+    {"{": 1}, {'"name"': 2}, {":": 3}, {}, {",": 5}, {'"arguments"': 6, '"parameters"': 6}, {":": 7}, {"{": LAST},
+)  # fmt: skip
+
+
 class CallHeader:
-    """Finds where the arguments begin in a growing text; what it accepts is `HEADER`."""
+    """Finds where the arguments begin in a growing text; with `HEADER_STEPS`, what it accepts is `HEADER`."""
 
-    STEPS: tuple[tuple[str, ...], ...] = (
-        ("{",), ('"name"',), (":",), (), (",",), ('"arguments"', '"parameters"'), (":",), ("{",),
-    )  # fmt: skip
-    """what must come, with blank space between; (): a string"""
-
-    def __init__(self) -> None:
+    def __init__(self, steps: Steps = HEADER_STEPS) -> None:
+        self._steps = steps
         self._step = 0
         self._word = ""
         """what has come of the step; of a string, its state: an open one, or one with a backslash before"""
@@ -240,19 +246,18 @@ class CallHeader:
         """Take one character; whether it is the last one."""
         if not self._word and character.isspace():
             return False
-        wanted = self.STEPS[self._step]
-        if wanted:
+        words = self._steps[self._step]
+        behind: int | None
+        if words:
             self._word += character
-            self._failed = not any(word.startswith(self._word) for word in wanted)
-            done = self._word in wanted
+            self._failed = not any(word.startswith(self._word) for word in words)
+            behind = words.get(self._word)
         else:
-            done = self._see_string(character)
-        if done:
-            self._step, self._word = self._step + 1, ""
-            if self._step == len(self.STEPS):
-                self._failed = True  # nothing more is looked for
-                return True
-        return False
+            behind = self._step + 1 if self._see_string(character) else None
+        if behind is not None:
+            self._step, self._word = behind, ""
+            self._failed = behind == LAST  # nothing more is looked for
+        return behind == LAST
 
     def _see_string(self, character: str) -> bool:
         """Whether a string ends here."""

@@ -10,7 +10,16 @@ import re
 from enum import Enum
 
 from samebits.text.tags import partial_length
-from samebits.text.tool_calls import CallDelta, JsonObject, ToolDelta, arguments_text, load_json
+from samebits.text.tool_calls import (
+    LAST,
+    CallDelta,
+    CallHeader,
+    JsonObject,
+    Steps,
+    ToolDelta,
+    arguments_text,
+    load_json,
+)
 
 TAG = "<|python_tag|>"
 ARGUMENTS = {"parameters", "arguments"}
@@ -20,6 +29,11 @@ HEADER = re.compile(
     r'\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
 """what a call begins with when its arguments can be shown before it ends"""
+HEADER_STEPS: Steps = (
+    {"{": 1}, {'"name"': 2, '"type"': 8}, {":": 3}, {}, {",": 5}, {'"arguments"': 6, '"parameters"': 6}, {":": 7},
+    {"{": LAST}, {":": 9}, {'"function"': 10}, {",": 11}, {'"name"': 2},
+)  # fmt: skip
+"""the same, for a text that grows"""
 
 
 class _Place(Enum):
@@ -34,11 +48,11 @@ class _Place(Enum):
 
 
 class LlamaParser:
-    """Tells words from calls in a growing text.
+    """Tells words from calls in a growing text. Each character is looked at a fixed number of times.
 
     The arguments of a call are the model's own characters, which may be no valid JSON where the model errs or is
-    cut short. An object that names no function with parameters is words, and so is all that follows it. Blank space
-    and semicolons around calls are dropped.
+    cut short. An object that names no function with parameters is words, and so is all that follows it up to a
+    tag. Blank space and semicolons around calls are dropped.
     """
 
     def __init__(self, most_calls: int | None = None) -> None:
@@ -46,8 +60,13 @@ class LlamaParser:
         self._most = most_calls
         self._place = _Place.BEFORE
         self._held = ""
-        self._object = ""
+        self._at = 0
+        """where in what is held to read on"""
+        self._blank: list[str] = []
+        """blank space before what comes, which words keep and a call drops"""
+        self._object: list[str] = []
         """what has come of an object that may turn out to be a call"""
+        self._header = CallHeader(HEADER_STEPS)
         self._value = JsonObject()
         """finds the end of that object, of the arguments, or of the call"""
         self._calls = 0
@@ -60,20 +79,23 @@ class LlamaParser:
 
     def push(self, text: str) -> ToolDelta:
         """What is certain once `text` has come."""
-        self._held += text
+        self._held, self._at = self._held[self._at :] + text, 0
         while self._advance():
             pass
         return self._news()
 
     def finish(self) -> ToolDelta:
         """The rest, when no more comes."""
+        held = self._held[self._at :]
         if self._place in (_Place.ARGUMENTS, _Place.REST):
             self._calls += 1
         elif self._place is _Place.OBJECT:
-            self._parts.append(self._object + self._held)
-        elif self._place is not _Place.BEFORE or self._held.strip(SEPARATORS) or not self._calls:
-            self._parts.append(self._held)
-        self._held, self._place = "", _Place.WORDS
+            self._parts.append("".join(self._object))
+        elif self._place is _Place.BEFORE:
+            self._parts.append("".join(self._blank) + held)
+        else:
+            self._parts.append(held)
+        self._held, self._at, self._place = "", 0, _Place.WORDS
         return self._news()
 
     def _news(self) -> ToolDelta:
@@ -95,65 +117,87 @@ class LlamaParser:
             case _Place.ARGUMENTS:
                 return self._advance_arguments()
             case _Place.REST:
-                self._held = self._held[self._value.push(self._held) :]
+                self._at = self._value.push(self._held, self._at)
                 return self._end_call() if self._value.ended else False
             case _:
                 return self._advance_words()
 
     def _advance_before(self) -> bool:
-        rest = self._held.lstrip(SEPARATORS if self._calls else None)
-        if rest.startswith(TAG):
-            self._held = rest[len(TAG) :]
+        self._skip_blank()
+        if self._held.startswith(TAG, self._at):
+            self._at += len(TAG)
+            self._blank = []
             return True
-        if not rest or TAG.startswith(rest):
+        if self._at + partial_length(self._held, TAG, self._at) == len(self._held):
             return False
-        self._place = _Place.OBJECT if rest[0] == "{" else _Place.WORDS
-        if self._place is _Place.OBJECT or self._calls:
-            self._held = rest
-        self._object, self._value = "", JsonObject()
+        if self._held[self._at] == "{":
+            self._place, self._object = _Place.OBJECT, []
+            self._header, self._value = CallHeader(HEADER_STEPS), JsonObject()
+        else:
+            self._place = _Place.WORDS
+            self._parts.append("".join(self._blank))
+        self._blank = []
         return True
 
+    def _skip_blank(self) -> None:
+        start = self._at
+        while self._at < len(self._held) and self._is_blank(self._held[self._at]):
+            self._at += 1
+        if not self._calls:
+            self._blank.append(self._held[start : self._at])
+
+    def _is_blank(self, character: str) -> bool:
+        return character in SEPARATORS if self._calls else character.isspace()
+
     def _advance_object(self) -> bool:
-        end = self._value.push(self._held)
-        self._object += self._held[:end]
-        self._held = self._held[end:]
-        header = HEADER.match(self._object)
-        name = load_json(header.group(1)) if header else None
-        if header and isinstance(name, str):
+        start = self._at
+        end = self._value.push(self._held, start)
+        brace = self._header.push(self._held, start, end)
+        self._at = end if brace is None else brace
+        self._object.append(self._held[start : self._at])
+        if brace is not None and (name := self._header_name()) is not None:
             self._parts.append(CallDelta(self._calls, "", name))
-            self._held = self._object[header.end() :] + self._held
             self._place, self._value = _Place.ARGUMENTS, JsonObject()
             return True
+        if self._at < end:  # the name is no JSON: nothing can be shown before the end
+            self._object.append(self._held[self._at : end])
+            self._at = end
         if not self._value.ended:
             return False
-        call = load_json(self._object)
+        text = "".join(self._object)
+        call = load_json(text)
         if isinstance(call, dict) and isinstance(call.get("name"), str) and ARGUMENTS & set(call):
             self._parts.append(CallDelta(self._calls, arguments_text(call), call["name"]))
             return self._end_call()
-        self._held, self._place = self._object + self._held, _Place.WORDS
+        self._parts.append(text)
+        self._place = _Place.WORDS
         return True
 
+    def _header_name(self) -> str | None:
+        header = HEADER.match("".join(self._object) + "{")
+        name = load_json(header.group(1)) if header else None
+        return name if isinstance(name, str) else None
+
     def _advance_arguments(self) -> bool:
-        end = self._value.push(self._held)
-        shown, self._held = self._held[:end], self._held[end:]
-        if shown:
-            self._parts.append(CallDelta(self._calls, shown))
-        if self._value.ended:
-            self._place, self._value = _Place.REST, JsonObject(depth=1)
-        return self._value.ended or self._place is _Place.REST
+        start = self._at
+        self._at = self._value.push(self._held, start)
+        if self._at > start:
+            self._parts.append(CallDelta(self._calls, self._held[start : self._at]))
+        if not self._value.ended:
+            return False
+        self._place, self._value = _Place.REST, JsonObject(depth=1)
+        return True
 
     def _end_call(self) -> bool:
         self._calls += 1
         self._place = _Place.BEFORE
-        return bool(self._held)
+        return self._at < len(self._held)
 
     def _advance_words(self) -> bool:
-        start = self._held.find(TAG)
+        start = self._held.find(TAG, self._at)
+        border = start if start >= 0 else len(self._held) - partial_length(self._held, TAG, self._at)
+        self._parts.append(self._held[self._at : border])
+        self._at = border
         if start >= 0:
-            self._parts.append(self._held[:start])
-            self._held, self._place = self._held[start + len(TAG) :], _Place.BEFORE
-            return True
-        border = len(self._held) - partial_length(self._held, TAG)
-        self._parts.append(self._held[:border])
-        self._held = self._held[border:]
-        return False
+            self._at, self._place = start + len(TAG), _Place.BEFORE
+        return start >= 0

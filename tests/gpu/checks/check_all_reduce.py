@@ -54,7 +54,7 @@ def one_shot(parts: list[Tensor], tree: bool, act: torch.dtype) -> list[Tensor]:
         y = torch.full(part.shape, float("nan"), dtype=act, device=part.device)
         start(
             all_reduce.one_shot, (3,), table(parts), spare, spare, part, y, part.numel() // 8, rank,
-            launch=LAUNCH, WORLD=len(parts), TREE=tree, BLOCK=BLOCK, MEET=False,
+            launch=LAUNCH, FIRST=rank, WORLD=len(parts), TREE=tree, BLOCK=BLOCK, MEET=0,
         )  # fmt: skip
         results.append(y)
     return results
@@ -68,7 +68,42 @@ def two_shot(parts: list[Tensor], tree: bool, act: torch.dtype) -> list[Tensor]:
     for rank, part in enumerate(parts):
         start(
             all_reduce.two_shot, (2,), table(parts), table(results), spare, spare, part, results[rank],
-            elements // 8, share // 8, rank, launch=LAUNCH, WORLD=size, TREE=tree, BLOCK=BLOCK, MEET=False,
+            elements // 8, share // 8, rank,
+            launch=LAUNCH, FIRST=rank, WORLD=size, TREE=tree, WAY=all_reduce.READ.value, BLOCK=BLOCK, MEET=0,
+        )  # fmt: skip
+    return results
+
+
+def pushed_shot(parts: list[Tensor], tree: bool, act: torch.dtype) -> list[Tensor]:
+    """Every rank finds the shares that are its to add in its own room, in the order of those who wrote them."""
+    device, elements, size = parts[0].device, parts[0].numel(), len(parts)
+    spare = torch.zeros(8, dtype=torch.int64, device=device)
+    share = -(-elements // size // 8) * 8
+    results = [torch.full(parts[0].shape, float("nan"), dtype=act, device=device) for _ in parts]
+    padded = [torch.nn.functional.pad(part.flatten(), (0, share * size - elements)) for part in parts]
+    for rank, result in enumerate(results):
+        own = torch.cat([part[rank * share : (rank + 1) * share] for part in padded])
+        start(
+            all_reduce.two_shot, (2,), table([own] * size), table(results), spare, spare, parts[rank], result,
+            elements // 8, share // 8, rank,
+            launch=LAUNCH, FIRST=rank, WORLD=size, TREE=tree, WAY=all_reduce.PUSHED.value, BLOCK=BLOCK, MEET=0,
+        )  # fmt: skip
+    return results
+
+
+def push_shot(parts: list[Tensor], tree: bool, act: torch.dtype) -> list[Tensor]:
+    """Without meeting, ranks do not wait for each other: all write, and whoever comes last has been written to by all;
+    so each is run again behind the others."""
+    device, elements, size = parts[0].device, parts[0].numel(), len(parts)
+    spare = torch.zeros(8, dtype=torch.int64, device=device)
+    share = -(-elements // size // 8) * 8
+    rooms = [torch.full((size * share,), float("nan"), dtype=parts[0].dtype, device=device) for _ in parts]
+    results = [torch.full(parts[0].shape, float("nan"), dtype=act, device=device) for _ in parts]
+    for rank, part in [*enumerate(parts), *enumerate(parts)]:
+        start(
+            all_reduce.two_shot, (2,), table(rooms), table(results), spare, spare, part, results[rank],
+            elements // 8, share // 8, rank,
+            launch=LAUNCH, FIRST=rank, WORLD=size, TREE=tree, WAY=all_reduce.PUSH.value, BLOCK=BLOCK, MEET=0,
         )  # fmt: skip
     return results
 
@@ -84,7 +119,7 @@ def check_both_kernels_are_the_clause(
         part = torch.float32 if tree else act
         parts = parts_of(size, 3, 400, part, device)
         expected = joined(parts, tree, act)
-        for kernel in (one_shot, two_shot):
+        for kernel in (one_shot, two_shot, pushed_shot, push_shot):
             for result in kernel(parts, tree, act):
                 assert same(result, expected), (kernel.__name__, act)
 
@@ -118,14 +153,14 @@ def check_reduce_scatter_and_all_gather(device: torch.device) -> None:
         y = torch.zeros(256, device=device)
         start(
             all_reduce.reduce_scatter, (2,), table(parts), spare, spare, part, y, 125, 32, rank,
-            launch=LAUNCH, WORLD=4, TREE=False, BLOCK=BLOCK, MEET=False,
+            launch=LAUNCH, FIRST=rank, WORLD=4, TREE=False, BLOCK=BLOCK, MEET=0,
         )  # fmt: skip
         own = expected[rank * 256 : (rank + 1) * 256]
         assert same(y[: own.numel()], own)
         gathered = torch.zeros(4, 1000, device=device)
         start(
             all_reduce.all_gather, (2,), table(parts), spare, spare, gathered, 125, rank,
-            launch=LAUNCH, WORLD=4, BLOCK=BLOCK, MEET=False,
+            launch=LAUNCH, WORLD=4, BLOCK=BLOCK, MEET=0,
         )  # fmt: skip
         assert same(gathered, torch.cat(parts))
 
@@ -144,6 +179,6 @@ def check_the_fused_norm_is_the_pair(tree: bool, device: torch.device, dtypes: l
         start(
             all_reduce.one_shot_add_norm, (2,),
             table(parts), spare, spare, parts[0], residual, weight, y, total, 3, 0, EPS,
-            launch=LAUNCH, WIDTH=width, LANES=CONTRACT.device_reduction_lanes, WORLD=2, TREE=tree, MEET=False,
+            launch=LAUNCH, WIDTH=width, LANES=CONTRACT.device_reduction_lanes, FIRST=1, WORLD=2, TREE=tree, MEET=0,
         )  # fmt: skip
         assert same(y, expected[0]) and same(total, expected[1])

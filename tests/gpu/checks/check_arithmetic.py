@@ -16,7 +16,7 @@ from conftest import INTERPRETED
 from samebits.numerics.cpu import math as cpu_math
 from samebits.numerics.cpu.kernel import COMPILE_OPTIONS
 from samebits.numerics.gpu import arithmetic, philox
-from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.configuration import Launch, on_nvidia, start
 from samebits.numerics.philox import philox4x32
 
 
@@ -46,10 +46,10 @@ def draw_noise(y, first, seed, position, sample_index, COUNT: tl.constexpr):
 
 
 @triton.jit
-def largest_roughness(y, first, COUNT: tl.constexpr):
+def largest_roughness(y, first, COUNT: tl.constexpr, NVIDIA: tl.constexpr):
     words = first.to(tl.int64) * COUNT + tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
     words = words.to(tl.uint32)
-    error = tl.abs(philox.rough_noise_of_words(words) - philox.noise_of_words(words))
+    error = tl.abs(philox.rough_noise_of_words(words, NVIDIA) - philox.noise_of_words(words))
     tl.store(y + tl.program_id(0), tl.max(error, 0))
 
 
@@ -119,8 +119,8 @@ def check_rough_noise_is_near(device: torch.device) -> None:
     for first in range(0, blocks, step):
         programs = 1 if INTERPRETED else step
         errors = torch.full((programs,), math.nan, device=device)
-        start(largest_roughness, (programs,), errors, first, COUNT=count, launch=Launch())
+        start(largest_roughness, (programs,), errors, first, COUNT=count, NVIDIA=on_nvidia(), launch=Launch())
         assert bool((errors < philox.ROUGHNESS.value / 4).all()), float(errors.max())
     edge = torch.full((2,), math.nan, device=device)
-    start(largest_roughness, (2,), edge, blocks - 2, COUNT=count, launch=Launch())
+    start(largest_roughness, (2,), edge, blocks - 2, COUNT=count, NVIDIA=on_nvidia(), launch=Launch())
     assert bool((edge < philox.ROUGHNESS.value / 4).all())

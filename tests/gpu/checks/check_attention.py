@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -78,6 +79,13 @@ def by_kernels(
     return output
 
 
+@cache
+def four_heads_a_group(device: torch.device, dtype: torch.dtype) -> tuple[Inputs, torch.Tensor]:
+    """Inputs that several checks share, and the reference's output."""
+    inputs = make_inputs(case_of(4), device, dtype)
+    return inputs, by_reference(inputs)
+
+
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     kind = torch.int32 if a.dtype == torch.float32 else torch.int16
     return torch.equal(a.view(kind), b.view(kind))
@@ -98,13 +106,12 @@ def check_kernels_have_the_reference_bits(
 
 
 def check_another_split_has_other_bits(device: torch.device, dtypes: list[torch.dtype]) -> None:
-    inputs = make_inputs(case_of(4), device, dtypes[0])
-    assert not same_bits(by_reference(inputs), by_reference(inputs, 128))
+    inputs, expected = four_heads_a_group(device, dtypes[0])
+    assert not same_bits(expected, by_reference(inputs, 128))
 
 
 def check_free_splits_are_right_and_differ(device: torch.device, dtypes: list[torch.dtype]) -> None:
-    inputs = make_inputs(case_of(4), device, dtypes[0])
-    expected = by_reference(inputs)
+    inputs, expected = four_heads_a_group(device, dtypes[0])
     got = by_kernels(inputs, TileLaunch(), RangeLaunch(9), pinned=False)
     assert not got.isnan().any()
     assert (got - expected).abs().max() <= BOUNDS[dtypes[0]] * inputs.values.abs().max()
@@ -112,9 +119,8 @@ def check_free_splits_are_right_and_differ(device: torch.device, dtypes: list[to
 
 def check_unwritten_slots_do_not_matter(device: torch.device, dtypes: list[torch.dtype]) -> None:
     for dtype in dtypes[:1] if INTERPRETED else dtypes:
-        clean = make_inputs(case_of(4), device, dtype)
+        _, expected = four_heads_a_group(device, dtype)
         dirty = make_inputs(case_of(4), device, dtype, poison=math.nan)
-        expected = by_reference(clean)
         assert same_bits(by_reference(dirty), expected)
         assert same_bits(by_kernels(dirty, TileLaunch(), RangeLaunch(7)), expected)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,11 +40,10 @@ class Bounds:
         if mask is not None:
             wanted = wanted[np.ravel(np.broadcast_to(mask, np.shape(addresses)))]
         spans = sorted((one.data_ptr(), one.data_ptr() + one.nbytes) for one in self.tensors)
-        begins = [span[0] for span in spans]
-        for address in wanted:
-            place = bisect.bisect_right(begins, int(address)) - 1
-            self.seen += 1
-            self.outside += place < 0 or int(address) >= spans[place][1]
+        begins, ends = np.array([(0, 0), *spans], np.uint64).T
+        places = np.searchsorted(begins, wanted.astype(np.uint64), side="right") - 1
+        self.seen += len(wanted)
+        self.outside += int((wanted.astype(np.uint64) >= ends[places]).sum())
 
 
 @pytest.fixture

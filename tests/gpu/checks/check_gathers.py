@@ -21,9 +21,24 @@ def check_logits_stand_side_by_side(held: int, columns: int, rows: int, device: 
         y = torch.full((rows, columns), float("nan"), device=device)
         start(
             gathers.gather_columns, (3,), table(parts), spare, spare, y, rows, held // 8, columns // 8, rank,
-            launch=LAUNCH, WORLD=2, BLOCK=BLOCK, MEET=False,
+            launch=LAUNCH, WORLD=2, BLOCK=BLOCK, MEET=0,
         )  # fmt: skip
         assert same(y, expected)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def check_rows_go_to_who_adds_them(size: int, device: torch.device) -> None:
+    """Every owner has its rows of all ranks, one rank behind the other."""
+    rows, width = 3 * size, 400
+    parts = [wide_rows(30 + rank, rows, width).to(device) for rank in range(size)]
+    held = [torch.full((size, 3, width), float("nan"), device=device) for _ in range(size)]
+    for rank, part in enumerate(parts):
+        start(
+            gathers.push_rows, (2,), part, table(held), rows, 3, rank,
+            launch=LAUNCH, WIDTH=width, BLOCK=BLOCK,
+        )  # fmt: skip
+    for owner, found in enumerate(held):
+        assert same(found, torch.stack([part[3 * owner : 3 * owner + 3] for part in parts]))
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -37,7 +52,7 @@ def check_rows_come_from_their_owners(size: int, device: torch.device, dtypes: l
         y = torch.zeros_like(expected)
         start(
             gathers.gather_rows, (2,), table(parts), spare, spare, ids, y, len(ids), held, 1,
-            launch=LAUNCH, WIDTH=width, WORLD=size, BLOCK=BLOCK, MEET=False,
+            launch=LAUNCH, WIDTH=width, WORLD=size, BLOCK=BLOCK, MEET=0,
         )  # fmt: skip
         assert same(y, expected)
         assert not same(y, parts[0])

@@ -13,6 +13,9 @@ from samebits.numerics import reference
 from samebits.numerics.gpu import cublaslt
 from samebits.numerics.gpu.gemm_candidates import (
     AHEAD,
+    DECODE,
+    DECODE_32,
+    DECODE_64,
     DESCRIPTORS,
     HOPPER,
     PERSISTENT,
@@ -127,10 +130,14 @@ def check_tiles_are_near_float64(
             assert bool((error <= bound).all()), f"{problem.key} at {rows} rows: {error.max()}"
 
 
+EARLY = tuple(tile for tile in (*DECODE, *DECODE_32, *DECODE_64) if tile.kind == AHEAD)
 HOPPER_TILES = (
     Tile(128, 256, 64, 4, 4, HOPPER),
     Tile(128, 128, 64, 4, 6, HOPPER),
     Tile(128, 64, 64, 4, 8, HOPPER),
+    Tile(64, 256, 64, 4, 5, HOPPER),
+    Tile(64, 128, 64, 4, 9, HOPPER),
+    Tile(64, 128, 128, 4, 4, HOPPER),
     Tile(16, 64, 128, 4, 8, AHEAD, swap=True),
     Tile(64, 128, 64, 4, 8, AHEAD, swap=True, wait=1),
     Tile(32, 64, 256, 4, 4, AHEAD, swap=True, wait=2),
@@ -154,7 +161,9 @@ def check_tiles_for_hopper_have_the_reference_bits(tile: Tile, device: torch.dev
 
 @pytest.mark.skipif(INTERPRETED, reason="graphs are captured on a GPU")
 @pytest.mark.parametrize(
-    "tile", [HOPPER_TILES[4], HOPPER_TILES[5], Tile(16, 64, 128, 4, 6, swap=True, wait=1)], ids=str
+    "tile",
+    [*EARLY, *HOPPER_TILES[-2:], Tile(16, 64, 128, 4, 6, swap=True, wait=1)],
+    ids=lambda tile: tile.name,
 )
 def check_products_that_start_early_read_nothing_stale(tile: Tile, device: torch.device) -> None:
     """Norms and products in turns, each reading what the one ahead wrote, replayed with new inputs."""
@@ -241,6 +250,18 @@ def check_the_library_splits_k_only_where_it_may(device: torch.device) -> None:
         verdicts = [trial.prove(recipe.make()) for recipe in recipes]
         assert any(isinstance(verdict, Proof) for verdict in verdicts), verdicts
         assert all(not cublaslt.splits(cublaslt.algorithm_of(v.identity.split()[-1])) for v in verdicts)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the library runs on a GPU")
+def check_tiles_of_the_library_that_fill_the_card_are_proven(device: torch.device) -> None:
+    problem = GemmProblem(5120, 1024, torch.bfloat16, torch.bfloat16)
+    trial = trial_of(problem, 192, device)
+    recipes = list(library_recipes(problem, 192, 2))
+    assert len(recipes) > 2, "proposals only"
+    for recipe in recipes:
+        verdict = trial.prove(recipe.make())
+        assert isinstance(verdict, Proof), verdict
+        assert not cublaslt.splits(cublaslt.algorithm_of(verdict.identity.split()[-1]))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="alignment matters on a GPU")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import pytest
 import torch
@@ -48,7 +49,9 @@ def act_of(device: torch.device) -> torch.dtype:
     return torch.float16 if INTERPRETED else torch.bfloat16
 
 
+@cache
 def trial_of(problem: TreeProblem, device: torch.device) -> Trial:
+    """All tiles of a problem are held against one run of its reference."""
     inputs = proof_inputs(problem.product, ROWS, device)
     return RowTrials.of(reference_candidate(problem), inputs, problem.product.output).trial(ROWS)
 
@@ -94,6 +97,7 @@ def check_ranks_give_the_bits_of_one(ranks: int, device: torch.device) -> None:
 
 HOPPER_TILES = (
     TreeTile(Tile(128, 128, 64, 4, 4, HOPPER)),
+    TreeTile(Tile(64, 128, 64, 4, 7, HOPPER)),
     TreeTile(Tile(128, 64, 64, 4, 4, HOPPER)),
     TreeTile(Tile(32, 64, 64, 4, 8, AHEAD, swap=True)),
     TreeTile(Tile(64, 128, 64, 4, 8, AHEAD, swap=True)),
@@ -119,7 +123,8 @@ def check_tiles_have_the_reference_bits(tile: TreeTile, ranks: int, device: torc
     if problem.leaves < tile.pieces:
         pytest.skip("more programs than leaves")
     candidate = tile_candidate(tile, problem, ROWS, device)
-    for _ in range(2):
+    shared = tile.pieces > 1  # then it leaves something behind that the next run finds
+    for _ in range(2 if shared or not INTERPRETED else 1):
         verdict = trial_of(problem, device).prove(candidate)
         assert isinstance(verdict, Proof), verdict
     assert not bool(workspace(device).arrivals.any()), (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -74,3 +75,39 @@ def atoms_of_a_gpu() -> Iterator[None]:
     builder.create_fma, builder.create_dot = create_fma, create_dot
     yield
     builder.create_fma, builder.create_dot = plain
+
+
+@pytest.fixture(scope="session", autouse=True)
+def language_is_patched_once_a_launch() -> Iterator[None]:
+    """The interpreter patches the modules of Triton's language that a function sees at every call of one, which takes
+    a quarter of the time: once in a launch is enough."""
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    patched: set[frozenset[str]] = set()
+
+    @cache
+    def seen_by(function: Any) -> frozenset[str]:
+        modules = (interpreter.tl, interpreter.tl.core)
+        return frozenset(
+            one.__name__ for one in function.__globals__.values() if any(one is module for module in modules)
+        )
+
+    def launch(executor: Any, *given: Any, **named: Any) -> None:
+        patched.clear()
+        patched.add(seen_by(executor.fn))
+        plain[0](executor, *given, **named)
+
+    def call(function: Any, *given: Any, **named: Any) -> Any:
+        if (seen := seen_by(function.fn)) not in patched:
+            patched.add(seen)
+            interpreter._patch_lang(function.fn)
+        return function.rewrite()(*given, **named)
+
+    executor, function = interpreter.GridExecutor, interpreter.InterpretedFunction
+    plain = executor.__call__, function.__call__
+    executor.__call__, function.__call__ = launch, call
+    yield
+    executor.__call__, function.__call__ = plain

@@ -51,3 +51,6 @@ class GlooGroup:
 
     def settle(self) -> None:
         """Gloo keeps nothing between calls."""
+
+    def abandon(self) -> None:
+        """Gloo notices a closed connection by itself."""

@@ -25,6 +25,9 @@ class Group(Protocol):
         """Called before work that is captured in a graph begins, and where it ends: such work is run again in any
         order, and finds the group as it was when it was captured."""
 
+    def abandon(self) -> None:
+        """A rank is gone: whatever waits for it must not go on waiting. May be called by another thread."""
+
 
 @dataclass(frozen=True)
 class Solo:
@@ -37,6 +40,9 @@ class Solo:
         return tensor[None]
 
     def settle(self) -> None:
+        pass
+
+    def abandon(self) -> None:
         pass
 
 

@@ -32,7 +32,7 @@ from samebits.numerics.gpu.attention_operator import (
 )
 from samebits.numerics.gpu.attention_plan import AttentionWork, Units, plan_attention
 from samebits.numerics.gpu.attention_prefill import AnyTile, default_tile, tile_launches, tiles
-from samebits.numerics.gpu.bindings import bind_all
+from samebits.numerics.gpu.bindings import ALONE, Sharing, bind_all
 from samebits.numerics.gpu.device_key import device_key
 from samebits.numerics.gpu.launch import target_name
 from samebits.numerics.gpu.operator import Wish
@@ -80,7 +80,13 @@ class AttentionScheduler:
         if self._pinned and self._device.type == "cuda":
             _prove_once(self._shape, dtype, self._processors, self._device)
 
-    def bind(self, page_tokens: int, folder: Path, progress: Callable[[str, int, int], None]) -> None:
+    def bind(
+        self,
+        page_tokens: int,
+        folder: Path,
+        progress: Callable[[str, int, int], None],
+        sharing: Sharing = ALONE,
+    ) -> None:
         """Prove every kernel that may serve prefill over pages of that size, or find the proofs in `folder`, and take
         the fastest. Raises `NumericsError` where none is proven. Heads are those that `prepare` was told."""
         if self._shape is None or self._device.type != "cuda":
@@ -88,7 +94,7 @@ class AttentionScheduler:
         problem = AttentionProblem(replace(self._shape, page_tokens=page_tokens), self._dtype)
         operator = AttentionOperator(self._device)
         store = ProofStore(folder, device_key(self._device))
-        bindings = bind_all([Wish(operator, problem, (TILES,))], store, progress)
+        bindings = bind_all([Wish(operator, problem, (TILES,))], store, progress, sharing=sharing)
         chosen = bindings.candidate(operator.clause, problem, TILES).name
         launches = tile_launches(problem.shape, problem.act, target_name())
         self._tiles[problem] = next(launch for launch in launches if launch.name == chosen)

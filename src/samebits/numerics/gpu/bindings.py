@@ -1,4 +1,8 @@
-"""From wishes to bound kernels: what the store proves is restored, the rest is compiled, proven, timed and stored."""
+"""From wishes to bound kernels: what the store proves is restored, the rest is compiled, proven, timed and stored.
+
+Ranks of one host have the same wishes and the same store. Each compiles and proves a part of what is missing, and
+restores the rest from what the others stored; so all of them run the same kernels.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,19 @@ COMPILING, PROVING = "compiling kernels", "proving kernels"
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total)"""
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Ranks with GPUs of one kind and one store of proofs, which share the work of a first start."""
+
+    rank: int = 0
+    size: int = 1
+    meet: Callable[[], None] = lambda: None
+    """waits until every rank is there"""
+
+
+ALONE = Sharing()
 
 
 @dataclass(frozen=True)
@@ -50,9 +67,30 @@ def bind_all(
     store: ProofStore,
     progress: Progress,
     stopwatch: Stopwatch = tuning_seconds,
+    sharing: Sharing = ALONE,
 ) -> Bindings:
-    """Bind every wish at every bucket, and keep new proofs in the store. Raises `NumericsError` where nothing is
-    proven for one."""
+    """Bind every wish at every bucket, and keep new proofs in the store; all ranks of `sharing` do so together. Raises
+    `NumericsError` where nothing is proven for one."""
+    candidates, missing = restore_all(wishes, store)
+    if sharing.size > 1:
+        # Every rank meets the others twice, whatever it lacks itself.
+        compile_all(distinct_sources(missing)[sharing.rank :: sharing.size], progress)
+        sharing.meet()
+        candidates |= prove_all(missing, store, progress, stopwatch, sharing)
+        sharing.meet()
+        store.read()
+        others, missing = restore_all(limited(missing, lambda place: place not in candidates), store)
+        candidates |= others
+    if missing:
+        candidates |= prove_all(missing, store, progress, stopwatch)
+    records = [store.find(*place) for place in candidates]
+    return Bindings(candidates, tuple(record for record in records if record is not None))
+
+
+def restore_all(
+    wishes: Sequence[Wish[Any]], store: ProofStore
+) -> tuple[dict[tuple[str, str, int], Candidate], list[Wish[Any]]]:
+    """What the store proves, and what is left to be proven."""
     candidates: dict[tuple[str, str, int], Candidate] = {}
     missing: list[Wish[Any]] = []
     for wish in wishes:
@@ -65,10 +103,20 @@ def bind_all(
                 candidates[place_of(wish, bucket)] = candidate
         if buckets:
             missing.append(Wish(wish.operator, wish.problem, tuple(buckets)))
-    if missing:
-        candidates |= prove_all(missing, store, progress, stopwatch)
-    records = [store.find(*place) for place in candidates]
-    return Bindings(candidates, tuple(record for record in records if record is not None))
+    return candidates, missing
+
+
+def limited(wishes: Sequence[Wish[Any]], wanted: Callable[[tuple[str, str, int]], bool]) -> list[Wish[Any]]:
+    """The wishes, at the buckets whose places are wanted."""
+    left = [
+        Wish(
+            wish.operator,
+            wish.problem,
+            tuple(bucket for bucket in wish.buckets if wanted(place_of(wish, bucket))),
+        )
+        for wish in wishes
+    ]
+    return [wish for wish in left if wish.buckets]
 
 
 def place_of(wish: Wish[Any], bucket: int) -> tuple[str, str, int]:
@@ -94,22 +142,43 @@ def restored(wish: Wish[Any], bucket: int, store: ProofStore) -> Candidate | Non
 
 
 def prove_all(
-    wishes: Sequence[Wish[Any]], store: ProofStore, progress: Progress, stopwatch: Stopwatch
+    wishes: Sequence[Wish[Any]],
+    store: ProofStore,
+    progress: Progress,
+    stopwatch: Stopwatch,
+    sharing: Sharing = ALONE,
 ) -> dict[tuple[str, str, int], Candidate]:
-    """Compile, prove and time what is wished for; every shape's proofs are saved when it is done."""
-    sources = [source for wish in wishes for source in wish.operator.sources(wish.problem, wish.buckets)]
-    compile_all(sources, progress)
+    """Compile, prove and time this rank's part of what is wished for; every shape's proofs are saved when it is done.
+    All buckets of a shape are held against the same run of the reference, whoever proves them."""
+    own = {
+        place_of(wish, bucket)
+        for number, wish in enumerate(wishes)
+        # Many rows take the longest, and nobody gets those of every shape.
+        for turn, bucket in enumerate(wish.buckets, start=number)
+        if turn % sharing.size == sharing.rank
+    }
+    compile_all(distinct_sources(limited(wishes, own.__contains__)), progress)
     found: dict[tuple[str, str, int], Candidate] = {}
-    total = sum(len(wish.buckets) for wish in wishes)
+    total = len(own)
     progress(PROVING, 0, total)
     for wish in wishes:
+        if own.isdisjoint(place_of(wish, bucket) for bucket in wish.buckets):
+            continue
         for item in wish.operator.rounds(wish.problem, wish.buckets):
+            if place_of(wish, item.bucket) not in own:
+                continue
             bound = bind(wish.operator, wish.problem, item, stopwatch)
             found[place_of(wish, item.bucket)] = bound.candidate
             store.add(bound.record())
             progress(PROVING, len(found), total)
         store.save()
     return found
+
+
+def distinct_sources(wishes: Sequence[Wish[Any]]) -> list[KernelSource]:
+    """Every binary that may be wanted for them, in the same order on every rank."""
+    every = (source for wish in wishes for source in wish.operator.sources(wish.problem, wish.buckets))
+    return list(dict.fromkeys(every))
 
 
 def compile_all(sources: Iterable[KernelSource], progress: Progress) -> None:

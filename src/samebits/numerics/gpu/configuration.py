@@ -30,13 +30,15 @@ def kind_of(argument: Any) -> str:
 
 
 @functools.cache
+def on_nvidia() -> bool:
+    """Whether this process's GPU is NVIDIA's, whose own instructions a kernel may name."""
+    return torch.version.cuda is not None and torch.cuda.is_available()
+
+
+@functools.cache
 def dependent_launches() -> bool:
     """Whether this process's GPU can set up a kernel while the one ahead still runs: NVIDIA's from Hopper on."""
-    return (
-        torch.version.cuda is not None
-        and torch.cuda.is_available()
-        and torch.cuda.get_device_capability() >= (9, 0)
-    )
+    return on_nvidia() and torch.cuda.get_device_capability() >= (9, 0)
 
 
 def named_source(

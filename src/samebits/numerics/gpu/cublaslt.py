@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import byref, c_float, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
+from ctypes import byref, c_float, c_int, c_int32, c_size_t, c_uint16, c_uint32, c_uint64, c_void_p, sizeof
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,8 @@ TRANSPOSE = 1
 DESCRIPTION_TRANSPOSE_A, DESCRIPTION_EPILOGUE, DESCRIPTION_BIAS_POINTER = 3, 7, 8
 EPILOGUE_BIAS = 4
 PREFERENCE_WORKSPACE, PREFERENCE_REDUCTIONS = 1, 3
-ALGORITHM_SPLIT_K, ALGORITHM_REDUCTION = 2, 3
+ALGORITHM_TILE, ALGORITHM_SPLIT_K, ALGORITHM_REDUCTION, ALGORITHM_SWIZZLE = 1, 2, 3, 4
+ALGORITHM_OPTION, ALGORITHM_CLUSTER = 5, 8
 LEAST_ALIGNMENT = range(5, 9)
 """Preferences: least alignment of A, B, C and D."""
 
@@ -138,6 +139,27 @@ class Matmul:
             return []
         kept = [result.algorithm for result in results[: found.value] if not result.state]
         return [algorithm for algorithm in kept if not splits(algorithm)][:count]
+
+    def arranged(self, algorithm: Algorithm, tile: int, option: int, cluster: int) -> Algorithm | None:
+        """The same with another tile (a cublasLtMatmulTile_t), option and cluster (a cublasLtClusterShape_t), tiles in
+        order; None where the library has no such kernel, or one that needs memory of its own or splits K."""
+        found = algorithm_of(algorithm.text)
+        for attribute, value in (
+            (ALGORITHM_TILE, c_uint32(tile)),
+            (ALGORITHM_OPTION, c_uint32(option)),
+            (ALGORITHM_CLUSTER, c_uint16(cluster)),
+            (ALGORITHM_SWIZZLE, c_uint32(0)),
+        ):
+            if library().cublasLtMatmulAlgoConfigSetAttribute(
+                byref(found), c_int(attribute), byref(value), c_size_t(sizeof(value))
+            ):
+                return None
+        result = _Proposal()
+        status = library().cublasLtMatmulAlgoCheck(
+            _handle(torch.cuda.current_device()), self.description, self.weight, self.x, self.out, self.out,
+            byref(found), byref(result),
+        )  # fmt: skip
+        return None if status or result.state or result.workspace or splits(found) else found
 
     def run(self, algorithm: Algorithm, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """Launch on the current stream."""

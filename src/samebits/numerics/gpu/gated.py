@@ -11,7 +11,13 @@ import triton
 import triton.language as tl
 
 from samebits.numerics.gpu.arithmetic import exp
-from samebits.numerics.gpu.gemm_tile import begin_dependent, descriptor_sums, grouped_tile, pointer_sums
+from samebits.numerics.gpu.gemm_tile import (
+    begin_dependent,
+    descriptor_sums,
+    grouped_tile,
+    pointer_sums,
+    store_tile,
+)
 
 
 @triton.jit
@@ -20,25 +26,6 @@ def gated_tile(gate, up, ACT: tl.constexpr):
     gate = gate.to(ACT).to(tl.float32)
     up = up.to(ACT).to(tl.float32)
     return tl.div_rn(gate, 1.0 + exp(-gate)) * up
-
-
-@triton.jit
-def store_gated(
-    gate, up, out, row, column, row_inside, column_inside, width, SWAP: tl.constexpr, ACT: tl.constexpr
-):
-    value = gated_tile(gate, up, ACT).to(ACT)
-    if SWAP:
-        tl.store(
-            out + row[None, :] * width + column[:, None],
-            value,
-            mask=row_inside[None, :] & column_inside[:, None],
-        )
-    else:
-        tl.store(
-            out + row[:, None] * width + column[None, :],
-            value,
-            mask=row_inside[:, None] & column_inside[None, :],
-        )
 
 
 @triton.jit
@@ -85,10 +72,8 @@ def gated_gemm(
     )  # fmt: skip
     if WAIT == 1:
         tl.extra.cuda.gdc_launch_dependents()
-    store_gated(
-        gate, up, out + row_start.to(tl.int64) * width + column_start,
-        row, column, row_inside, column_inside, width, SWAP, out.dtype.element_ty,
-    )  # fmt: skip
+    value = gated_tile(gate, up, out.dtype.element_ty)
+    store_tile(value, out, row_start, column_start, rows, width, ROWS, COLUMNS, SWAP, True, True)
 
 
 @triton.jit
@@ -128,9 +113,5 @@ def gated_descriptor_gemm(
             x, weight, row_start, column_start, column_start + width, 0, depth,
             ROWS, COLUMNS, DEPTH, SWAP, 1, True,
         )  # fmt: skip
-        row = tl.arange(0, ROWS)
-        column = tl.arange(0, COLUMNS)
-        store_gated(
-            gate, up, out + row_start.to(tl.int64) * width + column_start,
-            row, column, row < rows - row_start, column < width - column_start, width, SWAP, out.dtype.element_ty,
-        )  # fmt: skip
+        value = gated_tile(gate, up, out.dtype.element_ty)
+        store_tile(value, out, row_start, column_start, rows, width, ROWS, COLUMNS, SWAP, True, True)

@@ -30,6 +30,7 @@ from samebits.numerics.gpu.gemm_problem import GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import TYPE_NAMES, KernelSource, blocks, load, pointer, target_name
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
+from samebits.numerics.gpu.panel_candidates import PanelProblem, panel_recipe, panel_tile
 from samebits.numerics.gpu.prover import Candidate, Output, Tensors
 
 PAIR = "pair"
@@ -54,6 +55,11 @@ class GatedProblem:
     def product(self) -> GemmProblem:
         """The product alone."""
         return GemmProblem(2 * self.width, self.depth, self.act, self.act)
+
+    @property
+    def panels(self) -> PanelProblem:
+        """The whole, for kernels that compute it in panels."""
+        return PanelProblem(self.width, self.depth, self.act, self.act, panels=2)
 
     def output(self, rows: int) -> tuple[Output, ...]:
         return (Output((rows, self.width), self.act),)
@@ -173,13 +179,24 @@ class GatedOperator:
         yield reference_source(problem.product)
         yield activation_source(problem)
         for bucket in buckets:
+            panels = panel_tile(problem.panels, bucket, target_name())
+            if panels is not None:
+                yield panels.source(problem.panels)
+                continue
             yield from (fused_source(tile, problem, bucket) for tile in self._tiles(problem, bucket))
 
     def recipes(self, problem: GatedProblem, bucket: int) -> Iterable[Recipe]:
-        yield Recipe(PAIR, lambda: pair_candidate(problem, self._product(problem.product, bucket)))
-        for tile in self._tiles(problem, bucket):
+        panels = panel_tile(problem.panels, bucket, target_name())
+        if panels is not None:
+            yield panel_recipe(panels, problem.panels)
+        pair = functools.partial(self._pair, problem, bucket)
+        yield Recipe(PAIR, pair, fallback=panels is not None)
+        for tile in () if panels is not None else self._tiles(problem, bucket):
             make = functools.partial(fused_candidate, tile, problem, bucket)
             yield Recipe(f"fused {tile.name}", make)
+
+    def _pair(self, problem: GatedProblem, bucket: int) -> Candidate:
+        return pair_candidate(problem, self._product(problem.product, bucket))
 
     def restore(self, problem: GatedProblem, bucket: int, name: str, identity: str) -> Recipe | None:
         return next((recipe for recipe in self.recipes(problem, bucket) if recipe.name == name), None)

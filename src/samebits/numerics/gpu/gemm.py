@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from samebits.numerics.gpu.gemm_tile import (
+    add_bias,
     begin_dependent,
     descriptor_sums,
     grouped_tile,
@@ -116,10 +117,11 @@ def tile_gemm(
     )  # fmt: skip
     if WAIT == 1:
         tl.extra.cuda.gdc_launch_dependents()
+    if BIAS:
+        total = add_bias(total, bias, column_start, columns, COLUMNS, SWAP, MASK_COLUMNS)
     store_tile(
-        total, bias + column_start, out + row_start.to(tl.int64) * columns + column_start,
-        row, column, row_inside, column_inside, columns, SWAP, MASK_ROWS, MASK_COLUMNS, BIAS,
-    )  # fmt: skip
+        total, out, row_start, column_start, rows, columns, ROWS, COLUMNS, SWAP, MASK_ROWS, MASK_COLUMNS
+    )
 
 
 @triton.jit
@@ -161,12 +163,9 @@ def descriptor_gemm(
     )
     if WAIT == 1:
         tl.extra.cuda.gdc_launch_dependents()
-    row = tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
-    store_tile(
-        total, bias + column_start, out + row_start.to(tl.int64) * columns + column_start,
-        row, column, row < rows - row_start, column < columns - column_start, columns, SWAP, True, True, BIAS,
-    )  # fmt: skip
+    if BIAS:
+        total = add_bias(total, bias, column_start, columns, COLUMNS, SWAP, True)
+    store_tile(total, out, row_start, column_start, rows, columns, ROWS, COLUMNS, SWAP, True, True)
 
 
 @triton.jit
@@ -204,11 +203,8 @@ def persistent_gemm(
         total, _ = descriptor_sums(
             x, weight, row_start, column_start, 0, 0, depth, ROWS, COLUMNS, DEPTH, SWAP, LEAVES, False
         )
-        row = tl.arange(0, ROWS)
-        column = tl.arange(0, COLUMNS)
-        store_tile(
-            total, bias + column_start, out + row_start.to(tl.int64) * columns + column_start,
-            row, column, row < rows - row_start, column < columns - column_start, columns, SWAP, True, True, BIAS,
-        )  # fmt: skip
+        if BIAS:
+            total = add_bias(total, bias, column_start, columns, COLUMNS, SWAP, True)
+        store_tile(total, out, row_start, column_start, rows, columns, ROWS, COLUMNS, SWAP, True, True)
     if WAIT == 1:
         tl.extra.cuda.gdc_launch_dependents()

@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from samebits.numerics.gpu import cublaslt, gemm
-from samebits.numerics.gpu.buckets import BUCKETS
+from samebits.numerics.gpu.cublaslt_tiles import filling_tiles, tile_numbers
 from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem
 from samebits.numerics.gpu.launch import (
     PORTABLE,
@@ -24,24 +24,33 @@ from samebits.numerics.gpu.launch import (
     load,
     pointer,
     swizzled_descriptor,
-    target_name,
 )
 from samebits.numerics.gpu.operator import Recipe
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
-BORROWING = (96, 128, 192, 256, 384, 768)
-"""Buckets that try the algorithms of the next larger one: at 192 rows the library proposes slow ones of its own."""
+FILLING_ROWS = range(65, 513)
+"""Buckets that try tiles of the library that fill the card: with few tiles an empty place in a wave costs much."""
+FILLING_TILES, LIBRARY_OPTIONS = 4, (0, 1)
+"""So many of them, with each option of their kernels that was ever the fastest."""
+NO_CLUSTER, PAIRS = 2, (3, 5)
+"""cublasLtClusterShape_t: programs on their own, and the first of the tiles also in pairs along columns or rows."""
 
 SHARED_BYTES = {"sm_80": 163 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10}
 """Memory of a program by architecture; 227 KiB on the others."""
 
 POINTERS, DESCRIPTORS, PERSISTENT, HOPPER, AHEAD = "tile", "descriptor", "persistent", "hopper", "ahead"
-HOPPER_ROWS = 128
-"""Rows of the tiles of `gemm_hopper`, in two groups."""
+HOPPER_ROWS = 64
+"""Rows of a group of `gemm_hopper`, whose tiles have one group or two."""
+HOPPER_REGISTERS = 168
+"""Of a thread of `gemm_hopper` at its start: three groups of four warps fill the registers."""
 AHEAD_COLUMNS = 64
 """Columns of a group of `gemm_ahead`."""
 AHEAD_REGISTERS = 96
 """Of a thread of `gemm_ahead`: the kernels around it must find room beside it."""
+
+
+EARLY_ROWS = 64
+"""Up to these, products start early where they can."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +136,13 @@ class Tile:
     def hopper_source(self, problem: GemmProblem, leaves: int) -> KernelSource:
         from samebits.numerics.gpu.gemm_hopper import hopper_gemm  # the interpreter knows no Gluon
 
-        x, weight = ((HOPPER_ROWS // 2, self.depth), (self.columns, self.depth))
+        x, weight = ((HOPPER_ROWS, self.depth), (self.columns, self.depth))
         maps = (swizzled_descriptor(problem.act, x), swizzled_descriptor(problem.act, weight))
         units = (unit_of(problem.columns), unit_of(problem.depth))
         return KernelSource(
             hopper_gemm, (*maps, pointer(problem.out), "i32", "i32", "i32"),
-            (*units, self.columns, self.depth, self.group, self.stages, leaves), self.warps, 1,
+            (*units, self.columns, self.depth, self.group, self.stages, leaves, self.rows // HOPPER_ROWS),
+            self.warps, 1, False, HOPPER_REGISTERS,
         )  # fmt: skip
 
     def ahead_source(self, problem: GemmProblem, leaves: int) -> KernelSource:
@@ -193,8 +203,8 @@ def launch_tile(
         return
     programs = min(tiles, processors(out.device))
     if tile.kind == HOPPER:
-        halves = mapped(x, (HOPPER_ROWS // 2, tile.depth))
-        kernel.launch((programs, 1, 1), halves, maps[1], out, *lengths)
+        lines = mapped(x, (HOPPER_ROWS, tile.depth))
+        kernel.launch((programs, 1, 1), lines, maps[1], out, *lengths)
         return
     if tile.kind == AHEAD:
         lines = mapped(weight, (AHEAD_COLUMNS, tile.depth))
@@ -208,14 +218,6 @@ def mapped(tensor: Tensor, block: tuple[int, int]) -> TensorDescriptor:
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(block))
 
 
-def tile_sources(problem: GemmProblem, bucket: int) -> Iterator[KernelSource]:
-    """The binaries of all tiles that are tried on this device."""
-    target = target_name()
-    for tile in tiles_for(problem, bucket):
-        if tile.fits(problem, bucket, target):
-            yield tile.source(problem, bucket)
-
-
 def tile_recipe(tile: Tile, problem: GemmProblem, bucket: int) -> Recipe:
     source = tile.source(problem, bucket)
 
@@ -227,7 +229,7 @@ def tile_recipe(tile: Tile, problem: GemmProblem, bucket: int) -> Recipe:
 
         return Candidate(tile.name, kernel.digest, run)
 
-    return Recipe(tile.name, make)
+    return Recipe(tile.name, make, fallback=tile == PLAIN)
 
 
 def library_recipe(problem: GemmProblem, bucket: int, text: str, place: int) -> Recipe:
@@ -247,18 +249,30 @@ def library_recipe(problem: GemmProblem, bucket: int, text: str, place: int) -> 
     return Recipe(name, make)
 
 
+def filling_algorithms(
+    product: cublaslt.Matmul, proposal: cublaslt.Algorithm
+) -> Iterator[cublaslt.Algorithm]:
+    """A proposal with tiles that fill this device."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    tiles = filling_tiles(product.problem.columns, product.rows, processors(device), FILLING_TILES)
+    for tile in tiles:
+        for cluster in (NO_CLUSTER, *PAIRS) if tile == tiles[0] else (NO_CLUSTER,):
+            for option in LIBRARY_OPTIONS:
+                found = product.arranged(proposal, tile_numbers()[tile], option, cluster)
+                if found is not None:
+                    yield found
+
+
 def library_recipes(problem: GemmProblem, bucket: int, count: int) -> Iterator[Recipe]:
-    """What the library proposes for a product, at some buckets also what it proposes for the next larger one, for an
-    algorithm serves fewer rows, too. Nothing where there is no library, nor for a bias of another type
-    than the result, which it would read as the result's."""
+    """What the library proposes for a product, at some buckets also tiles of its that fill the card. Nothing where
+    there is no library, nor for a bias of another type than the result, which it would read as the result's."""
     if torch.version.cuda is None or (problem.bias and problem.out is not problem.act):
         return
-    texts: dict[str, None] = {}
-    asked = [(bucket, count)]
-    if bucket in BORROWING:
-        asked.append((BUCKETS[BUCKETS.index(bucket) + 1], count // 2))
-    for other, wanted in asked:
-        texts |= dict.fromkeys(found.text for found in cublaslt.matmul(problem, other).proposals(wanted))
+    product = cublaslt.matmul(problem, bucket)
+    proposals = product.proposals(count)
+    texts = dict.fromkeys(found.text for found in proposals)
+    if proposals and bucket in FILLING_ROWS:
+        texts |= dict.fromkeys(found.text for found in filling_algorithms(product, proposals[0]))
     for place, text in enumerate(texts):
         yield library_recipe(problem, bucket, text, place)
 
@@ -272,22 +286,23 @@ def tiles_for(problem: GemmProblem, bucket: int) -> tuple[Tile, ...]:
     return (*chosen, PLAIN)
 
 
-def tile_recipes(problem: GemmProblem, bucket: int) -> Iterator[Recipe]:
-    target = target_name()
-    for tile in tiles_for(problem, bucket):
-        if tile.fits(problem, bucket, target):
-            yield tile_recipe(tile, problem, bucket)
+def tiles_on(problem: GemmProblem, bucket: int, target: str) -> list[Tile]:
+    """The tiles that are tried on an architecture. Of few rows, kernels that start early pay only among their like:
+    beside another kernel each of them costs a layer more than it saves, which one product timed by itself does not
+    show. So where there are any, nothing stands beside them but the portable tile."""
+    fitting = [tile for tile in tiles_for(problem, bucket) if tile.fits(problem, bucket, target)]
+    early = [tile for tile in fitting if tile.kind == AHEAD] if bucket <= EARLY_ROWS else []
+    return [*early, PLAIN] if early else fitting
 
 
 PLAIN = Tile(64, 64, 32, 4, 3)
 FLOAT32_TILES = (Tile(16, 32, 32, 4, 3), Tile(64, 64, 16, 4, 3), Tile(32, 32, 16, 4, 2))
 
 DECODE = (
+    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
     Tile(16, 64, 128, 4, 8, swap=True, wait=1),
     Tile(16, 64, 128, 4, 8, swap=True, wait=1, prefetch=512),
     Tile(16, 64, 128, 4, 8, swap=True, wait=2),
-    Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
-    Tile(16, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2),
     Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True, wait=1),
     Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True, wait=2),
     Tile(16, 64, 128, 4, 6, swap=True, wait=1),
@@ -301,47 +316,32 @@ DECODE = (
 """At most 16 rows: most loads in flight win."""
 
 DECODE_32 = (
+    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=1),
     Tile(32, 64, 128, 4, 8, DESCRIPTORS, swap=True, wait=2, prefetch=512),
-    Tile(32, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
     Tile(32, 64, 256, 4, 4, DESCRIPTORS, swap=True, wait=1),
     Tile(32, 64, 64, 4, 12, swap=True, wait=1),
-    Tile(32, 64, 128, 4, 5, swap=True, wait=1),
     Tile(32, 64, 128, 4, 5, swap=True),
 )
 
 DECODE_64 = (
+    Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=1),
     Tile(64, 64, 128, 4, 6, DESCRIPTORS, swap=True, wait=1),
     Tile(64, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=2),
-    Tile(64, 64, 128, 4, 6, swap=True, wait=1),
     Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=1),
     Tile(64, 32, 256, 4, 4, DESCRIPTORS, wait=2, prefetch=512),
-    Tile(64, 128, 128, 4, 4, DESCRIPTORS, swap=True, wait=2),
     Tile(64, 64, 128, 4, 4),
 )
-
-EARLY = (
-    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
-    Tile(16, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
-    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=1),
-    Tile(32, 64, 128, 4, 8, AHEAD, swap=True, wait=2),
-    Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=1),
-    Tile(64, 64, 128, 4, 6, AHEAD, swap=True, wait=2),
-)
-"""Their weights are on their way before the kernel ahead ends. Proven alone, and held back: `check_gemm`, which runs
-them behind a kernel that still writes x, has not run on a card yet."""
 
 MIDDLE = (
+    Tile(64, 128, 64, 4, 9, HOPPER),
     Tile(64, 128, 128, 4, 4, DESCRIPTORS),
     Tile(128, 64, 128, 4, 4, DESCRIPTORS),
-    Tile(64, 128, 128, 4, 4, DESCRIPTORS, swap=True),
     Tile(64, 64, 128, 4, 4),
 )
-"""Here the library's clusters win nearly everywhere."""
+"""The library's tiles win nearly everywhere, if one fills the card."""
 
 PREFILL = (
     Tile(128, 256, 64, 8, 3, PERSISTENT),
     Tile(256, 128, 64, 8, 4, PERSISTENT),
-    Tile(128, 128, 64, 4, 4, PERSISTENT),
-    Tile(256, 128, 64, 8, 3, DESCRIPTORS),
 )

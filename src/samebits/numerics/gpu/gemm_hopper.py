@@ -1,11 +1,12 @@
-"""The GEMM clause for many rows on Hopper (sm_90): one warp copies blocks of K, two groups of four warps multiply them.
+"""The GEMM clause for many rows on Hopper (sm_90): one warp copies blocks of K, groups of four warps multiply them.
 
 Written in Gluon, Triton's language below Triton: layouts, copies, barriers and tensor-core products in flight are
 named here, not inferred. What a tile's sum is, a chain or a tree of leaves, is said in `gemm_tile`.
 
-A program walks tiles of 2 * GROUP_ROWS rows. Its producer warp copies blocks of x and weight into a ring of shared
-memory, on into the next tile; each consumer group owns GROUP_ROWS rows with its sums in registers. The groups meet at
-the ring only: while one takes in a leaf or writes its result, the other keeps the tensor cores.
+A program walks tiles of GROUPS * GROUP_ROWS rows, one or two groups. Its producer warp copies blocks of x and weight
+into a ring of shared memory, on into the next tile; each consumer group owns GROUP_ROWS rows with its sums in
+registers. The groups meet at the ring only: while one takes in a leaf or writes its result, the other keeps the tensor
+cores.
 """
 
 from __future__ import annotations
@@ -36,26 +37,26 @@ def tile_place(tile, row_tiles, column_tiles, GROUP: gl.constexpr):
 @gluon.jit
 def produce(
     x, weight, rows, columns, depth, x_ring, weight_ring, ready, free,
-    COLUMNS: gl.constexpr, DEPTH: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr,
+    COLUMNS: gl.constexpr, DEPTH: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr,
 ):  # fmt: skip
     """Copy both operands' blocks of every tile of this program into the rings."""
-    row_tiles = gl.cdiv(rows, 2 * GROUP_ROWS)
+    row_tiles = gl.cdiv(rows, GROUPS * GROUP_ROWS)
     column_tiles = gl.cdiv(columns, COLUMNS)
     slot = 0
     phase = 1
     for tile in range(gl.program_id(0), row_tiles * column_tiles, gl.num_programs(0)):
         row_tile, column_tile = tile_place(tile, row_tiles, column_tiles, GROUP)
-        row_start = row_tile * (2 * GROUP_ROWS)
+        row_start = row_tile * (GROUPS * GROUP_ROWS)
         column_start = column_tile * COLUMNS
         for start in range(0, depth, DEPTH):
             mbarrier.wait(free.index(slot), phase)
-            mbarrier.expect(ready.index(slot), 2 * x.block_type.nbytes + weight.block_type.nbytes)
-            for which in gl.static_range(2):
+            mbarrier.expect(ready.index(slot), GROUPS * x.block_type.nbytes + weight.block_type.nbytes)
+            for which in gl.static_range(GROUPS):
                 tma.async_copy_global_to_shared(
                     x,
                     [row_start + which * GROUP_ROWS, start],
                     ready.index(slot),
-                    x_ring.index(2 * slot + which),
+                    x_ring.index(GROUPS * slot + which),
                 )
             tma.async_copy_global_to_shared(
                 weight, [column_start, start], ready.index(slot), weight_ring.index(slot)
@@ -151,10 +152,10 @@ def tile_sum(
 def consume(
     out, rows, columns, depth, x_ring, weight_ring, ready, free, parked,
     COLUMNS: gl.constexpr, DEPTH: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr, LEAVES: gl.constexpr,
-    WHICH: gl.constexpr,
+    GROUPS: gl.constexpr, WHICH: gl.constexpr,
 ):  # fmt: skip
     """The rows WHICH * GROUP_ROWS .. of every tile of this program."""
-    row_tiles = gl.cdiv(rows, 2 * GROUP_ROWS)
+    row_tiles = gl.cdiv(rows, GROUPS * GROUP_ROWS)
     column_tiles = gl.cdiv(columns, COLUMNS)
     steps = depth // (LEAVES * DEPTH)
     slot = 0
@@ -164,21 +165,9 @@ def consume(
             [GROUP_ROWS, COLUMNS], gl.float32, gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
         )
         total, slot, phase = tile_sum(
-            total,
-            steps,
-            slot,
-            phase,
-            x_ring,
-            weight_ring,
-            ready,
-            free,
-            parked,
-            STAGES,
-            2,
-            WHICH,
-            LEAVES,
-            True,
-        )
+            total, steps, slot, phase, x_ring, weight_ring, ready, free, parked,
+            STAGES, GROUPS, WHICH, LEAVES, True,
+        )  # fmt: skip
         row_tile, column_tile = tile_place(tile, row_tiles, column_tiles, GROUP)
         rounded = total.to(out.dtype.element_ty)
         if out.dtype.element_ty.primitive_bitwidth == 16:
@@ -186,7 +175,7 @@ def consume(
             rounded = gl.convert_layout(rounded, flat)
         layout: gl.constexpr = rounded.type.layout
         row = (
-            row_tile * (2 * GROUP_ROWS)
+            row_tile * (GROUPS * GROUP_ROWS)
             + WHICH * GROUP_ROWS
             + gl.arange(0, GROUP_ROWS, gl.SliceLayout(1, layout))
         )
@@ -211,37 +200,55 @@ def hopper_gemm(
     GROUP: gl.constexpr,
     STAGES: gl.constexpr,
     LEAVES: gl.constexpr,
+    GROUPS: gl.constexpr,
 ):
     """Grid (programs,), any number. A leaf is a whole number of blocks of K."""
     columns = column_units * COLUMN_UNIT
     depth = depth_units * DEPTH_UNIT
     act: gl.constexpr = x.dtype
-    x_ring = gl.allocate_shared_memory(act, [2 * STAGES, GROUP_ROWS, DEPTH], x.layout)
+    x_ring = gl.allocate_shared_memory(act, [GROUPS * STAGES, GROUP_ROWS, DEPTH], x.layout)
     weight_ring = gl.allocate_shared_memory(act, [STAGES, COLUMNS, DEPTH], weight.layout)
     wide: gl.constexpr = COLUMNS if LEAVES == 8 else 8
     # A thread holds pairs, and a warp's store covers eight rows of four pairs: swizzled, no two meet in a bank.
     apart: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [1, 0])
-    parked = gl.allocate_shared_memory(gl.float32, [2, GROUP_ROWS, wide], apart)
+    parked = gl.allocate_shared_memory(gl.float32, [GROUPS, GROUP_ROWS, wide], apart)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(ready.index(stage), count=1)
-        mbarrier.init(free.index(stage), count=2)
+        mbarrier.init(free.index(stage), count=GROUPS)
     fence_async_shared()
-    gl.warp_specialize(
-        [
-            (consume, (
-                out, rows, columns, depth, x_ring, weight_ring, ready, free, parked.index(0),
-                COLUMNS, DEPTH, GROUP, STAGES, LEAVES, 0,
-            )),
-            (consume, (
-                out, rows, columns, depth, x_ring, weight_ring, ready, free, parked.index(1),
-                COLUMNS, DEPTH, GROUP, STAGES, LEAVES, 1,
-            )),
-            (produce, (
-                x, weight, rows, columns, depth, x_ring, weight_ring, ready, free, COLUMNS, DEPTH, GROUP, STAGES,
-            )),
-        ],
-        [4, 1],
-        [240, 24],
-    )  # fmt: skip
+    if GROUPS == 1:
+        gl.warp_specialize(
+            [
+                (consume, (
+                    out, rows, columns, depth, x_ring, weight_ring, ready, free, parked.index(0),
+                    COLUMNS, DEPTH, GROUP, STAGES, LEAVES, GROUPS, 0,
+                )),
+                (produce, (
+                    x, weight, rows, columns, depth, x_ring, weight_ring, ready, free,
+                    COLUMNS, DEPTH, GROUP, STAGES, GROUPS,
+                )),
+            ],
+            [1],
+            [40],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (consume, (
+                    out, rows, columns, depth, x_ring, weight_ring, ready, free, parked.index(0),
+                    COLUMNS, DEPTH, GROUP, STAGES, LEAVES, GROUPS, 0,
+                )),
+                (consume, (
+                    out, rows, columns, depth, x_ring, weight_ring, ready, free, parked.index(1),
+                    COLUMNS, DEPTH, GROUP, STAGES, LEAVES, GROUPS, 1,
+                )),
+                (produce, (
+                    x, weight, rows, columns, depth, x_ring, weight_ring, ready, free,
+                    COLUMNS, DEPTH, GROUP, STAGES, GROUPS,
+                )),
+            ],
+            [4, 1],
+            [240, 24],
+        )  # fmt: skip

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samebits.numerics.gpu import gemm
 from samebits.numerics.gpu.gemm_candidates import (
+    AHEAD,
+    PLAIN,
+    Tile,
     library_recipe,
     library_recipes,
-    tile_recipes,
-    tile_sources,
+    tile_recipe,
+    tiles_on,
     unit_of,
 )
 from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
-from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer
+from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, target_name
 from samebits.numerics.gpu.norm import rms_norm
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
+from samebits.numerics.gpu.panel_candidates import PanelProblem, PanelTile, panel_recipe, panel_tile
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
 LIBRARY_PROPOSALS = 8
@@ -70,6 +75,38 @@ def product_trials(problem: GemmProblem, rows: int, device: torch.device) -> Row
     return RowTrials.of(reference_candidate(problem), proof_inputs(problem, rows, device), problem.output)
 
 
+def single_panels(problem: GemmProblem) -> PanelProblem:
+    return PanelProblem(problem.columns, problem.depth, problem.act, problem.out, bias=problem.bias)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What is tried for a product."""
+
+    panels: PanelTile | None
+    tiles: list[Tile]
+
+    @staticmethod
+    def of(problem: GemmProblem, bucket: int, target: str) -> Offer:
+        """One kernel that starts early, and the portable tile; else all that fit."""
+        panels = panel_tile(single_panels(problem), bucket, target)
+        return Offer(panels, [PLAIN] if panels else tiles_on(problem, bucket, target))
+
+    @property
+    def starts_early(self) -> bool:
+        return self.panels is not None or any(tile.kind == AHEAD for tile in self.tiles)
+
+    def sources(self, problem: GemmProblem, bucket: int) -> Iterator[KernelSource]:
+        if self.panels is not None:
+            yield self.panels.source(single_panels(problem))
+        yield from (tile.source(problem, bucket) for tile in self.tiles)
+
+    def recipes(self, problem: GemmProblem, bucket: int) -> Iterator[Recipe]:
+        if self.panels is not None:
+            yield panel_recipe(self.panels, single_panels(problem))
+        yield from (tile_recipe(tile, problem, bucket) for tile in self.tiles)
+
+
 class GemmOperator:
     """Linear layers and logits on one device.
 
@@ -85,16 +122,19 @@ class GemmOperator:
     def sources(self, problem: GemmProblem, buckets: Sequence[int]) -> Iterable[KernelSource]:
         yield reference_source(problem)
         for bucket in buckets:
-            yield from tile_sources(problem, bucket)
+            yield from Offer.of(problem, bucket, target_name()).sources(problem, bucket)
 
     def recipes(self, problem: GemmProblem, bucket: int) -> Iterable[Recipe]:
-        yield from library_recipes(problem, bucket, LIBRARY_PROPOSALS)
-        yield from tile_recipes(problem, bucket)
+        offer = Offer.of(problem, bucket, target_name())
+        if not offer.starts_early:
+            yield from library_recipes(problem, bucket, LIBRARY_PROPOSALS)
+        yield from offer.recipes(problem, bucket)
 
     def restore(self, problem: GemmProblem, bucket: int, name: str, identity: str) -> Recipe | None:
         if name.startswith("cublaslt "):
             return library_recipe(problem, bucket, identity.split()[-1], int(name.split()[1]))
-        return next((recipe for recipe in tile_recipes(problem, bucket) if recipe.name == name), None)
+        recipes = Offer.of(problem, bucket, target_name()).recipes(problem, bucket)
+        return next((recipe for recipe in recipes if recipe.name == name), None)
 
     def rounds(self, problem: GemmProblem, buckets: Sequence[int]) -> Iterator[Round]:
         trials = product_trials(problem, max(buckets), self.device)

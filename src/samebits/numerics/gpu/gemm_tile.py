@@ -107,12 +107,9 @@ def pointer_sums(
             other_pointers += DEPTH
         left_pointers += DEPTH
         right_pointers += DEPTH
-        if LEAVES > 1:
-            left_in_leaf -= 1
-            if left_in_leaf == 0:
-                one, two, four, leaf = add_leaf(total, one, two, four, leaf, LEAVES)
-                total = tl.zeros_like(total)
-                left_in_leaf = steps
+        total, one, two, four, leaf, left_in_leaf = end_block(
+            total, one, two, four, leaf, left_in_leaf, steps, LEAVES
+        )
     return root(total, one, two, four, LEAVES), other
 
 
@@ -137,12 +134,9 @@ def descriptor_sums(
         total = product(left, right, total, SWAP)
         if PAIR:
             other = product(left, beside, other, SWAP)
-        if LEAVES > 1:
-            left_in_leaf -= 1
-            if left_in_leaf == 0:
-                one, two, four, leaf = add_leaf(total, one, two, four, leaf, LEAVES)
-                total = tl.zeros_like(total)
-                left_in_leaf = steps
+        total, one, two, four, leaf, left_in_leaf = end_block(
+            total, one, two, four, leaf, left_in_leaf, steps, LEAVES
+        )
     return root(total, one, two, four, LEAVES), other
 
 
@@ -154,6 +148,19 @@ def no_leaves(total):
     accumulator is never copied, and the product behind the leaf's end need not wait for it."""
     empty = tl.full(total.shape, -0.0, tl.float32)
     return empty, empty, empty, 0
+
+
+@triton.jit
+def end_block(total, one, two, four, leaf, left_in_leaf, steps, LEAVES: tl.constexpr):
+    """Behind a block of K: where it is a leaf's last one, the leaf is taken in and the next begins. `steps`: blocks of
+    a leaf."""
+    if LEAVES > 1:
+        left_in_leaf -= 1
+        if left_in_leaf == 0:
+            one, two, four, leaf = add_leaf(total, one, two, four, leaf, LEAVES)
+            total = tl.zeros_like(total)
+            left_in_leaf = steps
+    return total, one, two, four, leaf, left_in_leaf
 
 
 @triton.jit
@@ -185,36 +192,40 @@ def root(total, one, two, four, LEAVES: tl.constexpr):
 
 
 @triton.jit
-def store_tile(
-    total,
-    bias,
-    out,
-    row,
-    column,
-    row_inside,
-    column_inside,
-    columns,
-    SWAP: tl.constexpr,
-    MASK_ROWS: tl.constexpr,
-    MASK_COLUMNS: tl.constexpr,
-    BIAS: tl.constexpr,
+def add_bias(
+    total, bias, column_start, columns, COLUMNS: tl.constexpr, SWAP: tl.constexpr, MASK_COLUMNS: tl.constexpr
 ):
-    """Add the bias, round once, write."""
-    if BIAS:
-        if MASK_COLUMNS:
-            addend = tl.load(bias + column, mask=column_inside, other=0.0).to(tl.float32)
-        else:
-            addend = tl.load(bias + column).to(tl.float32)
-        if SWAP:
-            total = total + addend[:, None]
-        else:
-            total = total + addend[None, :]
-    rounded = total.to(out.dtype.element_ty)
+    """A tile's sum plus the bias of its columns."""
+    column = tl.arange(0, COLUMNS)
+    if MASK_COLUMNS:
+        inside = column < columns - column_start
+        addend = tl.load(bias + column_start + column, mask=inside, other=0.0).to(tl.float32)
+    else:
+        addend = tl.load(bias + column_start + column).to(tl.float32)
     if SWAP:
-        pointers = out + row[None, :] * columns + column[:, None]
+        return total + addend[:, None]
+    else:
+        return total + addend[None, :]
+
+
+@triton.jit
+def store_tile(
+    total, out, row_start, column_start, rows, columns,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SWAP: tl.constexpr,
+    MASK_ROWS: tl.constexpr, MASK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Round once, write."""
+    rounded = total.to(out.dtype.element_ty)
+    corner = out + row_start.to(tl.int64) * columns + column_start
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    row_inside = row < rows - row_start
+    column_inside = column < columns - column_start
+    if SWAP:
+        pointers = corner + row[None, :] * columns + column[:, None]
         inside = row_inside[None, :] & column_inside[:, None]
     else:
-        pointers = out + row[:, None] * columns + column[None, :]
+        pointers = corner + row[:, None] * columns + column[None, :]
         inside = row_inside[:, None] & column_inside[None, :]
     if MASK_ROWS or MASK_COLUMNS:
         tl.store(pointers, rounded, mask=inside)

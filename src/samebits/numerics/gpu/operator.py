@@ -42,6 +42,8 @@ class Recipe:
 
     name: str
     make: Callable[[], Candidate]
+    fallback: bool = False
+    """tried only where nothing else is proven: it fits everything and is never the fastest"""
 
 
 @dataclass(frozen=True)

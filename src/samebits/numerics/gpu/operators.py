@@ -23,6 +23,7 @@ from samebits.numerics.gpu import (
     top,
 )
 from samebits.numerics.gpu.attention_work import AttentionScheduler
+from samebits.numerics.gpu.bindings import ALONE, Sharing
 from samebits.numerics.gpu.buckets import buckets_up_to
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.products import FreeProducts, GpuLinear, Products, ProvenProducts, pack_linear
@@ -30,6 +31,7 @@ from samebits.numerics.gpu.rank_group import RankGroup
 from samebits.numerics.gpu.rank_proof import prove_sums
 from samebits.numerics.gpu.row_products import TreeLinear, TreeProducts, leaves_of_rank, pack_tree
 from samebits.numerics.gpu.sampling import SamplingWorkspace, Wants, sampling_workspace
+from samebits.numerics.gpu.tree_operator import TreeProblem
 from samebits.numerics.operators import HeadLayout, KvLayer, PackedLinear
 from samebits.numerics.probes import probe_digests, probe_row_linear
 from samebits.numerics.vocabulary import VocabularyLinear
@@ -154,12 +156,14 @@ class GpuOperators:
             gives_logits = problem.out == torch.float32 != self._act
             return buckets_up_to(sampled_rows if gives_logits else max(step_rows, sampled_rows))
 
-        self.products.bind(self._problems, buckets, folder, progress)
-        self._attention.bind(page_tokens, folder, progress)
+        group = self._group
+        sharing = ALONE if group is None else Sharing(group.rank, group.size, group.meet)
+        self.products.bind(self._problems, buckets, folder, progress, sharing)
+        self._attention.bind(page_tokens, folder, progress, sharing)
         most_rows = buckets_up_to(max(step_rows, sampled_rows))
         if self._trees is not None:
             trees = [one.problem for one in self._row_parallel if isinstance(one, TreeLinear)]
-            self._trees.bind(trees, most_rows, folder, progress)
+            self._trees.bind(trees, most_rows, folder, progress, sharing, self._pushes)
         # What captured steps use stays where it is.
         self._attention.reserve(sampled_rows)
         if self._vocabulary:
@@ -173,6 +177,11 @@ class GpuOperators:
             if self._promises and width:
                 tree = self._trees is not None
                 prove_sums(self._group, width, self._part_type, self._act, tree, self._device)
+
+    def _pushes(self, problem: TreeProblem, rows: int) -> bool:
+        """Whether ranks are better served where a product of so many rows writes to those who add."""
+        size = rows * problem.columns * problem.out.itemsize
+        return self._group is not None and self._group.pushes(rows, size)
 
     @property
     def _part_type(self) -> torch.dtype:
@@ -214,16 +223,27 @@ class GpuOperators:
     def row_linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         if self._group is None:
             return self._row_product(x, weight, None)
-        part = self._group.part((x.shape[0], weight.out_features), self._part_type)
-        return self._group.all_reduce(self._row_product(x, weight, part), self._act)
+        part, pushed = self._row_part(x, weight, self._group)
+        return self._group.all_reduce(part, self._act, pushed)
 
     def row_linear_add_norm(
         self, x: Tensor, weight: PackedLinear, residual: Tensor, norm_weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         if self._group is None:
             return self.add_rms_norm(self._row_product(x, weight, None), residual, norm_weight, eps)
-        part = self._group.part((x.shape[0], weight.out_features), self._part_type)
-        return self._group.all_reduce_add_norm(self._row_product(x, weight, part), residual, norm_weight, eps)
+        part, pushed = self._row_part(x, weight, self._group)
+        return self._group.all_reduce_add_norm(part, residual, norm_weight, eps, pushed)
+
+    def _row_part(self, x: Tensor, weight: PackedLinear, group: RankGroup) -> tuple[Tensor, bool]:
+        """This rank's part of a row-parallel product, and whether it was written to the ranks that add it."""
+        rows = x.shape[0]
+        part = group.part((rows, weight.out_features), self._part_type)
+        if isinstance(weight, TreeLinear) and self._trees is not None:
+            product = self._trees.pushed(weight, rows)
+            if product is not None:
+                product.run(x, weight.weight, group.owners(rows))
+                return part, True
+        return self._row_product(x, weight, part), False
 
     def _row_product(self, x: Tensor, weight: PackedLinear, out: Tensor | None) -> Tensor:
         if isinstance(weight, TreeLinear):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samebits.errors import NumericsError
-from samebits.numerics.gpu.bindings import bind_all
+from samebits.numerics.gpu.bindings import ALONE, Sharing, bind_all
 from samebits.numerics.gpu.device_key import device_key
 from samebits.numerics.gpu.gated_operator import GatedOperator, GatedProblem
 from samebits.numerics.gpu.gemm_operator import GemmOperator, reference_candidate
@@ -72,6 +72,7 @@ class Products(Protocol):
         buckets: Callable[[GemmProblem], Sequence[int]],
         folder: Path,
         progress: Progress,
+        sharing: Sharing = ALONE,
     ) -> None:
         """Make ready what the problems need at their buckets; proofs are kept in `folder`. Afterwards nothing else
         may run."""
@@ -118,11 +119,12 @@ class ProvenProducts:
         buckets: Callable[[GemmProblem], Sequence[int]],
         folder: Path,
         progress: Progress,
+        sharing: Sharing = ALONE,
     ) -> None:
         store = ProofStore(folder, device_key(self._device))
         operator = GemmOperator(self._device)
         wishes = [Wish(operator, problem, tuple(buckets(problem))) for problem in dict.fromkeys(problems)]
-        bindings = bind_all(wishes, store, progress)
+        bindings = bind_all(wishes, store, progress, sharing=sharing)
         self._serving.bind(bindings)
         gated = GatedOperator(self._device, partial(bindings.candidate, GemmOperator.clause))
         few = {
@@ -133,6 +135,7 @@ class ProvenProducts:
             [Wish(gated, self._gated[problem], tuple(some)) for problem, some in few.items() if some],
             store,
             progress,
+            sharing=sharing,
         )
         for problem, some in few.items():
             for bucket in some:
@@ -173,6 +176,7 @@ class FreeProducts:
         buckets: Callable[[GemmProblem], Sequence[int]],
         folder: Path,
         progress: Progress,
+        sharing: Sharing = ALONE,
     ) -> None:
         """There is nothing to prove."""
 

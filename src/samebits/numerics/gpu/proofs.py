@@ -7,10 +7,12 @@ checksum with the entries: a file that was copied from elsewhere or edited is re
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -78,8 +80,9 @@ class ProofStore:
         self.key = key
         self.path = folder / f"{digest_of_key(key)[:32]}.json"
         self._entries: dict[tuple[str, str, int], ProofRecord] = {}
-        if self.path.exists():
-            self._read()
+        self._added: dict[tuple[str, str, int], ProofRecord] = {}
+        """what the file does not hold yet"""
+        self.read()
 
     @property
     def entries(self) -> tuple[ProofRecord, ...]:
@@ -89,22 +92,37 @@ class ProofStore:
         return self._entries.get((clause, problem, bucket))
 
     def add(self, record: ProofRecord) -> None:
-        self._entries[record.place] = record
+        self._entries[record.place] = self._added[record.place] = record
 
     def save(self) -> None:
-        """Write through a temporary file. A folder that cannot be written raises `NumericsError`."""
-        entries = self.entries
-        content = ProofFile(FORMAT, self.key, entries, _checksum(self.key, entries))
+        """Add to the file what was added here; what others wrote to it meanwhile stays. A folder that cannot be
+        written raises `NumericsError`."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.stem)
-            with os.fdopen(handle, "wb") as file:
-                file.write(msgspec.json.encode(content))
-            os.replace(temporary, self.path)
+            with self._locked():
+                self.read()
+                entries = self.entries
+                content = ProofFile(FORMAT, self.key, entries, _checksum(self.key, entries))
+                # Through a temporary file: readers take no lock.
+                handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.stem)
+                with os.fdopen(handle, "wb") as file:
+                    file.write(msgspec.json.encode(content))
+                os.replace(temporary, self.path)
         except OSError as error:
             raise NumericsError(f"cannot write the proofs to {self.path}: {error.strerror}") from error
+        self._added.clear()
 
-    def _read(self) -> None:
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Until the end of the block no other process saves."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def read(self) -> None:
+        """Take in what the file holds by now. Raises `NumericsError` as at first."""
+        if not self.path.exists():
+            return
         try:
             content = msgspec.json.decode(self.path.read_bytes(), type=ProofFile)
         except (OSError, msgspec.DecodeError) as error:
@@ -126,4 +144,4 @@ class ProofStore:
             raise NumericsError(
                 f"{self.path} was changed after it was written; delete it to prove the kernels again"
             )
-        self._entries = {record.place: record for record in content.entries}
+        self._entries = {record.place: record for record in content.entries} | self._added

@@ -22,6 +22,7 @@ from samebits.numerics.collectives.group import Group
 from samebits.numerics.gpu import all_reduce
 from samebits.numerics.gpu.configuration import start
 from samebits.numerics.gpu.norm import add_rms_norm
+from samebits.numerics.gpu.owners import Owners
 from samebits.numerics.gpu.ranks import BLOCK, BYTE_CARRIER, LAUNCH, METHODS, PIECE, RankCollectives
 
 CARRIED = PIECE * BYTE_CARRIER.itemsize
@@ -54,11 +55,25 @@ class RankGroup(Protocol):
     def part(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Where to write this rank's part for the next call of one of the three below, which takes it."""
 
-    def all_reduce(self, part: Tensor, act: torch.dtype) -> Tensor:
-        """The parts of all ranks, added; it may be overwritten by the next call but one."""
+    def pushes(self, rows: int, size: int) -> bool:
+        """Whether a part of so many rows, `size` bytes, is better written to the ranks that add it than to `part`."""
+
+    def owners(self, rows: int) -> Owners:
+        """Where a part of so many rows is written then, by the next call of one of the two below, with `pushed`."""
+
+    def push(self, values: Tensor) -> Tensor:
+        """Write values to the ranks that add them, as a product would: a part for the next call, with `pushed`."""
+
+    @property
+    def ways(self) -> Sequence[str]:
+        """Names of the ways to add, one of which serves a message."""
+
+    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False, way: str = "") -> Tensor:
+        """The parts of all ranks, added; it may be overwritten by the next call but one. `way` asks for one of
+        `ways`."""
 
     def all_reduce_add_norm(
-        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
     ) -> tuple[Tensor, Tensor]:
         """`add_rms_norm` of `all_reduce` in the residual's type, bit for bit."""
 
@@ -70,6 +85,9 @@ class RankGroup(Protocol):
 
     def abandon(self) -> None:
         """A rank is gone: the device must not wait for it. May be called by another thread."""
+
+    def meet(self) -> None:
+        """Wait, on the host, until every rank is here. Raises `RanksLostError` when one is gone."""
 
     def describe(self) -> str:
         """Which collective serves which size."""
@@ -91,7 +109,7 @@ class PeerGroup:
     def reserve(self, size: int) -> None:
         if size > self._collectives.most_bytes:
             torch.cuda.synchronize(self._device)
-            self._host.all_gather(torch.zeros(1))
+            self.meet()
             self._collectives = self._make(size)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
@@ -113,14 +131,28 @@ class PeerGroup:
         self.reserve(size)
         return self._collectives.input(shape, dtype)
 
-    def all_reduce(self, part: Tensor, act: torch.dtype) -> Tensor:
-        return self._collectives.all_reduce(part, act)
+    def pushes(self, rows: int, size: int) -> bool:
+        return self._collectives.pushes(rows, size)
+
+    def owners(self, rows: int) -> Owners:
+        return Owners(self._collectives.push_table(), self.rank, rows // self.size)
+
+    def push(self, values: Tensor) -> Tensor:
+        self.reserve(values.numel() * values.element_size())
+        return self._collectives.push(values)
+
+    @property
+    def ways(self) -> Sequence[str]:
+        return METHODS[1:]
+
+    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False, way: str = "") -> Tensor:
+        return self._collectives.all_reduce(part, act, way, pushed)
 
     def all_reduce_add_norm(
-        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
     ) -> tuple[Tensor, Tensor]:
-        if not self._collectives.fuses(part):
-            return add_rms_norm(self.all_reduce(part, residual.dtype), residual, weight, eps)
+        if pushed or not self._collectives.fuses(part):
+            return add_rms_norm(self.all_reduce(part, residual.dtype, pushed), residual, weight, eps)
         out = torch.empty_like(residual), torch.empty_like(residual)
         return self._collectives.add_rms_norm(part, residual, weight, eps, out)
 
@@ -133,6 +165,9 @@ class PeerGroup:
     def gather_rows(self, part: Tensor, ids: Tensor, held: int) -> Tensor:
         return self._collectives.gather_rows(part, ids, held)
 
+    def meet(self) -> None:
+        self._host.all_gather(torch.zeros(1))
+
     def abandon(self) -> None:
         self._collectives.abandon()
 
@@ -144,11 +179,12 @@ class GatheringGroup:
     """Ranks without a view of each other's memory. Parts travel through NCCL as they are and are added here by the
     kernel that adds peers' memory; with `own_sums` off NCCL adds by itself, in an order of its own."""
 
-    def __init__(self, device: torch.device, tree: bool, own_sums: bool) -> None:
+    def __init__(self, device: torch.device, tree: bool, own_sums: bool, host: Group) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._device = device
         self._tree = tree
         self._own_sums = own_sums
+        self._host = host
         self._none = torch.zeros(1, dtype=torch.int64, device=device)
         self._order = torch.arange(self.size, dtype=torch.int64, device=device)
 
@@ -157,6 +193,9 @@ class GatheringGroup:
 
     def settle(self) -> None:
         """Nothing takes turns."""
+
+    def meet(self) -> None:
+        self._host.all_gather(torch.zeros(1))
 
     def abandon(self) -> None:
         """NCCL's own time limit ends what waits for a rank that is gone."""
@@ -171,7 +210,20 @@ class GatheringGroup:
     def part(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(tuple(shape), dtype=dtype, device=self._device)
 
-    def all_reduce(self, part: Tensor, act: torch.dtype) -> Tensor:
+    def pushes(self, rows: int, size: int) -> bool:
+        return False
+
+    def owners(self, rows: int) -> Owners:
+        raise NumericsError("ranks that do not reach each other's memory cannot be written to")
+
+    def push(self, values: Tensor) -> Tensor:
+        raise NumericsError("ranks that do not reach each other's memory cannot be written to")
+
+    @property
+    def ways(self) -> Sequence[str]:
+        return ("",)
+
+    def all_reduce(self, part: Tensor, act: torch.dtype, pushed: bool = False, way: str = "") -> Tensor:
         if not self._own_sums:
             dist.all_reduce(part)
             return part.to(act)
@@ -184,12 +236,12 @@ class GatheringGroup:
         start(
             all_reduce.one_shot, (-(-elements // BLOCK),),
             table, self._none, self._none, part, y, elements // PIECE, self.rank,
-            launch=LAUNCH, WORLD=self.size, TREE=self._tree, BLOCK=BLOCK, MEET=False,
+            launch=LAUNCH, FIRST=self.rank, WORLD=self.size, TREE=self._tree, BLOCK=BLOCK, MEET=0,
         )  # fmt: skip
         return y
 
     def all_reduce_add_norm(
-        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
     ) -> tuple[Tensor, Tensor]:
         return add_rms_norm(self.all_reduce(part, residual.dtype), residual, weight, eps)
 
@@ -266,9 +318,9 @@ def open_rank_group(meeting_file: Path, host: Group, profile: str, method: str) 
     )
     tree = profile == "tp-invariant"
     if method == "nccl" or (method == "auto" and profile == "unpinned"):
-        group: RankGroup = GatheringGroup(device, tree, own_sums=False)
+        group: RankGroup = GatheringGroup(device, tree, own_sums=False, host=host)
     elif method == "gather":
-        group = GatheringGroup(device, tree, own_sums=True)
+        group = GatheringGroup(device, tree, own_sums=True, host=host)
     else:
         group = PeerGroup(device, tree, method, host)
     if rank == 0:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -10,8 +14,12 @@ from samebits.numerics.gpu.gemm_problem import hashed_words
 from samebits.numerics.gpu.norm import add_rms_norm
 from samebits.numerics.gpu.rank_group import RankGroup
 
-ROWS = (1, 33, 300)
-"""Messages of one program and of many, on either side of the size at which another kernel serves."""
+ROWS = (1, 33, 304)
+"""Messages of one program and of many, on either side of the sizes at which another way serves."""
+LARGE = 1 << 62
+"""Bytes of a message for which any rank would push."""
+Pair = tuple[Tensor, Tensor]
+"""What was found, and what must be."""
 SEED = 77
 EPS = 1e-6
 
@@ -43,6 +51,34 @@ def folded(parts: list[Tensor], tree: bool, act: torch.dtype) -> Tensor:
     return total.to(act)
 
 
+@dataclass(frozen=True)
+class KnownSum:
+    """What a rank adds, and what must come out."""
+
+    group: RankGroup
+    own: Tensor
+    expected: Tensor
+    residual: Tensor
+    weight: Tensor
+
+    def part(self) -> Tensor:
+        return self.group.part(self.own.shape, self.own.dtype).copy_(self.own)
+
+    def added(self, way: str) -> list[Pair]:
+        return [(self.group.all_reduce(self.part(), self.expected.dtype, way=way), self.expected)]
+
+    def normed(self) -> list[Pair]:
+        """With the norm that may be in the same kernel."""
+        expected = add_rms_norm(self.expected, self.residual, self.weight, EPS)
+        found = self.group.all_reduce_add_norm(self.part(), self.residual, self.weight, EPS)
+        return list(zip(found, expected, strict=True))
+
+    def pushed(self) -> list[Pair]:
+        """Of parts that a product has written to the ranks that add them."""
+        part = self.group.push(self.own)
+        return [(self.group.all_reduce(part, self.expected.dtype, pushed=True), self.expected)]
+
+
 def prove_sums(
     group: RankGroup, width: int, part_type: torch.dtype, act: torch.dtype, tree: bool, device: torch.device
 ) -> None:
@@ -51,16 +87,16 @@ def prove_sums(
         parts = [
             adversarial_part(rank, group.size, rows, width, part_type, device) for rank in range(group.size)
         ]
-        expected = folded(parts, tree, act)
         # Any finite values will do for what stands beside the sum.
-        residual, weight = parts[0].to(act), parts[0][0].to(act)
-        normed = add_rms_norm(expected, residual, weight, EPS)
-        for _ in range(2):  # buffers take turns
-            own = group.part((rows, width), part_type).copy_(parts[group.rank])
-            found = group.all_reduce(own, act)
-            own = group.part((rows, width), part_type).copy_(parts[group.rank])
-            fused = group.all_reduce_add_norm(own, residual, weight, EPS)
-            pairs = ((found, expected), (fused[0], normed[0]), (fused[1], normed[1]))
+        known = KnownSum(
+            group, parts[group.rank], folded(parts, tree, act), parts[0].to(act), parts[0][0].to(act)
+        )
+        ways: list[Callable[[], list[Pair]]] = [partial(known.added, way) for way in group.ways]
+        ways.append(known.normed)
+        if tree and group.pushes(rows, LARGE):
+            ways.append(known.pushed)
+        for way in ways:
+            pairs = way() + way()  # buffers take turns
             if not all(torch.equal(one.view(torch.uint8), other.view(torch.uint8)) for one, other in pairs):
                 raise NumericsError(
                     f"a sum over {group.size} ranks of [{rows}, {width}] {part_type} left its clause on rank "

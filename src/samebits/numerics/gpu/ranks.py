@@ -20,7 +20,7 @@ from torch.distributed import _symmetric_memory as symmetric_memory
 
 from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
-from samebits.numerics.gpu import all_reduce, gathers
+from samebits.numerics.gpu import all_reduce, gathers, symmetric
 from samebits.numerics.gpu.configuration import Launch, start
 
 BLOCK = 2048
@@ -31,9 +31,14 @@ MOST_PROGRAMS = 128
 """Programs that meet must all run at once: no more than the smallest GPU served has multiprocessors."""
 ONE_SHOT_BYTES = {2: 1 << 62, 4: 256 << 10, 8: 256 << 10}
 """Messages up to this size are summed in one shot, by number of ranks; with two ranks both ways move as much."""
-FUSED_BYTES = {2: 1 << 62, 4: 512 << 10, 8: 256 << 10}
+FUSED_BYTES = {2: 1 << 62, 4: 256 << 10, 8: 256 << 10}
 """Up to this size one shot with the norm behind it in one kernel is faster than the fastest sum and then the norm."""
-METHODS = ("auto", "one-shot", "two-shot")
+PUSH_BYTES = {2: 1 << 62, 4: 12 << 20, 8: 12 << 20}
+"""From this size on it is faster to write a rank's share to it than to have it read, by number of ranks."""
+PUSHED_BYTES = 1 << 20
+"""From this size on float32 parts travel while the product that gives them is computed."""
+METHODS = ("auto", "one-shot", "two-shot", "push")
+MEETING = symmetric.FENCED.value if torch.version.cuda is None else symmetric.ACQUIRED.value
 KINDS = (torch.bfloat16, torch.float16, torch.float32)
 BYTE_CARRIER = torch.int32
 """Tensors of any type are gathered as if they were of this one."""
@@ -98,6 +103,8 @@ class RankCollectives:
         self.most_bytes = _rounded(most_bytes, 4 * PIECE * self.size)
         self._inputs = [peer_buffer(self.most_bytes, device, name) for _ in range(2)]
         self._results = [peer_buffer(self.most_bytes, device, name) for _ in range(2)]
+        # Room for what others write here before it is added: a message may still be at work in the input.
+        self._shares = [peer_buffer(self.most_bytes, device, name) for _ in range(2)]
         self._pads = peer_buffer(8 * MOST_PROGRAMS * self.size, device, name)
         self._epochs = torch.zeros(MOST_PROGRAMS, dtype=torch.int64, device=device)
         self._turn = 0
@@ -115,25 +122,51 @@ class RankCollectives:
             )
         return self._inputs[self._turn].view(shape, dtype)
 
-    def all_reduce(self, part: Tensor, act: torch.dtype, method: str = "") -> Tensor:
-        """The sum over ranks of the inputs, act, on every rank. `part` is what `input` gave."""
-        elements = _checked(part.numel())
+    def pushes(self, rows: int, size: int) -> bool:
+        """Whether a message of so many rows, `size` bytes, is better written to the ranks that add it by the kernel
+        that computes it."""
+        return self._method == "auto" and rows % self.size == 0 and size >= PUSHED_BYTES
+
+    def push_table(self) -> Tensor:
+        """int64 [ranks]: where each rank has room for shares [ranks, share], for a kernel that writes its results to
+        the ranks that add them; `all_reduce` with `pushed` is next."""
+        return self._shares[self._turn].table
+
+    def push(self, x: Tensor) -> Tensor:
+        """Write the rows of x to the ranks that add them, as a product may do by itself, and give the input that
+        `all_reduce` is told of."""
+        rows, width = x.shape
+        part = self.input(x.shape, x.dtype)
+        start(
+            gathers.push_rows, (_programs(x.numel()),),
+            x, self.push_table(), rows, rows // self.size, self.rank,
+            launch=LAUNCH, WIDTH=width, BLOCK=BLOCK,
+        )  # fmt: skip
+        return part
+
+    def all_reduce(self, part: Tensor, act: torch.dtype, method: str = "", pushed: bool = False) -> Tensor:
+        """The sum over ranks of the inputs, act, on every rank. `part` is what `input` gave. `pushed`: its shares have
+        been written to the ranks that add them."""
+        elements, shares = _checked(part.numel()), self._shares[self._turn]
         source, result = self._take_turn(part)
         y = result.view((elements,), act)
-        common = {"WORLD": self.size, "TREE": self._tree, "BLOCK": BLOCK, "MEET": True}
-        if self.method_of(part, method) == "one-shot":
+        common = {"WORLD": self.size, "TREE": self._tree, "BLOCK": BLOCK, "MEET": MEETING, "FIRST": self.rank}
+        chosen = self.method_of(part, method)
+        if chosen == "one-shot" and not pushed:
             start(
                 all_reduce.one_shot, (_programs(elements),),
                 source.table, self._pads.table, self._epochs, part, y, _pieces(elements), self.rank,
                 launch=LAUNCH, **common,
             )  # fmt: skip
-        else:
-            share = _share(elements, self.size)
-            start(
-                all_reduce.two_shot, (_programs(share),),
-                source.table, result.table, self._pads.table, self._epochs, part, y, _pieces(elements),
-                _pieces(share), self.rank, launch=LAUNCH, **common,
-            )  # fmt: skip
+            return y.view(part.shape)
+        way = all_reduce.PUSHED if pushed else all_reduce.PUSH if chosen == "push" else all_reduce.READ
+        table = source.table if way is all_reduce.READ else shares.table
+        share = _share(elements, self.size)
+        start(
+            all_reduce.two_shot, (_programs(share),),
+            table, result.table, self._pads.table, self._epochs, part, y, _pieces(elements), _pieces(share),
+            self.rank, launch=LAUNCH, WAY=way.value, **common,
+        )  # fmt: skip
         return y.view(part.shape)
 
     def method_of(self, part: Tensor, method: str = "") -> str:
@@ -141,14 +174,16 @@ class RankCollectives:
         chosen = method or self._method
         if chosen != "auto":
             return chosen
-        limit = ONE_SHOT_BYTES.get(self.size, ONE_SHOT_BYTES[8])
-        return "one-shot" if part.numel() * part.element_size() <= limit else "two-shot"
+        size = part.numel() * part.element_size()
+        if size >= limit_of(PUSH_BYTES, self.size):
+            return "push"
+        return "one-shot" if size <= limit_of(ONE_SHOT_BYTES, self.size) else "two-shot"
 
     def fuses(self, part: Tensor) -> bool:
         """Whether a sum that a norm follows is one kernel with it."""
         if self._method != "auto":
             return self._method == "one-shot"
-        return part.numel() * part.element_size() <= FUSED_BYTES.get(self.size, FUSED_BYTES[8])
+        return part.numel() * part.element_size() <= limit_of(FUSED_BYTES, self.size)
 
     def reduce_scatter(self, part: Tensor, act: torch.dtype) -> Tensor:
         """This rank's share of the sum, act [share]; the last share may end early."""
@@ -159,7 +194,7 @@ class RankCollectives:
         start(
             all_reduce.reduce_scatter, (_programs(share),),
             source.table, self._pads.table, self._epochs, part, y, _pieces(elements), _pieces(share), self.rank,
-            launch=LAUNCH, WORLD=self.size, TREE=self._tree, BLOCK=BLOCK, MEET=True,
+            launch=LAUNCH, FIRST=self.rank, WORLD=self.size, TREE=self._tree, BLOCK=BLOCK, MEET=MEETING,
         )  # fmt: skip
         return y
 
@@ -170,7 +205,7 @@ class RankCollectives:
         start(
             all_reduce.all_gather, (_programs(elements),),
             source.table, self._pads.table, self._epochs, out, _pieces(elements), self.rank,
-            launch=LAUNCH, WORLD=self.size, BLOCK=BLOCK, MEET=True,
+            launch=LAUNCH, WORLD=self.size, BLOCK=BLOCK, MEET=MEETING,
         )  # fmt: skip
         return out
 
@@ -182,7 +217,7 @@ class RankCollectives:
         start(
             gathers.gather_columns, (_programs(rows * held * self.size),),
             source.table, self._pads.table, self._epochs, y, rows, _pieces(_checked(held)), _pieces(_checked(columns)),
-            self.rank, launch=LAUNCH, WORLD=self.size, BLOCK=BLOCK, MEET=True,
+            self.rank, launch=LAUNCH, WORLD=self.size, BLOCK=BLOCK, MEET=MEETING,
         )  # fmt: skip
         return y
 
@@ -194,7 +229,7 @@ class RankCollectives:
         start(
             gathers.gather_rows, (_programs(rows * width),),
             source.table, self._pads.table, self._epochs, ids, y, rows, held, self.rank,
-            launch=LAUNCH, WIDTH=width, WORLD=self.size, BLOCK=BLOCK, MEET=True,
+            launch=LAUNCH, WIDTH=width, WORLD=self.size, BLOCK=BLOCK, MEET=MEETING,
         )  # fmt: skip
         return y
 
@@ -207,8 +242,8 @@ class RankCollectives:
         start(
             all_reduce.one_shot_add_norm, (min(rows, MOST_PROGRAMS),),
             source.table, self._pads.table, self._epochs, part, residual, weight, *out, rows, self.rank, eps,
-            launch=NORM_LAUNCH, WIDTH=width, LANES=CONTRACT.device_reduction_lanes, WORLD=self.size,
-            TREE=self._tree, MEET=True,
+            launch=NORM_LAUNCH, WIDTH=width, LANES=CONTRACT.device_reduction_lanes, FIRST=self.rank, WORLD=self.size,
+            TREE=self._tree, MEET=MEETING,
         )  # fmt: skip
         return out
 
@@ -217,7 +252,8 @@ class RankCollectives:
         if self._turn:
             self._take_turn(None)
             start(
-                gathers.meet_alone, (1,), self._pads.table, self._epochs, self.rank, launch=LAUNCH, WORLD=self.size
+                gathers.meet_alone, (1,), self._pads.table, self._epochs, self.rank,
+                launch=LAUNCH, WORLD=self.size, MEET=MEETING,
             )  # fmt: skip
 
     def abandon(self) -> None:
@@ -234,15 +270,22 @@ class RankCollectives:
 
     def describe(self) -> str:
         """Which collective serves which size, for the log."""
-        limit = ONE_SHOT_BYTES.get(self.size, ONE_SHOT_BYTES[8])
+        one, push = limit_of(ONE_SHOT_BYTES, self.size), limit_of(PUSH_BYTES, self.size)
         order = "balanced tree" if self._tree else "ascending ranks"
         if self._method != "auto":
             served = f"{self._method} for every size, as asked for"
-        elif limit >= 1 << 40:
+        elif one >= 1 << 40:
             served = "one-shot for every size"
         else:
-            served = f"one-shot up to {limit >> 10} KiB, two-shot above"
+            served = f"one-shot up to {one >> 10} KiB, two-shot above, push from {push >> 10} KiB on"
+        if self._tree and self._method == "auto":
+            served += f"; from {PUSHED_BYTES >> 10} KiB on, products write to the ranks that add"
         return f"{self.size} ranks, {order}, float32: {served}"
+
+
+def limit_of(limits: dict[int, int], size: int) -> int:
+    """What holds for so many ranks: a size that is not listed goes with the largest."""
+    return limits.get(size, limits[8])
 
 
 def _checked(elements: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from samebits.numerics.batch import SampleResult, SamplingBatch, TokenLists
 from samebits.numerics.gpu import filters, sampling_rows, sampling_scores
 from samebits.numerics.gpu.checks import check_tensor, result
-from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.configuration import Launch, on_nvidia, start
 
 CHUNK, SMALL_CHUNK = 4096, 1024
 """Ids of one program. The choice changes no bit: what chunks hand on is a best key, a guess or an integer sum."""
@@ -362,6 +362,7 @@ def sample(
         "HAS_ALLOWED": allowed.given,
         "CHUNK": work.chunk,
         "CHUNKS": padded,
+        "NVIDIA": on_nvidia(),
     }
     start(
         sampling_scores.scores_of_chunks,

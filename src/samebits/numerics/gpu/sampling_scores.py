@@ -80,9 +80,11 @@ def load_distances(
 
 
 @triton.jit
-def rough_scores(distance, kept, first, COUNT: tl.constexpr, seed, position, sample_index):
+def rough_scores(
+    distance, kept, first, COUNT: tl.constexpr, seed, position, sample_index, NVIDIA: tl.constexpr
+):
     """noise - distance of the ids first .. first + COUNT - 1, nearly; -inf for those that do not survive."""
-    noise = rough_noise_of_words(words_of_range(first, COUNT, seed, position, sample_index))
+    noise = rough_noise_of_words(words_of_range(first, COUNT, seed, position, sample_index), NVIDIA)
     return tl.where(kept, noise - distance, -INFINITY)
 
 
@@ -108,6 +110,7 @@ def scores_of_chunks(
     HAS_ALLOWED: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    NVIDIA: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Grid (rows, chunks): the best rough score of each chunk."""
@@ -122,7 +125,7 @@ def scores_of_chunks(
         if tl.min(tl.where(kept, distance, INFINITY), 0) < NOISE_SPAN:
             scores = rough_scores(
                 distance, kept, chunk * CHUNK, CHUNK, tl.load(seed + row), tl.load(position + row),
-                tl.load(sample_index + row),
+                tl.load(sample_index + row), NVIDIA,
             )  # fmt: skip
             best = tl.max(scores, 0)
         tl.store(chunk_scores + row * chunks + chunk, best)
@@ -172,6 +175,7 @@ def choose_tokens(
     HAS_ALLOWED: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    NVIDIA: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Grid (rows,): the token, or -1 and the fault. Only chunks whose rough score comes near the best one are
@@ -197,7 +201,7 @@ def choose_tokens(
                 chunk, chunks, vocabulary, words, WITH_FILTERS, HAS_ALLOWED, CHUNK, CHUNKS, False,
             )  # fmt: skip
             mark, spot, index = tl.load(seed + row), tl.load(position + row), tl.load(sample_index + row)
-            rough = rough_scores(distance, kept, chunk * CHUNK, CHUNK, mark, spot, index)
+            rough = rough_scores(distance, kept, chunk * CHUNK, CHUNK, mark, spot, index, NVIDIA)
             key = tl.minimum(key, best_of_contenders(ids, distance, rough, limit, mark, spot, index))
             near = near & (place != chunk)
             left -= 1

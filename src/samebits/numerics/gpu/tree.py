@@ -155,12 +155,7 @@ def shared_tree_gemm(
         if PARTS >= 8:
             other = pair_of_partials(partials, place, part ^ 4, ROWS, COLUMNS, SWAP)
             total += other + pair_of_partials(partials, place, part ^ 6, ROWS, COLUMNS, SWAP)
-        row = tl.arange(0, ROWS)
-        column = tl.arange(0, COLUMNS)
-        store_tile(
-            total, out, out + row_start.to(tl.int64) * columns + column_start,
-            row, column, row < rows - row_start, column < columns - column_start, columns, SWAP, True, True, False,
-        )  # fmt: skip
+        store_tile(total, out, row_start, column_start, rows, columns, ROWS, COLUMNS, SWAP, True, True)
         tl.store(arrivals + tile, 0)
 
 
@@ -208,9 +203,4 @@ def parked_tree_gemm(
         else:
             total = tl.load(parked, cache_modifier=".cg") + total
             tl.debug_barrier()
-            row = tl.arange(0, ROWS)
-            column = tl.arange(0, COLUMNS)
-            store_tile(
-                total, out, out + row_start.to(tl.int64) * columns + column_start,
-                row, column, row < rows - row_start, column < columns - column_start, columns, SWAP, True, True, False,
-            )  # fmt: skip
+            store_tile(total, out, row_start, column_start, rows, columns, ROWS, COLUMNS, SWAP, True, True)

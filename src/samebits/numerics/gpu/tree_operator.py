@@ -15,6 +15,7 @@ from samebits.numerics.gpu import gemm_candidates, tree
 from samebits.numerics.gpu.gemm_candidates import (
     AHEAD,
     DESCRIPTORS,
+    EARLY_ROWS,
     HOPPER,
     POINTERS,
     Tile,
@@ -28,6 +29,7 @@ from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, target_name
 from samebits.numerics.gpu.operator import Recipe, Round
+from samebits.numerics.gpu.panel_candidates import PanelProblem, panel_recipe, panel_tile
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
 REFERENCE_TILE = 32
@@ -59,6 +61,11 @@ class TreeProblem:
     @property
     def product(self) -> GemmProblem:
         return GemmProblem(self.columns, self.depth, self.act, self.out)
+
+    @property
+    def panels(self) -> PanelProblem:
+        """The same for kernels that compute it in panels."""
+        return PanelProblem(self.columns, self.depth, self.act, self.out, leaves=self.leaves)
 
     @property
     def leaf(self) -> int:
@@ -121,8 +128,8 @@ class TreeTile:
         levels = (problem.leaves // self.pieces).bit_length()
         tile = self.tile
         threads = 32 * tile.warps
-        if tile.kind == HOPPER:  # two groups, and of eight leaves the first four wait in shared memory
-            threads, levels = 2 * threads, min(levels, 3)
+        if tile.kind == HOPPER:  # of eight leaves the first four wait in shared memory
+            threads, levels = threads * tile.rows // gemm_candidates.HOPPER_ROWS, min(levels, 3)
         elif tile.kind == AHEAD:
             threads *= tile.columns // gemm_candidates.AHEAD_COLUMNS
         return levels * tile.rows * tile.columns // threads
@@ -192,6 +199,18 @@ def reference_candidate(problem: TreeProblem) -> Candidate:
     return Candidate("reference", kernel.digest, run)
 
 
+def tree_rounds(problem: TreeProblem, buckets: Sequence[int], device: torch.device) -> Iterator[Round]:
+    """What kernels of the clause are proven and timed with."""
+    product = problem.product
+    inputs = proof_inputs(product, max(buckets), device)
+    trials = RowTrials.of(reference_candidate(problem), inputs, product.output)
+    weights = timing_weights(product, device)
+    for bucket in buckets:
+        yield Round(
+            bucket, trials.trial(bucket), functools.partial(timing_workload, product, bucket, weights)
+        )
+
+
 def tile_candidate(cut: TreeTile, problem: TreeProblem, bucket: int, device: torch.device) -> Candidate:
     problem.check()
     tile, kernel = cut.tile, load(cut.source(problem, bucket))
@@ -226,6 +245,20 @@ def tiles_for(problem: TreeProblem, bucket: int) -> tuple[TreeTile, ...]:
     return (*(MIDDLE if bucket <= 512 else PREFILL), *LAST)
 
 
+def starts_early(tiles: Sequence[TreeTile]) -> bool:
+    return any(one.tile.kind == AHEAD for one in tiles)
+
+
+def tiles_on(problem: TreeProblem, bucket: int, target: str) -> list[TreeTile]:
+    """The tiles that are tried on an architecture; for few rows see `gemm_candidates.tiles_on`."""
+    fitting = [tile for tile in tiles_for(problem, bucket) if tile.fits(problem, bucket, target)]
+    if panel_tile(problem.panels, bucket, target) is not None:
+        return [tile for tile in fitting if tile in LAST]
+    if bucket <= EARLY_ROWS and starts_early(fitting):
+        return [tile for tile in fitting if tile in LAST or tile.tile.kind == AHEAD]
+    return fitting
+
+
 class TreeOperator:
     """Row-parallel products of `tp-invariant` on one device."""
 
@@ -237,13 +270,21 @@ class TreeOperator:
     def sources(self, problem: TreeProblem, buckets: Sequence[int]) -> Iterable[KernelSource]:
         yield reference_source(problem)
         for bucket in buckets:
-            yield from (tile.source(problem, bucket) for tile in self._tiles(problem, bucket))
+            panels = panel_tile(problem.panels, bucket, target_name())
+            if panels is not None:
+                yield panels.source(problem.panels)
+            yield from (tile.source(problem, bucket) for tile in tiles_on(problem, bucket, target_name()))
 
     def recipes(self, problem: TreeProblem, bucket: int) -> Iterable[Recipe]:
-        if problem.leaves == 1:  # a chain, which the library computes, too
+        tiles = tiles_on(problem, bucket, target_name())
+        panels = panel_tile(problem.panels, bucket, target_name())
+        if panels is not None:
+            yield panel_recipe(panels, problem.panels)
+        elif problem.leaves == 1 and not starts_early(tiles):  # a chain, which the library computes, too
             yield from gemm_candidates.library_recipes(problem.product, bucket, LIBRARY_PROPOSALS)
-        for tile in self._tiles(problem, bucket):
-            yield Recipe(tile.name, functools.partial(tile_candidate, tile, problem, bucket, self.device))
+        for tile in tiles:
+            make = functools.partial(tile_candidate, tile, problem, bucket, self.device)
+            yield Recipe(tile.name, make, fallback=tile in LAST)
 
     def restore(self, problem: TreeProblem, bucket: int, name: str, identity: str) -> Recipe | None:
         if name.startswith("cublaslt "):
@@ -252,24 +293,16 @@ class TreeOperator:
         return next((recipe for recipe in self.recipes(problem, bucket) if recipe.name == name), None)
 
     def rounds(self, problem: TreeProblem, buckets: Sequence[int]) -> Iterator[Round]:
-        product = problem.product
-        inputs = proof_inputs(product, max(buckets), self.device)
-        trials = RowTrials.of(reference_candidate(problem), inputs, product.output)
-        weights = timing_weights(product, self.device)
-        for bucket in buckets:
-            yield Round(
-                bucket, trials.trial(bucket), functools.partial(timing_workload, product, bucket, weights)
-            )
-
-    def _tiles(self, problem: TreeProblem, bucket: int) -> Iterator[TreeTile]:
-        target = target_name()
-        return (tile for tile in tiles_for(problem, bucket) if tile.fits(problem, bucket, target))
+        return tree_rounds(problem, buckets, self.device)
 
 
 LAST = (TreeTile(gemm_candidates.PLAIN), TreeTile(Tile(32, 32, ATOM, 4, 2)))
 """Where nothing else fits; the last fits every depth that the contract allows."""
 
 MIDDLE = (
+    TreeTile(Tile(64, 128, 64, 4, 9, HOPPER)),
+    TreeTile(Tile(64, 128, 64, 4, 7, HOPPER)),
+    TreeTile(Tile(64, 64, 64, 4, 12, HOPPER)),
     TreeTile(Tile(128, 64, 64, 4, 6, HOPPER)),
     TreeTile(Tile(128, 128, 64, 4, 6, HOPPER)),
     TreeTile(Tile(128, 128, 64, 4, 4, HOPPER)),
@@ -277,7 +310,6 @@ MIDDLE = (
     TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parts=2),
     TreeTile(Tile(128, 64, 128, 8, 4, DESCRIPTORS), parts=2),
     TreeTile(Tile(128, 64, 128, 8, 4, DESCRIPTORS)),
-    TreeTile(Tile(64, 128, 64, 8, 6, DESCRIPTORS)),
     TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS)),
     TreeTile(Tile(128, 128, 64, 8, 4, DESCRIPTORS), parked=True),
 )

@@ -26,8 +26,8 @@ REPLAY_SECONDS = 4e-3
 """A graph that takes longer is replayed less often."""
 CLOSE, MOST_CLOSE = 1.05, 6
 """Candidates within this factor of the fastest, at most so many, are timed again, interleaved."""
-HEAVY_OPERATIONS = 2e11
-"""Work of so many operations is timed again under load."""
+HEAVY_OPERATIONS, MOST_HEAVY = 2e11, 4
+"""Work of so many operations is first timed once, and then at most so many candidates under load."""
 BURST_SECONDS, BURSTS = 20e-3, 3
 """Under load, candidates run so long in turns; the first turn warms up."""
 
@@ -94,15 +94,17 @@ def graphs_of(candidates: Iterable[Candidate], workload: Workload) -> list[Timed
     ]
 
 
-def interleaved_seconds(candidates: Iterable[Candidate], workload: Workload, replays: int) -> list[float]:
-    """Median times of one run of several candidates, taken in turns, fewer than `replays` turns where they are long.
-    The time that the short kernel takes by itself is not counted."""
+def interleaved_seconds(
+    candidates: Iterable[Candidate], workload: Workload, replays: int, least: int = LEAST_REPLAYS
+) -> list[float]:
+    """Median times of one run of several candidates, taken in turns: `replays`, and down to `least` where they are
+    long. The time that the short kernel takes by itself is not counted."""
     graphs = graphs_of(candidates, workload)
     if workload.between is not None:
         graphs.append(TimedGraph([workload.between] * len(workload.sets), None))
     times = [[graph.seconds() for graph in graphs]]
     longest = max(seconds * graph.runs for seconds, graph in zip(times[0], graphs, strict=True))
-    turns = max(LEAST_REPLAYS, min(replays, int(replays * REPLAY_SECONDS / longest)))
+    turns = max(least, min(replays, int(replays * REPLAY_SECONDS / longest)))
     times += [[graph.seconds() for graph in graphs] for _ in range(turns - 1)]
     medians = [statistics.median(column) for column in zip(*times, strict=True)]
     alone = medians.pop() if workload.between is not None else 0.0
@@ -121,9 +123,11 @@ def seconds_under_load(candidates: Iterable[Candidate], workload: Workload) -> l
 
 def tuning_seconds(candidates: Sequence[Candidate], workload: Workload, replays: int) -> list[float]:
     """How the tuner times: heavy work that is to be compared closely under load, everything else in short turns."""
-    if workload.operations >= HEAVY_OPERATIONS and replays >= FINAL_REPLAYS:
-        return seconds_under_load(candidates, workload)
-    return interleaved_seconds(candidates, workload, replays)
+    if workload.operations < HEAVY_OPERATIONS:
+        return interleaved_seconds(candidates, workload, replays)
+    if replays < FINAL_REPLAYS:
+        return interleaved_seconds(candidates, workload, replays, least=1)
+    return seconds_under_load(candidates, workload)
 
 
 Stopwatch = Callable[[Sequence[Candidate], Workload, int], list[float]]
@@ -152,6 +156,8 @@ def bind(operator: Operator[P], problem: P, found: Round, stopwatch: Stopwatch =
     proven: list[Candidate] = []
     tried: dict[str, TriedRecord] = {}
     for recipe in operator.recipes(problem, found.bucket):
+        if recipe.fallback and proven:
+            continue
         candidate, entry = prove_and_time(recipe, found, workload, stopwatch)
         tried[entry.name] = entry
         if candidate is not None:
@@ -169,7 +175,8 @@ def bind(operator: Operator[P], problem: P, found: Round, stopwatch: Stopwatch =
     best = min(map(seconds, proven))
     # On a card that other work shares, the short kernel alone may have taken longer than both: times below zero.
     limit = best + abs(best) * (CLOSE - 1.0)
-    close = sorted(proven, key=seconds)[:MOST_CLOSE]
+    most = MOST_HEAVY if workload.operations >= HEAVY_OPERATIONS else MOST_CLOSE
+    close = sorted(proven, key=seconds)[:most]
     close = [candidate for candidate in close if seconds(candidate) <= limit]
     for candidate, again in zip(close, stopwatch(close, workload, FINAL_REPLAYS), strict=True):
         tried[candidate.name] = TriedRecord(candidate.name, candidate.identity, again)

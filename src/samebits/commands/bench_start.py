@@ -1,0 +1,89 @@
+"""`samebits bench start`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from samebits.commands.bench_device import settings_of_shape
+from samebits.commands.flags import add_settings, command, positive
+from samebits.config import EngineConfig, ModelConfig, flag_text
+
+EXAMPLES = """\
+  samebits bench start                                   Qwen3-8B shape, dummy weights
+  samebits bench start --model bundled --repeats 1
+"""
+STOP_SECONDS = 60.0
+
+
+def add_start(kinds: Any) -> None:
+    parser = command(
+        kinds,
+        "start",
+        "seconds until a server is ready, with empty caches and after",
+        EXAMPLES,
+        run_start,
+        "bench start",
+    )
+    parser.add_argument(
+        "--repeats", type=positive, default=2, metavar="N", help="starts with filled caches (default: 2)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("results/start.json"),
+        metavar="FILE",
+        help="(default: %(default)s)",
+    )
+    add_settings(parser, ModelConfig, EngineConfig)
+
+
+def run_start(options: argparse.Namespace) -> int:
+    from samebits.bench.start import Started, run, table_rows
+    from samebits.tables import align
+
+    model, engine = settings_of_shape(options)
+
+    def start(environment: dict[str, str]) -> Started:
+        return Started(*_start(model, engine, environment))
+
+    result = run(start, model, options.repeats, options.output, lambda line: print(line, file=sys.stderr))
+    print("\n".join(align(table_rows(result))))
+    print(f"\nevery figure is in {options.output}")
+    return 0
+
+
+def _start(model: ModelConfig, engine: EngineConfig, environment: dict[str, str]) -> tuple[float, str]:
+    """Seconds until a new server was ready, and its log. Raises `EngineError` where it does not start."""
+    from samebits.commands.demo_server import free_port, wait_until_ready
+    from samebits.verify.http import Client
+
+    port = free_port()
+    flags = [
+        flag_text(entry.name, getattr(settings, entry.name))
+        for settings in (model, engine)
+        for entry in dataclasses.fields(settings)
+    ]
+    with tempfile.TemporaryFile() as log:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "samebits", "serve", f"--port={port}", *flags],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+        try:
+            wait_until_ready(process, Client(f"http://127.0.0.1:{port}"), log)
+            seconds = time.perf_counter() - started
+        finally:
+            process.terminate()
+            process.wait(STOP_SECONDS)
+        log.seek(0)
+        return seconds, log.read().decode(errors="replace")
