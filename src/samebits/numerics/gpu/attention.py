@@ -138,7 +138,7 @@ def reference_source(shape: AttentionShape, dtype: torch.dtype) -> KernelSource:
 class RangeLaunch:
     """How the shared ranges are walked. `programs` is the number of ranges; `unroll`: partials that are read at
     once where a cut pair is folded; `polls`: how often a program that has nothing else to do looks whether it can
-    help with that; `ahead`: key blocks that it asks for before the kernel ahead has ended."""
+    help with that."""
 
     programs: int
     rows: int = SMALLEST_TILE
@@ -146,7 +146,6 @@ class RangeLaunch:
     stages: int = 3
     unroll: int = 16
     polls: int = 32
-    ahead: int = 2
     specialised: bool = False
     """the kernel for Hopper, one program a multiprocessor"""
 
@@ -158,6 +157,8 @@ four with one block each."""
 
 SPECIALISED_ROWS = 8
 """Query rows of a tile of the kernel for Hopper."""
+SPECIALISED_UNITS = 4
+"""Up to these it is the faster one: a split takes it half as long, but it has one program a multiprocessor."""
 SPECIALISED_REGISTERS = 128
 """of a thread of it at the start: half of a multiprocessor's, so that it can be set up beside the kernel ahead"""
 
@@ -179,8 +180,8 @@ def default_ranges(
 ) -> RangeLaunch:
     """A launch that suits a model's heads, for `units` units of at most `tokens` rows on a GPU of so many
     multiprocessors. Where splits are not `pinned`, a portable one."""
-    if pinned and specialised_ranges(shape, dtype, tokens):
-        return RangeLaunch(processors, SPECIALISED_ROWS, 4, 3, 32, specialised=True)
+    if pinned and units <= SPECIALISED_UNITS and specialised_ranges(shape, dtype, tokens):
+        return RangeLaunch(processors, SPECIALISED_ROWS, 4, 3, specialised=True)
     rows = shape.rows_for(tokens)
     kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
     if kibibytes > 16:
@@ -327,11 +328,11 @@ def range_source(
     constants = {
         "ROWS": launch.rows,
         "STRIDE": stride,
+        "PADDED": int(triton.next_power_of_2(stride)),
         "PINNED": pinned,
         "STAGES": launch.stages,
         "UNROLL": launch.unroll,
         "POLLS": launch.polls,
-        "AHEAD": launch.ahead,
         **shape.constants(),
     }
     arguments = (act, storage, storage, act, *places, partial, partial, partial, narrow, "i32", "i32", "fp32")

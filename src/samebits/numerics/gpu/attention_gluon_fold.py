@@ -1,4 +1,4 @@
-"""Folding pairs of request and head that several programs share, in Gluon: `attention_ranges` says how it is done."""
+"""Folding pairs of request and head that several programs share, in Gluon: `attention_fold` says how it is done."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLUMNS = gl.constexpr(64)
 
 @gluon.jit
 def program_of(place, programs, length):
-    """See `attention_ranges.program_of`."""
+    """See `attention_fold.program_of`."""
     return (((place.to(gl.int64) + 1) * programs - 1) // length).to(gl.int32)
 
 
@@ -23,7 +23,7 @@ def fold_slice(
     output, tops, totals, accumulators, number, begin, partials, first, kv_head, factor, QUERY_HEADS: gl.constexpr,
     GROUP: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr, UNROLL: gl.constexpr,
 ):  # fmt: skip
-    """See `attention_ranges.fold_slice`."""
+    """See `attention_fold.fold_slice`."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     parts: gl.constexpr = D // COLUMNS
     row = number // parts
@@ -61,7 +61,7 @@ def share_fold(
     factor, QUERY_HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr,
     UNROLL: gl.constexpr,
 ):  # fmt: skip
-    """See `attention_ranges.share_fold`."""
+    """See `attention_fold.share_fold`."""
     slices = count * GROUP * (D // COLUMNS)
     arrived = gl.atomic_add(arrival, taken, sem="acq_rel", scope="gpu") + taken
     while (arrived < splits) & (polls > 0):

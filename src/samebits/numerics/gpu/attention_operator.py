@@ -303,7 +303,7 @@ def prove_defaults(
     wanted = [(prefill, tile_candidate(problem, default_tile(shape, act)))]
     decode = Trial.of(reference, proof_cases(problem, 1, device))
     units = decode.cases[0].inputs[UNIT_INPUTS].shape[0]
-    counts = (FEW_UNITS, FEW_UNITS + 1)
+    counts = (1, FEW_UNITS, FEW_UNITS + 1)
     for ranges in dict.fromkeys(default_ranges(shape, act, 1, count, processors) for count in counts):
         wanted.append((decode, range_candidate(problem, 1, ranges, units, device)))
     proofs = []

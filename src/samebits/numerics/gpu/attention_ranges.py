@@ -2,9 +2,9 @@
 
 A *unit* is a tile of query rows of one request; a *pair* is a unit and a key-value head. All splits of all pairs
 stand in one line, pair after pair; program i of n walks the i-th n-th of it. A pair that lies in one program's
-range is folded there; of a pair that is cut, every split's partial is written, and the program that comes last folds
-them all, in ascending order whoever that is. So the cost follows the real lengths, which are read on the device, and
-one captured graph serves any.
+range is folded there; of a pair that is cut, every split's partial is written, and folded when all are there
+(`attention_fold`). So the cost follows the real lengths, which are read on the device, and one captured graph serves
+any.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 
 from samebits.numerics.gpu.attention_core import (
-    HIDDEN,
     attend,
     empty_partial,
     empty_split,
@@ -25,19 +24,13 @@ from samebits.numerics.gpu.attention_core import (
     score,
     tile_rows,
 )
+from samebits.numerics.gpu.attention_fold import fold_cut_pair, range_start
 from samebits.numerics.gpu.dependent import allow_next, publish, wait_only
 
 UNITS_AT_ONCE = tl.constexpr(256)
 PLAN_WORDS = tl.constexpr(16)
 """int32 of a program's plan: first place in the line, end, unit, place among the unit's heads and splits, whether
 pairs are cut; of the unit: splits, first row, rows, request, last position; the first page; splits of all units."""
-WORD_HALF = tl.constexpr(1 << 16)
-
-
-@triton.jit
-def range_start(program, programs, length):
-    """The first place in the line that belongs to a program. int64."""
-    return program.to(tl.int64) * length // programs
 
 
 @triton.jit
@@ -159,121 +152,6 @@ def store_partial(
 
 
 @triton.jit
-def program_of(place, programs, length):
-    """The program whose range holds a place of the line. int32."""
-    return (((place.to(tl.int64) + 1) * programs - 1) // length).to(tl.int32)
-
-
-@triton.jit
-def fold_slice(
-    output, tops, totals, accumulators, number, begin, partials, first, kv_head, length, programs, factor,
-    QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
-    STRIDE: tl.constexpr, PINNED: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
-    """Fold COLUMNS columns of one row of a cut pair, whose partials begin at the slot `begin`, and write them. A
-    group's partials, which other programs have just written, are all asked for before one is folded."""
-    row = number // PARTS
-    columns = number % PARTS * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < D
-    first_program = program_of(begin, programs, length)
-    line = begin.to(tl.int64) * STRIDE + row
-    tops += line
-    totals += line
-    places = accumulators + line * D + columns
-    top = tl.full((), HIDDEN, tl.float32)
-    total = tl.zeros((), tl.float32)
-    acc = tl.zeros((COLUMNS,), tl.float32)
-    for done in range(0, partials, UNROLL):
-        loaded = ()
-        for place in tl.static_range(UNROLL):
-            # The last one again where there are no more: a load that may be left out would be waited for.
-            wanted = tl.minimum(done + place, partials - 1)
-            if not PINNED:
-                if length >= programs:
-                    slot = range_start(first_program + wanted, programs, length).to(tl.int32)
-                    wanted = tl.maximum(slot - begin, 0)
-            one_top = tl.load(tops + wanted * STRIDE, cache_modifier=".cg")
-            one_total = tl.load(totals + wanted * STRIDE, cache_modifier=".cg")
-            if D % COLUMNS == 0:
-                one_acc = tl.load(places + wanted * (STRIDE * D), cache_modifier=".cg")
-            else:
-                one_acc = tl.load(
-                    places + wanted * (STRIDE * D), mask=inside, other=0.0, cache_modifier=".cg"
-                )
-            loaded = loaded + ((one_top, one_total, one_acc),)  # type: ignore[assignment]
-        for place in tl.static_range(UNROLL):
-            exists = done + place < partials
-            one_top, one_total, one_acc = loaded[place]  # type: ignore[misc,var-annotated]
-            new_top, new_total, new_acc = fold(top, total, acc, one_top, one_total, one_acc, factor)
-            top = tl.where(exists, new_top, top)
-            total = tl.where(exists, new_total, total)
-            acc = tl.where(exists, new_acc, acc)
-    place = ((first + row // GROUP).to(tl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
-    result = finish(total, acc).to(output.dtype.element_ty)
-    tl.store(output + place + columns, result, mask=inside)
-
-
-@triton.jit
-def share_fold(
-    output, tops, totals, accumulators, arrival, taken, polls, begin, splits, first, count, kv_head, length, programs,
-    factor, QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
-    STRIDE: tl.constexpr, PINNED: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
-    """Tell that `taken` splits of a cut pair are written, and help to fold it if all are, or become so within
-    `polls` looks. Who comes last finds all of them and folds what nobody has taken, so nobody has to be waited for.
-
-    Two words count: splits that have arrived; and slices taken (low half, one more for each program that found none
-    left) with programs that did not wait (high half). Who leaves last sets both to zero.
-    """
-    SLICE: tl.constexpr = WIDTH if WIDTH < 64 else 64
-    PARTS: tl.constexpr = WIDTH // SLICE
-    slices = count * GROUP * PARTS
-    arrived = tl.atomic_add(arrival, taken, sem="acq_rel", scope="gpu") + taken
-    while (arrived < splits) & (polls > 0):
-        arrived = tl.atomic_add(arrival, 0, sem="acquire", scope="gpu")
-        polls -= 1
-    helpers = program_of(begin + splits - 1, programs, length) - program_of(begin, programs, length) + 1
-    helpers = tl.minimum(helpers, splits)
-    if arrived == splits:
-        word = tl.atomic_add(arrival + 1, 1, sem="relaxed", scope="gpu")
-        while word % WORD_HALF < slices:
-            fold_slice(
-                output, tops, totals, accumulators, word % WORD_HALF, begin, splits if PINNED else helpers, first,
-                kv_head, length, programs, factor, QUERY_HEADS, GROUP, D, SLICE, PARTS, STRIDE, PINNED, UNROLL,
-            )  # fmt: skip
-            word = tl.atomic_add(arrival + 1, 1, sem="relaxed", scope="gpu")
-    else:
-        word = tl.atomic_add(arrival + 1, WORD_HALF, sem="relaxed", scope="gpu")
-    if tl.maximum(word % WORD_HALF - slices, 0) + word // WORD_HALF + 1 == helpers:
-        tl.store(arrival, 0)
-        tl.store(arrival + 1, 0)
-
-
-@triton.jit
-def ask_ahead(
-    keys, values, pages, kv_head, key, stop, KV_HEADS: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr,
-    KEYS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """Have the key blocks from absolute key `key` on, of those before `stop`, brought into the second-level cache.
-    Nothing is read, so their keys and values may still be written. One thread asks for a block at a time."""
-    text: tl.constexpr = (
-        "{ .reg .pred asks; .reg .b32 thread; mov.u32 thread, %tid.x; setp.lt.u32 asks, thread, $3; "
-        "@asks cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }"
-    )
-    size: tl.constexpr = KEYS * D * keys.dtype.element_ty.primitive_bitwidth // 8
-    for block in tl.static_range(BLOCKS):
-        wanted = key + block * KEYS
-        exists = wanted < stop
-        page = tl.load(pages + wanted // PAGE, mask=exists, other=0).to(tl.int64)
-        row = ((page * KV_HEADS + kv_head) * PAGE + wanted % PAGE) * D
-        for side in tl.static_range(2):
-            place = (keys if side == 0 else values) + row
-            tl.inline_asm_elementwise(
-                text, "=r,l,r,r", [place, size, exists.to(tl.int32)], tl.int32, is_pure=False, pack=1
-            )
-
-
-@triton.jit
 def attention_ranges(
     queries,
     keys,
@@ -302,16 +180,16 @@ def attention_ranges(
     SPLIT: tl.constexpr,
     ROWS: tl.constexpr,
     STRIDE: tl.constexpr,
+    PADDED: tl.constexpr,
     PINNED: tl.constexpr,
     STAGES: tl.constexpr,
     UNROLL: tl.constexpr,
     POLLS: tl.constexpr,
-    AHEAD: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Grid (programs,). Partials lie in tops and totals float32 [capacity, STRIDE] and accumulators float32
-    [capacity, STRIDE, D]; `arrivals` int32 [units * KV_HEADS, 2] is what `share_fold` counts in, and is zero before and
-    after. Without PINNED a range's splits make one partial, so that results follow the batch:
+    [capacity, STRIDE, D]; `arrivals` int32 [units * KV_HEADS, 2] is what `fold_cut_pair` counts in, and is zero before
+    and after. Without PINNED a range's splits make one partial, so that results follow the batch:
     for the profile that promises nothing."""
     allow_next(DEPENDENT)
     group: tl.constexpr = QUERY_HEADS // KV_HEADS
@@ -323,13 +201,6 @@ def attention_ranges(
     splits, first, count = tl.load(plan + 5), tl.load(plan + 6), tl.load(plan + 7)
     request, last, page = tl.load(plan + 8), tl.load(plan + 9), tl.load(plan + 10)
     length = tl.load(plan + 11).to(tl.int64) * KV_HEADS
-    if DEPENDENT and AHEAD > 0:
-        if place < end:
-            ask_ahead(
-                keys, values, page_table + request.to(tl.int64) * table_width, offset // splits,
-                offset % splits * SPLIT, tl.minimum((offset % splits + end - place) * SPLIT, last + 1),
-                KV_HEADS, D, PAGE, KEYS, AHEAD,
-            )  # fmt: skip
     wait_only(DEPENDENT)
     columns = tl.arange(0, WIDTH)
     while place < end:
@@ -375,9 +246,9 @@ def attention_ranges(
             arrival = arrivals + (unit * KV_HEADS + kv_head) * 2
             # Who has more to do does not wait.
             polls = tl.where(place + taken == end, POLLS, 0)
-            share_fold(
+            fold_cut_pair(
                 output, tops, totals, accumulators, arrival, taken, polls, place - begin, splits, first, count,
-                kv_head, length, programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PINNED, UNROLL,
+                kv_head, length, programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PADDED, PINNED, UNROLL,
             )  # fmt: skip
         place += taken
         offset += taken
