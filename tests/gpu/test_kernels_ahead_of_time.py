@@ -39,6 +39,7 @@ from samebits.numerics.gpu.attention import (
 )
 from samebits.numerics.gpu.attention_plan import decode_units, plan_attention
 from samebits.numerics.gpu.attention_prefill import HopperLaunch, TileLaunch
+from samebits.numerics.gpu.configuration import named_source
 from samebits.numerics.gpu.launch import NVIDIA, PORTABLE, TARGETS, KernelSource
 from samebits.numerics.operators import HeadLayout
 
@@ -73,8 +74,9 @@ def launch_rows(dtype: torch.dtype) -> None:
     x, weight = act(ROWS, WIDTH, dtype=dtype), act(WIDTH, dtype=dtype)
     norm.rms_norm(x, weight, 1e-6)
     norm.add_rms_norm(x, x, weight, 1e-6)
-    many = act(norm.MANY_ROWS, WIDTH, dtype=dtype)
-    norm.add_rms_norm(many, many, weight, 1e-6)
+    for rows in (norm.MANY_ROWS, norm.PREFILL_ROWS):
+        many = act(rows, WIDTH, dtype=dtype)
+        norm.add_rms_norm(many, many, weight, 1e-6)
     activation.silu_mul(x)
     embedding.embed(torch.zeros(ROWS, dtype=torch.int64), x)
     kv = act(PAGES, HEADS.kv_heads, 64, HEADS.head_dim, dtype=dtype)
@@ -151,6 +153,15 @@ def test_kernels_of_rows(target: str, recorder: Recorder) -> None:
     check_texts(recorder, target)
 
 
+@pytest.mark.parametrize("target", NVIDIA)
+def test_the_rough_activation(target: str) -> None:
+    constants = {"WIDTH": WIDTH, "BLOCK": activation.BLOCK, "ROUGH": True}
+    source = named_source(activation.silu_mul_rows, ("*bf16", "*bf16"), constants, activation.SILU_LAUNCH)
+    ptx = source.compile(TARGETS[target]).asm["ptx"]
+    assert not fusable_operations(ptx)
+    assert set(estimates(ptx)) <= RECIPROCAL | {"rcp.approx.ftz.f32", "ex2.approx.ftz.f32", ".ftz"}
+
+
 @pytest.mark.parametrize("target", PORTABLE)
 def test_attention(target: str, recorder: Recorder) -> None:
     launch_attention(torch.bfloat16)
@@ -164,6 +175,11 @@ def test_attention(target: str, recorder: Recorder) -> None:
 def test_attention_by_tensor_descriptors(target: str, recorder: Recorder) -> None:
     launch_attention(torch.bfloat16, described=True)
     check_texts(recorder, target, RECIPROCAL)
+
+
+def carried(text: str) -> list[int]:
+    """How many variables each loop of a kernel carries, in its intermediate form."""
+    return [found.count(" = ") for found in re.findall(r"scf\.for [^\n]*iter_args\(([^)]*)\)", text)]
 
 
 @pytest.mark.parametrize(
@@ -181,6 +197,10 @@ def test_attention_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> 
     # The assembler makes products wait for each other, one by one, where it cannot follow who holds an accumulator.
     machine_code = compiled.asm["sass"]
     assert machine_code.count("WARPGROUP.DEPBAR") < machine_code.count("HGMMA") / 2
+    # The compiler drops a variable that a loop carries to bound an inner loop alone, and goes on with its first value.
+    written, kept = (carried(str(compiled.asm[stage])) for stage in ("source", "ttgir"))
+    assert len(written) == len(kept) == 8  # three loops of each group of consumers, and the producer's two
+    assert written[:6] == kept[:6] and all(written[:6])
 
 
 @pytest.mark.parametrize(

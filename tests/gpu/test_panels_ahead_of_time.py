@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 
@@ -57,8 +55,6 @@ def test_weights_are_asked_for_ahead_of_the_wait_and_x_behind_it(
     assert ahead.count("cp.async.bulk.tensor") == pieces * problem.panels
     assert behind.count("cp.async.bulk.tensor") == pieces + pieces * problem.panels + pieces
     assert "ld.global" not in ptx
-    asked = re.findall(r"cp\.async\.bulk\.prefetch\.L2\.global \[%rd\d+\], (\d+);", ahead)
-    assert asked == [str(2 * tile.prefetch)] * (tile.prefetch > 0)
     assert "griddepcontrol.launch_dependents" in ptx
 
 

@@ -82,6 +82,15 @@ def test_sums_that_products_write_to_their_owners_have_the_bits_of_one_gpu(tmp_p
             assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_degree_is_no_part_of_the_plan() -> None:
+    found = set()
+    for degree in ("1", "2"):
+        done = verify("single", "--numerics", "tp-invariant", "--tp", degree, "--n-trials", "1", "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.add(json.loads(done.stdout)["details"]["fingerprint"])
+    assert len(found) == 1
+
+
 def test_exact_has_others(tmp_path: Path) -> None:
     """The inverse: there the degree decides."""
     found = []

@@ -10,7 +10,7 @@ from gemm_mutants import MUTANTS, RIGHT, SHIFTED, mutant_candidate
 
 from samebits.errors import NumericsError
 from samebits.numerics import reference
-from samebits.numerics.gpu import cublaslt
+from samebits.numerics.gpu import cublaslt, gemm_candidates
 from samebits.numerics.gpu.gemm_candidates import (
     AHEAD,
     DECODE,
@@ -23,7 +23,7 @@ from samebits.numerics.gpu.gemm_candidates import (
     launch_tile,
     library_recipes,
 )
-from samebits.numerics.gpu.gemm_operator import product_trials, reference_candidate
+from samebits.numerics.gpu.gemm_operator import GemmOperator, product_trials, reference_candidate
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.graph_nodes import captured_nodes, unknown_nodes
 from samebits.numerics.gpu.launch import load, target_name
@@ -250,6 +250,28 @@ def check_the_library_splits_k_only_where_it_may(device: torch.device) -> None:
         verdicts = [trial.prove(recipe.make()) for recipe in recipes]
         assert any(isinstance(verdict, Proof) for verdict in verdicts), verdicts
         assert all(not cublaslt.splits(cublaslt.algorithm_of(v.identity.split()[-1])) for v in verdicts)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the library runs on a GPU")
+def check_a_product_may_be_done_in_parts(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm_candidates, "PARTED_ROWS", 64)
+    problem = GemmProblem(1024, 8192, torch.bfloat16, torch.bfloat16)
+    assert not list(gemm_candidates.parted_recipes(problem, 32, 2))
+    trial = trial_of(problem, 64, device)
+    candidates = [recipe.make() for recipe in gemm_candidates.parted_recipes(problem, 64, 2)]
+    assert {candidate.name for candidate in candidates} >= {"cublaslt 0 in 2", "cublaslt 0 in 4"}
+    assert any(isinstance(trial.prove(candidate), Proof) for candidate in candidates)
+    for candidate in candidates:
+        again = GemmOperator(device).restore(problem, 64, candidate.name, candidate.identity)
+        assert again is not None and again.make().identity == candidate.identity
+    # The inverse: parts in the wrong order show.
+    first = candidates[0]
+
+    def turned(inputs: Tensors, outputs: Tensors) -> None:
+        first.run(inputs, outputs)
+        outputs[0].copy_(outputs[0].roll(32, 0))
+
+    assert not isinstance(trial.prove(Candidate("turned", "turned", turned)), Proof)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the library runs on a GPU")

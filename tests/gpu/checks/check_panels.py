@@ -14,7 +14,7 @@ from samebits.numerics.gpu.gemm_problem import GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import target_name
 from samebits.numerics.gpu.norm import rms_norm
-from samebits.numerics.gpu.panel_candidates import PAIRS, SINGLES, PanelProblem, PanelTile
+from samebits.numerics.gpu.panel_candidates import PAIRS, SINGLES, WIDEST_SINGLE, PanelProblem, PanelTile
 from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, Tensors
 from samebits.numerics.gpu.tree_operator import TreeProblem
 from samebits.numerics.gpu.tree_operator import reference_candidate as tree_reference
@@ -43,9 +43,8 @@ def pair_trials(problem: GatedProblem, rows: int, device: torch.device) -> RowTr
 
 @pytest.mark.parametrize("tile", SINGLE_TILES, ids=lambda tile: tile.name)
 def check_one_panel_has_the_bits_of_the_clause(tile: PanelTile, device: torch.device) -> None:
-    """More panels than programs, and fewer; a ring longer than K; fewer rows than the tile has."""
-    short = tile.stages * tile.depth + tile.prefetch if tile.prefetch else 256
-    for act, columns, depth in ((torch.bfloat16, 8192, short), (torch.float16, 544, 4096)):
+    """A ring longer than K, and shorter; fewer rows than the tile has."""
+    for act, columns, depth in ((torch.bfloat16, WIDEST_SINGLE, 256), (torch.float16, 544, 4096)):
         for out in (act, torch.float32):
             problem = GemmProblem(columns, depth, act, out)
             for rows in (tile.rows, tile.rows - 3):
@@ -92,7 +91,7 @@ def check_up_for_gate_is_rejected(device: torch.device) -> None:
 @pytest.mark.parametrize("tile", SINGLE_TILES, ids=lambda tile: tile.name)
 def check_panels_that_start_early_read_nothing_stale(tile: PanelTile, device: torch.device) -> None:
     """Norm, gated pair and product in turns, each reading what the one ahead wrote, replayed with new inputs."""
-    width, layers, act = 4096 if tile.prefetch else 1024, 6, torch.bfloat16
+    width, layers, act = 1024, 6, torch.bfloat16
     gated, down = GatedProblem(width, width, act), GemmProblem(width, width, act, act)
     pair = next(one for one in PAIR_TILES if (one.rows, one.wait) == (tile.rows, tile.wait))
     rows = tile.rows - 3

@@ -7,10 +7,11 @@ import pytest
 import torch
 from check_arithmetic import CPU
 
+from conftest import INTERPRETED
 from samebits.numerics import adversarial
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.cpu.operators import CpuOperators
-from samebits.numerics.gpu import activation, embedding, log_sum_exp, norm, rope_store
+from samebits.numerics.gpu import activation, embedding, log_sum_exp, norm, rope_store, rough_silu
 from samebits.numerics.gpu.configuration import Launch
 from samebits.numerics.operators import HeadLayout
 
@@ -66,6 +67,24 @@ def check_norm(width: int, device: torch.device, dtypes: list[torch.dtype]) -> N
                 assert same_bits(y, torch.from_numpy(expected).to(dtype)), (dtype, added, launch)
 
 
+def check_norm_of_many_rows(
+    device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row's bits do not depend on how many there are."""
+    monkeypatch.setattr(norm, "MANY_ROWS", 6)
+    monkeypatch.setattr(norm, "PREFILL_ROWS", 12)
+    width = 1536
+    for dtype in dtypes:
+        x, residual = (rows_of(seed, 3, width, dtype).to(device) for seed in (1, 2))
+        weight = (torch.arange(width) % 13 / 7 + 0.1).to(dtype).to(device)
+        alone = norm.add_rms_norm(x, residual, weight, 1e-6)
+        for times in (2, 4):
+            many = norm.add_rms_norm(x.repeat(times, 1), residual.repeat(times, 1), weight, 1e-6)
+            for one, other in zip(alone, many, strict=True):
+                assert same_bits(one.repeat(times, 1), other), (dtype, times)
+            assert not same_bits(many[0][:3], many[0][1:4])
+
+
 def rotated(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
     """x float32 [rows, heads, D], cosine and sine [rows, half]."""
     half = cosine.shape[1]
@@ -74,10 +93,20 @@ def rotated(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
     return np.concatenate([low * c - high * s, high * c + low * s, x[..., 2 * half :]], -1)
 
 
-@pytest.mark.parametrize(("normed", "head_dim", "half"), [(True, 128, 64), (False, 64, 32), (True, 48, 16)])
+@pytest.mark.parametrize("many", [5, 6])
+@pytest.mark.parametrize(
+    ("normed", "head_dim", "half"), [(True, 128, 64), (False, 64, 32), (True, 48, 16), (True, 64, 24)]
+)
 def check_rope_store(
-    normed: bool, head_dim: int, half: int, device: torch.device, dtypes: list[torch.dtype]
+    normed: bool,
+    head_dim: int,
+    half: int,
+    many: int,
+    device: torch.device,
+    dtypes: list[torch.dtype],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(rope_store, "MANY_ROWS", many)
     heads, rows, page = HeadLayout(10, 2, head_dim), 5, 64
     positions = torch.tensor([0, 7, 3, 99, 50])
     slots = torch.tensor([64, 1, 130, 5, 191])
@@ -121,6 +150,26 @@ def check_rope_store(
         assert same_bits(got, torch.from_numpy(query).to(dtype))
         assert same_bits(moved[0], keys) and same_bits(moved[1], values)
         assert moved[2].tolist() == [0, 0, 1, 0, 1]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="estimates are the device's own")
+def check_rough_activation(device: torch.device) -> None:
+    """Every gate with many ups: by estimates as without them; and the bound of their error."""
+    errors = rough_silu.estimate_errors(device)
+    assert 0 < int(errors.max()) <= rough_silu.ROUGHNESS
+    assert activation.estimates_serve(torch.bfloat16, device)
+    assert not activation.estimates_serve(torch.float16, device)
+    few = activation.MANY_ROWS // 2
+    for seed in range(100, 164):
+        pairs = rough_silu.pairs_of_all_gates(seed, 64, device)
+        assert pairs.shape[0] == 2 * few
+        rough = activation.silu_mul(pairs)
+        exact = torch.cat([activation.silu_mul(part.contiguous()) for part in pairs.split(few)])
+        assert same_bits(rough, exact), seed
+    # The inverse: estimates alone round otherwise somewhere.
+    gate, up = pairs.float().nan_to_num().split(64, 1)
+    alone = (gate * torch.sigmoid(gate) * up).bfloat16()
+    assert not same_bits(alone, exact)
 
 
 def check_activation(device: torch.device, dtypes: list[torch.dtype]) -> None:

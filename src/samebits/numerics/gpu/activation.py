@@ -2,31 +2,75 @@
 
 from __future__ import annotations
 
+import functools
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from samebits.errors import NumericsError
+from samebits.numerics.gpu import rough_silu
 from samebits.numerics.gpu.arithmetic import exp
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
 from samebits.numerics.gpu.configuration import Launch, start
 from samebits.numerics.gpu.dependent import wait_ahead
+from samebits.numerics.gpu.rough_silu import gated
 
 BLOCK = 1024
 SILU_LAUNCH = Launch(warps=4, stages=1)
+MANY_ROWS = 1024
+"""From here on estimates serve where they do: a prefill step is short of energy, which instructions cost."""
+PROOF_TURNS = 16
 
 
 @triton.jit
-def silu_mul_rows(gate_up, y, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
-    """Grid (rows, blocks of a row)."""
+def silu_mul_rows(
+    gate_up, y, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROUGH: tl.constexpr, DEPENDENT: tl.constexpr
+):
+    """Grid (rows, blocks of a row). ROUGH: by estimates where they round as the clause does."""
     wait_ahead(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     place = gate_up + row * (2 * WIDTH) + columns
     gate = tl.load(place, mask=columns < WIDTH, other=0.0).to(tl.float32)
     up = tl.load(place + WIDTH, mask=columns < WIDTH, other=0.0).to(tl.float32)
-    silu = tl.div_rn(gate, 1.0 + exp(-gate))
-    tl.store(y + row * WIDTH + columns, (silu * up).to(y.dtype.element_ty), mask=columns < WIDTH)
+    if ROUGH:
+        value = gated(gate, up)
+    else:
+        value = tl.div_rn(gate, 1.0 + exp(-gate)) * up
+    tl.store(y + row * WIDTH + columns, value.to(y.dtype.element_ty), mask=columns < WIDTH)
+
+
+@functools.cache
+def _estimates_proven(device: torch.device) -> bool:
+    """Whether estimates keep their bound on this device, and the kernel with them gives the bits of the one without:
+    for every gate, beside `PROOF_TURNS` ups. Waits for the device."""
+    if not rough_silu.estimates_are_near(device):
+        return False
+    for seed in range(PROOF_TURNS):
+        pairs = rough_silu.pairs_of_all_gates(seed, BLOCK, device)
+        exact, rough = (_launch(pairs, None, SILU_LAUNCH, kind).view(torch.int16) for kind in (False, True))
+        if not torch.equal(exact, rough):
+            return False
+    return True
+
+
+def estimates_serve(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether estimates may serve. Looks at the device at the first call, and waits for it."""
+    if dtype != torch.bfloat16 or device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return not torch.cuda.is_current_stream_capturing() and _estimates_proven(device)
+
+
+def _launch(gate_up: Tensor, out: Tensor | None, launch: Launch, rough: bool) -> Tensor:
+    rows, double = gate_up.shape
+    width = double // 2
+    y = result("activation output", out, gate_up, gate_up.dtype, (rows, width))
+    if rows:
+        grid = (rows, triton.cdiv(width, BLOCK))
+        start(silu_mul_rows, grid, gate_up, y, WIDTH=width, BLOCK=BLOCK, ROUGH=rough, launch=launch)
+    return y
 
 
 def silu_mul(gate_up: Tensor, out: Tensor | None = None, launch: Launch = SILU_LAUNCH) -> Tensor:
@@ -34,9 +78,4 @@ def silu_mul(gate_up: Tensor, out: Tensor | None = None, launch: Launch = SILU_L
     rows, double = check_tensor("gate_up", gate_up, ACTIVATIONS, (None, None)).shape
     if double % 2:
         raise NumericsError(f"gate_up has {double} columns, an odd number")
-    width = double // 2
-    y = result("activation output", out, gate_up, gate_up.dtype, (rows, width))
-    if rows:
-        grid = (rows, triton.cdiv(width, BLOCK))
-        start(silu_mul_rows, grid, gate_up, y, WIDTH=width, BLOCK=BLOCK, launch=launch)
-    return y
+    return _launch(gate_up, out, launch, rows >= MANY_ROWS and estimates_serve(gate_up.dtype, gate_up.device))

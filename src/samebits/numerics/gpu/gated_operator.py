@@ -71,7 +71,7 @@ class GatedProblem:
 def activation_source(problem: GatedProblem) -> KernelSource:
     act = pointer(problem.act)
     waits = dependent_launches()
-    return KernelSource(silu_mul_rows, (act, act), (problem.width, BLOCK, waits), 4, 1, waits)
+    return KernelSource(silu_mul_rows, (act, act), (problem.width, BLOCK, False, waits), 4, 1, waits)
 
 
 def pair_candidate(problem: GatedProblem, product: Candidate) -> Candidate:

@@ -38,6 +38,9 @@ NO_CLUSTER, PAIRS = 2, (3, 5)
 SHARED_BYTES = {"sm_80": 163 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10}
 """Memory of a program by architecture; 227 KiB on the others."""
 
+PARTED_ROWS, PARTED_DEPTH = 8192, 8192
+"""From these on a product may be done in parts, half or a quarter of its rows after another."""
+
 POINTERS, DESCRIPTORS, PERSISTENT, HOPPER, AHEAD = "tile", "descriptor", "persistent", "hopper", "ahead"
 HOPPER_ROWS = 64
 """Rows of a group of `gemm_hopper`, whose tiles have one group or two."""
@@ -232,21 +235,39 @@ def tile_recipe(tile: Tile, problem: GemmProblem, bucket: int) -> Recipe:
     return Recipe(tile.name, make, fallback=tile == PLAIN)
 
 
-def library_recipe(problem: GemmProblem, bucket: int, text: str, place: int) -> Recipe:
-    """An algorithm of cuBLASLt by its bytes."""
-    name = f"cublaslt {place}"
+def library_recipe(problem: GemmProblem, bucket: int, text: str, place: int, parts: int = 1) -> Recipe:
+    """An algorithm of cuBLASLt by its bytes, for one `parts`-th of the rows after another."""
+    kind = "" if parts == 1 else f" in {parts}"
 
     def make() -> Candidate:
         algorithm = cublaslt.algorithm_of(text)
-        product = cublaslt.matmul(problem, bucket)
+        product = cublaslt.matmul(problem, bucket // parts)
 
         def run(inputs: Tensors, outputs: Tensors) -> None:
             bias = inputs[2] if problem.bias else None
-            product.run(algorithm, inputs[0], inputs[1], bias, outputs[0])
+            for x, out in zip(inputs[0].chunk(parts), outputs[0].chunk(parts), strict=True):
+                product.run(algorithm, x, inputs[1], bias, out)
 
-        return Candidate(name, f"cublaslt {cublaslt.version()} {text}", run)
+        return Candidate(f"cublaslt {place}{kind}", f"cublaslt {cublaslt.version()}{kind} {text}", run)
 
-    return Recipe(name, make)
+    return Recipe(f"cublaslt {place}{kind}", make)
+
+
+def parted_recipes(problem: GemmProblem, bucket: int, count: int) -> Iterator[Recipe]:
+    """What the library proposes for a half and a quarter of many rows of a deep product: a part fills the card, too,
+    its rows stay in the second-level cache, and the algorithms are others."""
+    if torch.version.cuda is None or (problem.bias and problem.out is not problem.act):
+        return
+    for parts in (2, 4) if bucket >= PARTED_ROWS and problem.depth >= PARTED_DEPTH else ():
+        for place, algorithm in enumerate(cublaslt.matmul(problem, bucket // parts).proposals(count)):
+            yield library_recipe(problem, bucket, algorithm.text, place, parts)
+
+
+def restored_library_recipe(problem: GemmProblem, bucket: int, name: str, identity: str) -> Recipe:
+    """The recipe that a stored proof names."""
+    words = name.split()
+    parts = int(words[3]) if len(words) > 2 else 1
+    return library_recipe(problem, bucket, identity.split()[-1], int(words[1]), parts)
 
 
 def filling_algorithms(

@@ -35,6 +35,15 @@ def tile_place(tile, row_tiles, column_tiles, GROUP: gl.constexpr):
 
 
 @gluon.jit
+def copy_x(x, row_start, start, x_ring, ready, slot, GROUPS: gl.constexpr):
+    """Begin the copy of a block of x for each group."""
+    for which in gl.static_range(GROUPS):
+        tma.async_copy_global_to_shared(
+            x, [row_start + which * GROUP_ROWS, start], ready.index(slot), x_ring.index(GROUPS * slot + which)
+        )
+
+
+@gluon.jit
 def produce(
     x, weight, rows, columns, depth, x_ring, weight_ring, ready, free,
     COLUMNS: gl.constexpr, DEPTH: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr,
@@ -51,13 +60,7 @@ def produce(
         for start in range(0, depth, DEPTH):
             mbarrier.wait(free.index(slot), phase)
             mbarrier.expect(ready.index(slot), GROUPS * x.block_type.nbytes + weight.block_type.nbytes)
-            for which in gl.static_range(GROUPS):
-                tma.async_copy_global_to_shared(
-                    x,
-                    [row_start + which * GROUP_ROWS, start],
-                    ready.index(slot),
-                    x_ring.index(GROUPS * slot + which),
-                )
+            copy_x(x, row_start, start, x_ring, ready, slot, GROUPS)
             tma.async_copy_global_to_shared(
                 weight, [column_start, start], ready.index(slot), weight_ring.index(slot)
             )

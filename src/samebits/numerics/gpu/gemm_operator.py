@@ -14,8 +14,9 @@ from samebits.numerics.gpu.gemm_candidates import (
     AHEAD,
     PLAIN,
     Tile,
-    library_recipe,
     library_recipes,
+    parted_recipes,
+    restored_library_recipe,
     tile_recipe,
     tiles_on,
     unit_of,
@@ -29,6 +30,7 @@ from samebits.numerics.gpu.panel_candidates import PanelProblem, PanelTile, pane
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
 LIBRARY_PROPOSALS = 8
+PARTED_PROPOSALS = 2
 DEPENDENT_ROWS, NORM_WIDTH = 64, 4096
 """Up to so many rows a product is timed behind a short kernel, whose end hides the launch of some candidates."""
 MOST_COPIES = 32
@@ -128,11 +130,12 @@ class GemmOperator:
         offer = Offer.of(problem, bucket, target_name())
         if not offer.starts_early:
             yield from library_recipes(problem, bucket, LIBRARY_PROPOSALS)
+            yield from parted_recipes(problem, bucket, PARTED_PROPOSALS)
         yield from offer.recipes(problem, bucket)
 
     def restore(self, problem: GemmProblem, bucket: int, name: str, identity: str) -> Recipe | None:
         if name.startswith("cublaslt "):
-            return library_recipe(problem, bucket, identity.split()[-1], int(name.split()[1]))
+            return restored_library_recipe(problem, bucket, name, identity)
         recipes = Offer.of(problem, bucket, target_name()).recipes(problem, bucket)
         return next((recipe for recipe in recipes if recipe.name == name), None)
 

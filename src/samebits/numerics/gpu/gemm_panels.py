@@ -61,23 +61,9 @@ def copy_x(x, block, steps, x_ring, ready, slot, DEPTH: gl.constexpr):
 
 
 @gluon.jit
-def ask_for_weights(weight, depth, start, BYTES: gl.constexpr):
-    """Ask for BYTES of each row of this program's first panel into the cache, from `start` in K."""
-    row = gl.program_id(0) * PANEL + gl.arange(0, PANEL, gl.BlockedLayout([1], [32], [1], [0]))
-    gl.inline_asm_elementwise(
-        f"cp.async.bulk.prefetch.L2.global [$1], {BYTES}; mov.u32 $0, 0;",
-        "=r,l",
-        [weight + row.to(gl.int64) * depth + start],
-        dtype=gl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@gluon.jit
 def produce(
-    x, weight, weight_pointer, width, tiles, steps, x_ring, weight_ring, ready, free,
-    DEPTH: gl.constexpr, STAGES: gl.constexpr, PANELS: gl.constexpr, WAIT: gl.constexpr, PREFETCH: gl.constexpr,
+    x, weight, width, tiles, steps, x_ring, weight_ring, ready, free,
+    DEPTH: gl.constexpr, STAGES: gl.constexpr, PANELS: gl.constexpr, WAIT: gl.constexpr,
 ):  # fmt: skip
     """Copy both operands' blocks of every tile of this program into the rings."""
     size: gl.constexpr = (x.block_type.nbytes + PANELS * weight.block_type.nbytes) * (DEPTH // PIECE)
@@ -86,8 +72,6 @@ def produce(
     for block in range(0, ahead):
         mbarrier.expect(ready.index(block), size)
         copy_weights(weight, block, steps, width, weight_ring, ready, block, DEPTH, PANELS)
-    if PREFETCH > 0:
-        ask_for_weights(weight_pointer, steps * DEPTH, STAGES * DEPTH, PREFETCH * 2)
     if WAIT > 0:
         wait_for_the_kernel_ahead()
     for block in range(0, ahead):
@@ -214,7 +198,6 @@ def consume(
 def panel_gemm(
     x,
     weight,
-    weight_pointer,
     out,
     rows,
     width_units,
@@ -227,11 +210,9 @@ def panel_gemm(
     PANELS: gl.constexpr,
     LEAVES: gl.constexpr,
     WAIT: gl.constexpr,
-    PREFETCH: gl.constexpr,
 ):
     """Grid (programs,), any number. At most ROWS rows; PANELS: 2 for the gated pair; a leaf is a whole number of
-    blocks of K. WAIT as in `gemm`; PREFETCH: so
-    many elements of a weight row, behind those that the ring holds, are asked into the cache before the wait."""
+    blocks of K. WAIT as in `gemm`."""
     if WAIT == 2:
         dependents_may_start()
     width = width_units * WIDTH_UNIT
@@ -255,8 +236,8 @@ def panel_gemm(
                 ROWS, DEPTH, STAGES, PANELS, LEAVES,
             )),
             (produce, (
-                x, weight, weight_pointer, width, tiles, steps, x_ring, weight_ring, ready, free,
-                DEPTH, STAGES, PANELS, WAIT, PREFETCH,
+                x, weight, width, tiles, steps, x_ring, weight_ring, ready, free,
+                DEPTH, STAGES, PANELS, WAIT,
             )),
         ],
         [1],

@@ -159,6 +159,7 @@ class GpuOperators:
         group = self._group
         sharing = ALONE if group is None else Sharing(group.rank, group.size, group.meet)
         self.products.bind(self._problems, buckets, folder, progress, sharing)
+        activation.estimates_serve(self._act, self._device)  # proven once, before any step
         self._attention.bind(page_tokens, folder, progress, sharing)
         most_rows = buckets_up_to(max(step_rows, sampled_rows))
         if self._trees is not None:

@@ -43,13 +43,10 @@ class PanelTile:
     stages: int
     wait: int
     """dependent launch, see gemm.py"""
-    prefetch: int = 0
-    """elements of a weight row, behind those of the ring, that are asked into the cache before the wait"""
 
     @property
     def name(self) -> str:
-        name = f"panels {self.rows}x{PANEL}x{self.depth} s{self.stages} wait {self.wait}"
-        return name + f" prefetch {self.prefetch}" * bool(self.prefetch)
+        return f"panels {self.rows}x{PANEL}x{self.depth} s{self.stages} wait {self.wait}"
 
     def fits(self, problem: PanelProblem, bucket: int, target: str) -> bool:
         """Whether this tile can compute a problem on an architecture."""
@@ -63,7 +60,6 @@ class PanelTile:
             and (problem.panels == 2 or problem.width <= WIDEST_SINGLE)
             and problem.depth % (problem.leaves * self.depth) == 0
             and self.stages * stage <= SHARED_BYTES
-            and (not self.prefetch or problem.depth >= self.stages * self.depth + self.prefetch)
         )
 
     def source(self, problem: PanelProblem) -> KernelSource:
@@ -73,8 +69,8 @@ class PanelTile:
         maps = [swizzled_descriptor(problem.act, (lines, PIECE)) for lines in (self.rows, PANEL)]
         units = (unit_of(problem.width), unit_of(problem.depth))
         return KernelSource(
-            panel_gemm, (*maps, pointer(problem.act), pointer(problem.out), "i32", "i32", "i32"),
-            (*units, self.rows, self.depth, self.stages, problem.panels, problem.leaves, self.wait, self.prefetch),
+            panel_gemm, (*maps, pointer(problem.out), "i32", "i32", "i32"),
+            (*units, self.rows, self.depth, self.stages, problem.panels, problem.leaves, self.wait),
             4, 1, self.wait > 0, AHEAD_REGISTERS,
         )  # fmt: skip
 
@@ -88,7 +84,7 @@ class PanelTile:
             x, weight, out = inputs[0], inputs[1], outputs[0]
             maps = (mapped(x, (self.rows, PIECE)), mapped(weight, (PANEL, PIECE)))
             programs = min(tiles, processors(out.device))
-            kernel.launch((programs, 1, 1), *maps, weight, out, x.shape[0], *lengths)
+            kernel.launch((programs, 1, 1), *maps, out, x.shape[0], *lengths)
 
         return Candidate(self.name, kernel.digest, run)
 

@@ -35,8 +35,9 @@ FUSED_BYTES = {2: 1 << 62, 4: 256 << 10, 8: 256 << 10}
 """Up to this size one shot with the norm behind it in one kernel is faster than the fastest sum and then the norm."""
 PUSH_BYTES = {2: 1 << 62, 4: 12 << 20, 8: 12 << 20}
 """From this size on it is faster to write a rank's share to it than to have it read, by number of ranks."""
-PUSHED_BYTES = 1 << 20
-"""From this size on float32 parts travel while the product that gives them is computed."""
+PUSHED_BYTES, MOST_UNPUSHED_ROWS = 1 << 20, 64
+"""From this size on float32 parts travel while the product that gives them is computed; products of few rows have
+kernels that begin early instead."""
 METHODS = ("auto", "one-shot", "two-shot", "push")
 MEETING = symmetric.FENCED.value if torch.version.cuda is None else symmetric.ACQUIRED.value
 KINDS = (torch.bfloat16, torch.float16, torch.float32)
@@ -125,7 +126,8 @@ class RankCollectives:
     def pushes(self, rows: int, size: int) -> bool:
         """Whether a message of so many rows, `size` bytes, is better written to the ranks that add it by the kernel
         that computes it."""
-        return self._method == "auto" and rows % self.size == 0 and size >= PUSHED_BYTES
+        large = rows > MOST_UNPUSHED_ROWS and size >= PUSHED_BYTES
+        return self._method == "auto" and large and rows % self.size == 0
 
     def push_table(self) -> Tensor:
         """int64 [ranks]: where each rank has room for shares [ranks, share], for a kernel that writes its results to

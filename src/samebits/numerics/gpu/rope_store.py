@@ -23,6 +23,8 @@ from samebits.numerics.gpu.norm import inverse_root_mean_square
 from samebits.numerics.operators import HeadLayout
 
 HEADS_AT_ONCE = 8
+MANY_ROWS, MANY_HEADS_AT_ONCE = 1024, 32
+"""Where rows fill the card, a program does more of one, so that angles and weights are read less often."""
 ROPE_LAUNCH = Launch(warps=4, stages=1)
 
 
@@ -58,15 +60,24 @@ def rotated(
 ):
     """(first half, second half) of the rotated columns of some heads, float32 [HEADS, PART], and their scales."""
     columns = tl.arange(0, WIDTH)
-    scales = tl.full(heads.shape, 1.0, tl.float32)
-    if NORMED:
-        wanted = known[:, None] & (columns < D)[None, :]
-        whole = tl.load(head_places(base, heads, columns, D), mask=wanted, other=0.0).to(tl.float32)
-        # head_dim is at most the number of lanes, so every lane has one element.
-        scales = inverse_root_mean_square(tl.fma(whole, whole, tl.zeros_like(whole)), WIDTH, D, eps)
     part = tl.arange(0, PART)
-    low = normed_part(base, heads, known, part, HALF, scales, weight, D, NORMED)
-    high = normed_part(base + HALF, heads, known, part, HALF, scales, weight + HALF, D, NORMED)
+    scales = tl.full(heads.shape, 1.0, tl.float32)
+    if NORMED and 2 * HALF == WIDTH:
+        # The halves are what the first fold adds, so that each element is read once.
+        low = normed_part(base, heads, known, part, HALF, scales, weight, D, False)
+        high = normed_part(base + HALF, heads, known, part, HALF, scales, weight, D, False)
+        zeros = tl.zeros_like(low)
+        scales = inverse_root_mean_square(tl.fma(low, low, zeros) + tl.fma(high, high, zeros), PART, D, eps)
+        low = tl.load(weight + part).to(tl.float32)[None, :] * (low * scales[:, None])
+        high = tl.load(weight + HALF + part).to(tl.float32)[None, :] * (high * scales[:, None])
+    else:
+        if NORMED:
+            wanted = known[:, None] & (columns < D)[None, :]
+            whole = tl.load(head_places(base, heads, columns, D), mask=wanted, other=0.0).to(tl.float32)
+            # head_dim is at most the number of lanes, so every lane has one element.
+            scales = inverse_root_mean_square(tl.fma(whole, whole, tl.zeros_like(whole)), WIDTH, D, eps)
+        low = normed_part(base, heads, known, part, HALF, scales, weight, D, NORMED)
+        high = normed_part(base + HALF, heads, known, part, HALF, scales, weight + HALF, D, NORMED)
     cosine = tl.load(rope + part, mask=part < HALF, other=0.0)[None, :]
     sine = tl.load(rope + HALF + part, mask=part < HALF, other=0.0)[None, :]
     return low * cosine - high * sine, high * cosine + low * sine, scales
@@ -222,6 +233,7 @@ def norm_rope_store(
         raise NumericsError(f"a RoPE table of {rope.shape[2]} pairs does not fit head_dim {heads.head_dim}")
     queries = result("queries", out, qkv, qkv.dtype, (rows, heads.query_heads, heads.head_dim))
     if rows:
+        at_once = MANY_HEADS_AT_ONCE if rows >= MANY_ROWS else HEADS_AT_ONCE
         constants: dict[str, Any] = {
             "QUERY_HEADS": heads.query_heads,
             "KV_HEADS": heads.kv_heads,
@@ -231,7 +243,7 @@ def norm_rope_store(
             "HALF": rope.shape[2],
             "PART": int(triton.next_power_of_2(rope.shape[2])),
             "PAGE": page_tokens,
-            "HEADS": min(HEADS_AT_ONCE, int(triton.next_power_of_2(heads.query_heads))),
+            "HEADS": min(at_once, int(triton.next_power_of_2(heads.query_heads))),
             "NORMED": query_norm is not None,
         }
         groups = triton.cdiv(heads.query_heads, constants["HEADS"])
