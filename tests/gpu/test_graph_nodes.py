@@ -18,8 +18,8 @@ pytestmark = pytest.mark.gpu
 
 CLAUSES = {
     "copy_rows", "rms_norm_rows", "norm_rope_store_rows", "silu_mul_rows", "plan_ranges", "attention_ranges",
-    "fold_ranges", "block_partials", "fold_partials", "logprobs_of_pairs", "classify_rows", "best_of_chunks",
-    "scores_of_chunks", "choose_tokens",
+    "attention_ranges_hopper", "block_partials", "fold_partials", "logprobs_of_pairs", "classify_rows",
+    "best_of_chunks", "scores_of_chunks", "choose_tokens",
 }  # fmt: skip
 """Kernels that have no other candidate."""
 COPYING = ("index", "copy", "Fill", "clamp", "arange", "CUDAFunctor_add", "sub", "BUnaryFunctor")

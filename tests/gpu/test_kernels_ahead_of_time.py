@@ -30,7 +30,13 @@ from samebits.numerics.gpu import (
     sampling,
     top,
 )
-from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch
+from samebits.numerics.gpu.attention import (
+    SPECIALISED_ROWS,
+    AttentionShape,
+    Context,
+    RangeLaunch,
+    default_ranges,
+)
 from samebits.numerics.gpu.attention_plan import decode_units, plan_attention
 from samebits.numerics.gpu.attention_prefill import HopperLaunch, TileLaunch
 from samebits.numerics.gpu.configuration import named_source
@@ -115,6 +121,10 @@ def launch_sampling() -> None:
     sampling.sample(logits, replace(batch, allowed=words))
 
 
+WORDS_OF_A_PLAN = 12
+"""of a program of the shared ranges"""
+
+
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     made = Recorder()
@@ -193,6 +203,52 @@ def test_attention_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> 
     assert written[:6] == kept[:6] and all(written[:6])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "group", "head_dim"),
+    [(torch.bfloat16, 4, 128), (torch.float16, 8, 128), (torch.bfloat16, 5, 64), (torch.float16, 1, 64)],
+)
+def test_ranges_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> None:
+    shape = AttentionShape(HeadLayout(2 * group, 2, head_dim), 64)
+    launch = RangeLaunch(132, SPECIALISED_ROWS, 4, 3, specialised=True)
+    compiled = attention.range_source(shape, dtype, group, launch).compile(TARGETS["sm_90"])
+    ptx = compiled.asm["ptx"]
+    assert not fusable_operations(ptx)
+    assert set(estimates(ptx)) <= RECIPROCAL
+    # Eight query rows are the narrow side of every product, and products of a split's key blocks run side by side.
+    assert set(re.findall(r"wgmma.mma_async.sync.aligned.m64n(\d+)", ptx)) == {"8"}
+    machine_code = compiled.asm["sass"]
+    assert machine_code.count("WARPGROUP.DEPBAR") == 1 + shape.split_tokens // shape.key_block_tokens
+
+
+@pytest.mark.parametrize(
+    ("dtype", "heads", "split", "tokens", "served"),
+    [
+        (torch.bfloat16, HeadLayout(32, 8, 128), 256, 1, True),
+        (torch.float16, HeadLayout(32, 8, 64), 256, 2, True),
+        (torch.float32, HeadLayout(32, 8, 128), 256, 1, False),
+        (torch.bfloat16, HeadLayout(32, 8, 128), 256, 3, False),
+        (torch.bfloat16, HeadLayout(32, 8, 96), 256, 1, False),
+        (torch.bfloat16, HeadLayout(32, 8, 128), 512, 1, False),
+    ],
+)
+def test_what_the_ranges_for_hopper_serve(
+    dtype: torch.dtype,
+    heads: HeadLayout,
+    split: int,
+    tokens: int,
+    served: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape = AttentionShape(heads, 64, split)
+    assert not default_ranges(shape, dtype, tokens, 1, 132).specialised
+    monkeypatch.setattr(configuration, "dependent_launches", lambda: True)
+    monkeypatch.setattr(attention, "target_name", lambda: "sm_90")
+    assert default_ranges(shape, dtype, tokens, 1, 132).specialised == served
+    assert not default_ranges(shape, dtype, tokens, 1, 132, pinned=False).specialised
+    monkeypatch.setattr(attention, "target_name", lambda: "sm_100")
+    assert not default_ranges(shape, dtype, tokens, 1, 132).specialised
+
+
 def test_only_hopper_is_offered_its_kernel() -> None:
     launch, shape = HopperLaunch(), AttentionShape(HEADS, 64)
     assert [name for name in PORTABLE if launch.serves(shape, torch.bfloat16, name)] == ["sm_90"]
@@ -231,11 +287,18 @@ def test_dependent_kernels_touch_nothing_before_they_wait(
     for source in dependent:
         ptx = source.compile(TARGETS["sm_90"]).asm["ptx"]
         ahead, behind = ptx.split("griddepcontrol.wait")
-        assert "griddepcontrol.launch_dependents" in ahead, source.name
-        # A norm's weights, which never change, are on their way before the wait; twice as many values come behind.
-        weights = ahead.count("ld.global") if source.name == "rms_norm_rows" else 0
-        assert ahead.count("ld.global") == weights, source.name
-        assert not weights or behind.count("ld.global") in (weights, 2 * weights)
-        for access in ("st.global", "cp.async", "atom."):
+        # What the plan of a step finds and writes, kernels may read ahead of their waits: it lets none start early.
+        assert ("griddepcontrol.launch_dependents" in ahead) != (source.name == "plan_ranges"), source.name
+        early = 0
+        if source.name == "plan_ranges":
+            assert behind.rindex("fence.acq_rel.gpu") > behind.rindex("st.global")
+        if source.name == "rms_norm_rows":
+            # Its weights, which never change; twice as many values come behind.
+            early = ahead.count("ld.global")
+            assert not early or behind.count("ld.global") in (early, 2 * early)
+        if source.name == "attention_ranges":
+            early = WORDS_OF_A_PLAN
+        assert ahead.count("ld.global") == early, source.name
+        for access in ("st.global", "cp.async.cg", "cp.async.bulk.tensor", "atom."):
             assert access not in ahead, (source.name, access)
         assert "ld.global" in behind, source.name

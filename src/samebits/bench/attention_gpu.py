@@ -1,8 +1,8 @@
 """`samebits bench attention`: the attention kernels on a GPU.
 
-Decode against the time that reading keys and values takes at the measured rate, and against our own kernel with a split
-count that follows the batch; prefill against torch's cuDNN and flash attention on dense inputs. Interleaved rounds,
-random data, shuffled pages.
+Decode against the time that reading keys and values takes at the measured rate, against a launch that reads as many
+bytes and does nothing with them, and against our own kernel with a split count that follows the batch; prefill against
+torch's cuDNN and flash attention on dense inputs. Interleaved rounds, random data, shuffled pages.
 """
 
 from __future__ import annotations
@@ -97,9 +97,11 @@ def paged(setting: Setting, device: torch.device) -> tuple[torch.Tensor, torch.T
 
 
 def measure_decode(setting: Setting, bytes_per_second: float, device: torch.device) -> dict[str, Any]:
-    """Seconds of one launch in a captured graph, and the share of the measured reading rate."""
+    """Seconds of one launch in a captured graph, and the share of the measured reading rate. `plain` is the fastest
+    launch that only reads as many bytes."""
     from samebits.numerics.gpu import attention
     from samebits.numerics.gpu.attention_plan import decode_units
+    from samebits.numerics.gpu.plain_read import readers
 
     keys, values, table = paged(setting, device)
     shape = attention.AttentionShape(HEADS, PAGE_TOKENS)
@@ -111,19 +113,22 @@ def measure_decode(setting: Setting, bytes_per_second: float, device: torch.devi
     )
     output = torch.empty_like(queries)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    launch = attention.default_ranges(shape, torch.bfloat16, 1, setting.batch, processors)
-    buffers = attention.range_buffers(shape, setting.batch, 1, launch.programs, CAPACITY, device)
-    attention.plan_ranges(shape, positions, table, units, buffers, launch)
     scale = HEADS.head_dim**-0.5
 
-    def work(pinned: bool) -> Work:
-        def launch_once() -> None:
-            attention.shared(shape, queries, context, units, scale, output, buffers, launch, pinned)
+    def ours(pinned: bool) -> Work:
+        launch = attention.default_ranges(shape, torch.bfloat16, 1, setting.batch, processors, pinned)
+        buffers = attention.range_buffers(shape, setting.batch, 1, launch.programs, CAPACITY, device)
+        attention.plan_ranges(shape, positions, table, units, buffers, launch)
+        return lambda: attention.shared(
+            shape, queries, context, units, scale, output, buffers, launch, pinned
+        )
 
-        return captured(launch_once, GRAPH_LAUNCHES)
-
-    seconds = interleaved({"exact": work(True), "unpinned": work(False)}, GRAPH_LAUNCHES)
     moved = 2 * setting.batch * setting.tokens * HEADS.kv_width * keys.element_size()
+    reading = readers(torch.zeros(moved // 4, dtype=torch.int32, device=device))
+    contenders = {"exact": ours(True), "unpinned": ours(False)} | reading
+    graphs = {name: captured(work, GRAPH_LAUNCHES) for name, work in contenders.items()}
+    seconds = interleaved(graphs, GRAPH_LAUNCHES)
+    seconds["plain"] = min(seconds.pop(name) for name in reading)
     return {
         "batch": setting.batch,
         "tokens": setting.tokens,
@@ -241,7 +246,9 @@ def interleaved(contenders: dict[str, Work], launches: int) -> dict[str, float]:
 
 def decode_rows(result: dict[str, Any]) -> list[Sequence[str]]:
     """The decode table as text."""
-    rows: list[Sequence[str]] = [("batch", "context", "exact", "unpinned", "TB/s", "of reading")]
+    rows: list[Sequence[str]] = [
+        ("batch", "context", "exact", "unpinned", "plain read", "TB/s", "of reading", "of plain read")
+    ]
     for found in result["decode"]:
         rows.append(
             (
@@ -249,8 +256,10 @@ def decode_rows(result: dict[str, Any]) -> list[Sequence[str]]:
                 f"{found['tokens']}",
                 f"{found['seconds']['exact'] * 1e6:.1f} us",
                 f"{found['seconds']['unpinned'] * 1e6:.1f} us",
+                f"{found['seconds']['plain'] * 1e6:.1f} us",
                 f"{found['bytes_per_second'] / 1e12:.2f}",
                 f"{found['share']:.0%}",
+                f"{found['seconds']['plain'] / found['seconds']['exact']:.0%}",
             )
         )
     return rows

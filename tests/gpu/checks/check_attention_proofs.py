@@ -11,7 +11,7 @@ from attention_mutants import MUTANTS, ONLY_IN_HALF, RIGHT, mutant_candidate
 from conftest import INTERPRETED
 from samebits.errors import NumericsError
 from samebits.numerics.gpu import attention_operator as operator_module
-from samebits.numerics.gpu.attention import AttentionShape
+from samebits.numerics.gpu.attention import AttentionShape, default_ranges
 from samebits.numerics.gpu.attention_operator import (
     TILE_ROWS,
     TILES,
@@ -22,6 +22,7 @@ from samebits.numerics.gpu.attention_operator import (
     make_case,
     proof_cases,
     prove_defaults,
+    range_candidate,
     reference_candidate,
     tile_candidate,
     units_of,
@@ -127,7 +128,34 @@ def check_what_the_engine_uses_is_proven(
     group: int, head_dim: int, device: torch.device, dtypes: list[torch.dtype]
 ) -> None:
     for act in dtypes[1:]:
-        assert len(prove_defaults(problem_of(act, group, head_dim).shape, act, 132, device)) == 3
+        shape = problem_of(act, group, head_dim).shape
+        ranges = {default_ranges(shape, act, 1, units, 132) for units in range(1, 257)}
+        assert any(launch.specialised for launch in ranges) == (target_name() == "sm_90")
+        assert len(prove_defaults(shape, act, 132, device)) == 1 + len(ranges)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="there is no interpreter for Gluon")
+def check_a_wrong_order_of_the_ranges_for_hopper_is_rejected(device: torch.device) -> None:
+    """Two pages of a request in each other's place: the same keys in another order."""
+    if target_name() != "sm_90":
+        pytest.skip("the kernel is for Hopper")
+    problem = problem_of(torch.bfloat16)
+    launch = default_ranges(problem.shape, problem.act, 1, 1, 132)
+    assert launch.specialised
+    long = Ragged((1023, 2047, 8191), (1, 1, 1))
+    cases = [make_case(problem, kind, long, 9, device) for kind in ("sharp", "cancelling")]
+    trial = Trial.of(reference_candidate(problem), cases)
+    right = range_candidate(problem, 1, launch, 3, device)
+    assert isinstance(trial.prove(right), Proof)
+    for first, second in ((0, 1), (0, 4), (7, 8)):
+
+        def run(inputs: Tensors, outputs: Tensors, pages: list[int] = [first, second]) -> None:  # noqa: B006
+            table = inputs[4].clone()
+            table[:, pages] = inputs[4][:, pages[::-1]]
+            right.run((*inputs[:4], table, *inputs[5:]), outputs)
+
+        verdict = trial.prove(Candidate("pages swapped", "", run))
+        assert isinstance(verdict, Rejection) and verdict.difference is not None
 
 
 def check_a_wrong_default_is_refused(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

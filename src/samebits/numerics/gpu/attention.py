@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from torch import Tensor
 from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu import attention_ranges as ranges
+from samebits.numerics.gpu import configuration
 from samebits.numerics.gpu.attention_plan import Units
 from samebits.numerics.gpu.attention_reference import attention_reference
 from samebits.numerics.gpu.configuration import Launch, named_source, start
-from samebits.numerics.gpu.launch import KernelSource, load, pointer
+from samebits.numerics.gpu.launch import KernelSource, load, pointer, swizzled_descriptor, target_name
 from samebits.numerics.operators import HeadLayout
 
 LOG2_E = 1.4426950408889634
@@ -136,13 +137,17 @@ def reference_source(shape: AttentionShape, dtype: torch.dtype) -> KernelSource:
 @dataclass(frozen=True)
 class RangeLaunch:
     """How the shared ranges are walked. `programs` is the number of ranges; `unroll`: partials that are read at
-    once where a cut pair is folded."""
+    once where a cut pair is folded; `polls`: how often a program that has nothing else to do looks whether it can
+    help with that."""
 
     programs: int
     rows: int = SMALLEST_TILE
     warps: int = 2
     stages: int = 3
-    unroll: int = 8
+    unroll: int = 16
+    polls: int = 32
+    specialised: bool = False
+    """the kernel for Hopper, one program a multiprocessor"""
 
 
 FEW_UNITS = 96
@@ -150,11 +155,33 @@ FEW_UNITS = 96
 four with one block each."""
 
 
+SPECIALISED_ROWS = 8
+"""Query rows of a tile of the kernel for Hopper."""
+SPECIALISED_UNITS = 4
+"""Up to these it is the faster one: a split takes it half as long, but it has one program a multiprocessor."""
+SPECIALISED_REGISTERS = 128
+"""of a thread of it at the start: half of a multiprocessor's, so that it can be set up beside the kernel ahead"""
+
+
+def specialised_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int) -> bool:
+    """Whether this process's GPU has the kernel for Hopper, for units of at most `tokens` rows."""
+    return (
+        dtype != torch.float32
+        and shape.heads.head_dim in (64, 128)
+        and (shape.key_block_tokens, shape.split_tokens) == (64, 256)
+        and tokens * shape.group <= SPECIALISED_ROWS
+        and configuration.dependent_launches()
+        and target_name() == "sm_90"
+    )
+
+
 def default_ranges(
-    shape: AttentionShape, dtype: torch.dtype, tokens: int, units: int, processors: int
+    shape: AttentionShape, dtype: torch.dtype, tokens: int, units: int, processors: int, pinned: bool = True
 ) -> RangeLaunch:
     """A launch that suits a model's heads, for `units` units of at most `tokens` rows on a GPU of so many
-    multiprocessors."""
+    multiprocessors. Where splits are not `pinned`, a portable one."""
+    if pinned and units <= SPECIALISED_UNITS and specialised_ranges(shape, dtype, tokens):
+        return RangeLaunch(processors, SPECIALISED_ROWS, 4, 3, specialised=True)
     rows = shape.rows_for(tokens)
     kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
     if kibibytes > 16:
@@ -180,7 +207,7 @@ class RangeBuffers:
     accumulators: Tensor
     """float32 [capacity, stride, head_dim]"""
     arrivals: Tensor
-    """int32 [units * kv_heads], zero between launches"""
+    """int32 [units * kv_heads, 2], zero between launches"""
 
     @property
     def capacity(self) -> int:
@@ -203,7 +230,7 @@ def range_buffers(
         torch.zeros((capacity, stride), device=device),
         torch.zeros((capacity, stride), device=device),
         torch.zeros((capacity, stride, shape.heads.head_dim), device=device),
-        torch.zeros(units * shape.heads.kv_heads, dtype=torch.int32, device=device),
+        torch.zeros((units * shape.heads.kv_heads, 2), dtype=torch.int32, device=device),
     )
 
 
@@ -255,11 +282,17 @@ def shared(
     """
     if units.units == 0:
         return output
+    keys: Any = context.keys
+    values: Any = context.values
+    if launch.specialised:
+        from samebits.numerics.gpu.attention_prefill import describe
+
+        keys, values = describe(shape, keys), describe(shape, values)
     load(range_source(shape, queries.dtype, buffers.stride, launch, pinned)).launch(
         (launch.programs, 1, 1),
         queries,
-        context.keys,
-        context.values,
+        keys,
+        values,
         output,
         context.positions,
         units.first,
@@ -288,6 +321,9 @@ def range_source(
 ) -> KernelSource:
     """The binary that `shared` launches for units of at most `stride` rows (tokens times group)."""
     act, wide, narrow, partial = (pointer(kind) for kind in (dtype, torch.int64, torch.int32, torch.float32))
+    storage = act
+    if launch.specialised:
+        storage = swizzled_descriptor(dtype, (shape.key_block_tokens, shape.width))
     places = (wide, narrow, narrow, narrow, narrow, narrow, narrow)
     constants = {
         "ROWS": launch.rows,
@@ -296,7 +332,13 @@ def range_source(
         "PINNED": pinned,
         "STAGES": launch.stages,
         "UNROLL": launch.unroll,
+        "POLLS": launch.polls,
         **shape.constants(),
     }
-    arguments = (act, act, act, act, *places, partial, partial, partial, narrow, "i32", "i32", "fp32")
+    arguments = (act, storage, storage, act, *places, partial, partial, partial, narrow, "i32", "i32", "fp32")
+    if launch.specialised:
+        from samebits.numerics.gpu.attention_ranges_hopper import attention_ranges_hopper
+
+        source = named_source(attention_ranges_hopper, arguments, constants, Launch(4, 1))
+        return replace(source, registers=SPECIALISED_REGISTERS)
     return named_source(ranges.attention_ranges, arguments, constants, Launch(launch.warps, launch.stages))

@@ -41,7 +41,7 @@ from samebits.numerics.gpu.prover import Candidate, Case, Output, Proof, Tensors
 TILES = 0
 """The bucket of prefill."""
 TILE_ROWS = (16, 32, 64, 128)
-RANGE_OPTIONS = ((2, 3, 8), (2, 2, 8), (4, 5, 16))
+RANGE_OPTIONS = ((2, 3, 16), (2, 2, 16), (4, 5, 16))
 """(warps, stages, partials read at once) of shared ranges."""
 RANGES_A_PROCESSOR = (2, 4)
 UNIT_INPUTS = 6
@@ -229,6 +229,8 @@ def range_candidate(
 
 
 def range_name(launch: RangeLaunch) -> str:
+    if launch.specialised:
+        return f"{launch.programs} ranges, a split at a time, {launch.stages} stages"
     return (
         f"{launch.programs} ranges of {launch.rows} rows, {launch.warps} warps, {launch.stages} stages, "
         f"{launch.unroll} at once"
@@ -301,8 +303,8 @@ def prove_defaults(
     wanted = [(prefill, tile_candidate(problem, default_tile(shape, act)))]
     decode = Trial.of(reference, proof_cases(problem, 1, device))
     units = decode.cases[0].inputs[UNIT_INPUTS].shape[0]
-    for count in (FEW_UNITS, FEW_UNITS + 1):
-        ranges = default_ranges(shape, act, 1, count, processors)
+    counts = (1, FEW_UNITS, FEW_UNITS + 1)
+    for ranges in dict.fromkeys(default_ranges(shape, act, 1, count, processors) for count in counts):
         wanted.append((decode, range_candidate(problem, 1, ranges, units, device)))
     proofs = []
     for trial, candidate in wanted:

@@ -2,9 +2,9 @@
 
 A *unit* is a tile of query rows of one request; a *pair* is a unit and a key-value head. All splits of all pairs
 stand in one line, pair after pair; program i of n walks the i-th n-th of it. A pair that lies in one program's
-range is folded there; of a pair that is cut, every split's partial is written, and the program that comes last folds
-them all, in ascending order whoever that is. So the cost follows the real lengths, which are read on the device, and
-one captured graph serves any.
+range is folded there; of a pair that is cut, every split's partial is written, and folded when all are there
+(`attention_fold`). So the cost follows the real lengths, which are read on the device, and one captured graph serves
+any.
 """
 
 from __future__ import annotations
@@ -24,18 +24,13 @@ from samebits.numerics.gpu.attention_core import (
     score,
     tile_rows,
 )
-from samebits.numerics.gpu.dependent import wait_ahead
+from samebits.numerics.gpu.attention_fold import fold_cut_pair, range_start
+from samebits.numerics.gpu.dependent import allow_next, publish, wait_only
 
 UNITS_AT_ONCE = tl.constexpr(256)
 PLAN_WORDS = tl.constexpr(16)
 """int32 of a program's plan: first place in the line, end, unit, place among the unit's heads and splits, whether
-pairs are cut; of the unit: splits, first row, rows, request, last position; the first page."""
-
-
-@triton.jit
-def range_start(program, programs, length):
-    """The first place in the line that belongs to a program. int64."""
-    return program.to(tl.int64) * length // programs
+pairs are cut; of the unit: splits, first row, rows, request, last position; the first page; splits of all units."""
 
 
 @triton.jit
@@ -80,7 +75,7 @@ def plan_ranges(
 ):
     """Grid (programs,). Writes split_start int32 [units + 1], the splits before each unit, and this program's plan,
     int32 [programs, PLAN_WORDS]."""
-    wait_ahead(DEPENDENT)
+    wait_only(DEPENDENT)
     program, programs = tl.program_id(0), tl.num_programs(0)
     total = tl.zeros((), tl.int32)
     longest = tl.zeros((), tl.int32)
@@ -129,6 +124,7 @@ def plan_ranges(
         tl.store(plan + 2, found)
         tl.store(plan + 3, offset)
         tl.store(plan + 4, (~whole).to(tl.int32))
+        tl.store(plan + 11, total)
         tl.store(plan + 5, splits)
         tl.store(plan + 6, first)
         tl.store(plan + 7, count)
@@ -138,6 +134,7 @@ def plan_ranges(
         tl.store(plan + 10, page_of(page_table, request, table_width, offset % splits * SPLIT, PAGE))
     tl.store(plan, start.to(tl.int32))
     tl.store(plan + 1, end.to(tl.int32))
+    publish(DEPENDENT)
 
 
 @triton.jit
@@ -152,94 +149,6 @@ def store_partial(
     tl.store(totals + place, total, mask=exists)
     places = accumulators + (place * D)[:, None] + columns[None, :]
     tl.store(places, acc, mask=exists[:, None] & (columns < D)[None, :])
-
-
-@triton.jit
-def load_partial(
-    tops, totals, accumulators, slot, exists, PADDED: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
-    STRIDE: tl.constexpr,
-):  # fmt: skip
-    """The partial of a slot, which another program may just have written: past the first cache."""
-    rows = tl.arange(0, PADDED)
-    columns = tl.arange(0, WIDTH)
-    known = (rows < STRIDE) & exists
-    place = slot.to(tl.int64) * STRIDE + rows
-    top = tl.load(tops + place, mask=known, other=0.0, cache_modifier=".cg")
-    total = tl.load(totals + place, mask=known, other=1.0, cache_modifier=".cg")
-    places = accumulators + (place * D)[:, None] + columns[None, :]
-    acc = tl.load(places, mask=known[:, None] & (columns < D)[None, :], other=0.0, cache_modifier=".cg")
-    return top, total, acc
-
-
-@triton.jit
-def fold_existing(top, total, acc, split_top, split_total, split_acc, factor, exists):
-    """Fold a partial, if it exists."""
-    new_top, new_total, new_acc = fold(top, total, acc, split_top, split_total, split_acc, factor)
-    return tl.where(exists, new_top, top), tl.where(exists, new_total, total), tl.where(exists, new_acc, acc)
-
-
-@triton.jit
-def fold_some(
-    tops, totals, accumulators, first, end, top, total, acc, factor, COUNT: tl.constexpr, D: tl.constexpr,
-    STRIDE: tl.constexpr,
-):  # fmt: skip
-    """Fold the partials of COUNT slots from `first`, of those before `end`. All are asked for before one is folded."""
-    PADDED: tl.constexpr = acc.shape[0]
-    WIDTH: tl.constexpr = acc.shape[1]
-    loaded = ()
-    for place in tl.static_range(COUNT):
-        slot = first + place
-        one = load_partial(tops, totals, accumulators, slot, slot < end, PADDED, WIDTH, D, STRIDE)
-        loaded = loaded + (one,)  # type: ignore[assignment]
-    for place in tl.static_range(COUNT):
-        one_top, one_total, one_acc = loaded[place]  # type: ignore[misc,var-annotated]
-        top, total, acc = fold_existing(
-            top, total, acc, one_top, one_total, one_acc, factor, first + place < end
-        )
-    return top, total, acc
-
-
-@triton.jit
-def fold_pair(
-    output, tops, totals, accumulators, begin, splits, first, count, kv_head, length, programs, factor,
-    QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr,
-    PADDED: tl.constexpr, PINNED: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
-    """Fold a cut pair, whose partials begin at the slot `begin`, and write its rows."""
-    top, total, acc = empty_partial(PADDED, WIDTH)
-    if PINNED:
-        for done in range(0, splits, UNROLL):
-            top, total, acc = fold_some(
-                tops,
-                totals,
-                accumulators,
-                begin + done,
-                begin + splits,
-                top,
-                total,
-                acc,
-                factor,
-                UNROLL,
-                D,
-                STRIDE,
-            )
-    else:
-        program = ((begin.to(tl.int64) + 1) * programs - 1) // length
-        slot = begin
-        while slot < begin + splits:
-            top, total, acc = fold_some(
-                tops, totals, accumulators, slot, slot + 1, top, total, acc, factor, 1, D, STRIDE
-            )
-            while range_start(program, programs, length) <= slot:
-                program += 1
-            slot = range_start(program, programs, length).to(tl.int32)
-    rows = tl.arange(0, PADDED)
-    columns = tl.arange(0, WIDTH)
-    wanted = (rows < count * GROUP)[:, None] & (columns < D)[None, :]
-    places = row_places(
-        output, first + rows // GROUP, kv_head * GROUP + rows % GROUP, columns, QUERY_HEADS, D
-    )
-    tl.store(places, finish(total, acc).to(output.dtype.element_ty), mask=wanted)
 
 
 @triton.jit
@@ -275,20 +184,24 @@ def attention_ranges(
     PINNED: tl.constexpr,
     STAGES: tl.constexpr,
     UNROLL: tl.constexpr,
+    POLLS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Grid (programs,). Partials lie in tops and totals float32 [capacity, STRIDE] and accumulators float32
-    [capacity, STRIDE, D]; `arrivals` int32 [units * KV_HEADS] counts the splits of cut pairs that have been written,
-    and is zero before and after. Without PINNED a range's splits make one partial, so that results follow the batch:
+    [capacity, STRIDE, D]; `arrivals` int32 [units * KV_HEADS, 2] is what `fold_cut_pair` counts in, and is zero before
+    and after. Without PINNED a range's splits make one partial, so that results follow the batch:
     for the profile that promises nothing."""
-    wait_ahead(DEPENDENT)
+    allow_next(DEPENDENT)
     group: tl.constexpr = QUERY_HEADS // KV_HEADS
     programs = tl.num_programs(0)
+    # What `plan_ranges` wrote, and found, may be read before the wait.
     plan = plans + tl.program_id(0) * PLAN_WORDS
     place, end = tl.load(plan), tl.load(plan + 1)
     unit, offset, may_cut = tl.load(plan + 2), tl.load(plan + 3), tl.load(plan + 4)
     splits, first, count = tl.load(plan + 5), tl.load(plan + 6), tl.load(plan + 7)
     request, last, page = tl.load(plan + 8), tl.load(plan + 9), tl.load(plan + 10)
+    length = tl.load(plan + 11).to(tl.int64) * KV_HEADS
+    wait_only(DEPENDENT)
     columns = tl.arange(0, WIDTH)
     while place < end:
         kv_head, begin = offset // splits, offset % splits
@@ -330,14 +243,13 @@ def attention_ranges(
             if not PINNED:
                 store_partial(tops, totals, accumulators, place, top, total, acc, exists, D, STRIDE)
             tl.debug_barrier()
-            arrival = arrivals + unit * KV_HEADS + kv_head
-            if tl.atomic_add(arrival, taken, sem="acq_rel", scope="gpu") + taken == splits:
-                tl.store(arrival, 0)
-                length = tl.load(split_start + units).to(tl.int64) * KV_HEADS
-                fold_pair(
-                    output, tops, totals, accumulators, place - begin, splits, first, count, kv_head, length,
-                    programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PADDED, PINNED, UNROLL,
-                )  # fmt: skip
+            arrival = arrivals + (unit * KV_HEADS + kv_head) * 2
+            # Who has more to do does not wait.
+            polls = tl.where(place + taken == end, POLLS, 0)
+            fold_cut_pair(
+                output, tops, totals, accumulators, arrival, taken, polls, place - begin, splits, first, count,
+                kv_head, length, programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PADDED, PINNED, UNROLL,
+            )  # fmt: skip
         place += taken
         offset += taken
         if (offset == splits * KV_HEADS) & (place < end):

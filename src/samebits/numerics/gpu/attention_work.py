@@ -129,7 +129,7 @@ class AttentionScheduler:
         return StepWork(work, ranges, buffers)
 
     def _ranges(self, shape: AttentionShape, units: int) -> RangeLaunch:
-        return default_ranges(shape, self._dtype, UNIT_TOKENS, units, self._processors)
+        return default_ranges(shape, self._dtype, UNIT_TOKENS, units, self._processors, self._pinned)
 
     def _buffers_for(self, shape: AttentionShape, units: int, programs: int) -> RangeBuffers:
         found = self._buffers.get(shape)

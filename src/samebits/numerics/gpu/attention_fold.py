@@ -1,0 +1,181 @@
+"""Folding a pair of request and head that several programs share (`attention_ranges`).
+
+Partials are folded in ascending order of their splits, by one program or, slice by slice, by all that are at hand.
+Who folds what changes no bit: a slice is some columns of a row, and columns do not meet.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from samebits.numerics.gpu.attention_core import HIDDEN, empty_partial, finish, fold, row_places
+
+WORD_HALF = tl.constexpr(1 << 16)
+FEW_PARTIALS = tl.constexpr(8)
+"""So many are folded by one program, all rows at once: less than it takes to share them."""
+TILES_AT_ONCE = tl.constexpr(4)
+
+
+@triton.jit
+def range_start(program, programs, length):
+    """The first place in the line that belongs to a program. int64."""
+    return program.to(tl.int64) * length // programs
+
+
+@triton.jit
+def program_of(place, programs, length):
+    """The program whose range holds a place of the line. int32."""
+    return (((place.to(tl.int64) + 1) * programs - 1) // length).to(tl.int32)
+
+
+@triton.jit
+def partial_place(begin, number, partials, programs, length, PINNED: tl.constexpr):
+    """Where a pair's partial lies behind the slot `begin`: that of every split, or that of every range. The last one
+    again where there are no more, for a load that may be left out would be waited for. int32."""
+    place = tl.minimum(number, partials - 1)
+    if not PINNED:
+        if length >= programs:
+            program = program_of(begin, programs, length) + place
+            place = tl.maximum(range_start(program, programs, length).to(tl.int32) - begin, 0)
+    return place
+
+
+@triton.jit
+def fold_tile(
+    output, tops, totals, accumulators, begin, partials, first, count, kv_head, length, programs, factor,
+    QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr,
+    PADDED: tl.constexpr, PINNED: tl.constexpr,
+):  # fmt: skip
+    """Fold all rows of a cut pair of few partials, which begin at the slot `begin`, and write them."""
+    rows = tl.arange(0, PADDED)
+    columns = tl.arange(0, WIDTH)
+    line = begin.to(tl.int64) * STRIDE + tl.minimum(rows, STRIDE - 1)
+    inside = (columns < D)[None, :] & (rows >= 0)[:, None]
+    top, total, acc = empty_partial(PADDED, WIDTH)
+    for done in range(0, partials, TILES_AT_ONCE):
+        loaded = ()
+        for place in tl.static_range(TILES_AT_ONCE):
+            wanted = line + partial_place(begin, done + place, partials, programs, length, PINNED) * STRIDE
+            one_top = tl.load(tops + wanted, cache_modifier=".cg")
+            one_total = tl.load(totals + wanted, cache_modifier=".cg")
+            places = accumulators + (wanted * D)[:, None] + columns[None, :]
+            if D == WIDTH:
+                one_acc = tl.load(places, cache_modifier=".cg")
+            else:
+                one_acc = tl.load(places, mask=inside, other=0.0, cache_modifier=".cg")
+            loaded = loaded + ((one_top, one_total, one_acc),)  # type: ignore[assignment]
+        for place in tl.static_range(TILES_AT_ONCE):
+            one_top, one_total, one_acc = loaded[place]  # type: ignore[misc,var-annotated]
+            top, total, acc = fold_existing(
+                top, total, acc, one_top, one_total, one_acc, factor, done + place < partials
+            )
+    places = row_places(
+        output, first + rows // GROUP, kv_head * GROUP + rows % GROUP, columns, QUERY_HEADS, D
+    )
+    result = finish(total, acc).to(output.dtype.element_ty)
+    tl.store(places, result, mask=(rows < count * GROUP)[:, None] & inside)
+
+
+@triton.jit
+def fold_existing(top, total, acc, one_top, one_total, one_acc, factor, exists):
+    """Fold a partial, if it exists."""
+    new_top, new_total, new_acc = fold(top, total, acc, one_top, one_total, one_acc, factor)
+    return tl.where(exists, new_top, top), tl.where(exists, new_total, total), tl.where(exists, new_acc, acc)
+
+
+@triton.jit
+def fold_slice(
+    output, tops, totals, accumulators, number, begin, partials, first, kv_head, length, programs, factor,
+    QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
+    STRIDE: tl.constexpr, PINNED: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Fold COLUMNS columns of one row of a cut pair, whose partials begin at the slot `begin`, and write them. A
+    group's partials, which other programs have just written, are all asked for before one is folded."""
+    row = number // PARTS
+    columns = number % PARTS * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < D
+    line = begin.to(tl.int64) * STRIDE + row
+    tops += line
+    totals += line
+    places = accumulators + line * D + columns
+    top = tl.full((), HIDDEN, tl.float32)
+    total = tl.zeros((), tl.float32)
+    acc = tl.zeros((COLUMNS,), tl.float32)
+    for done in range(0, partials, UNROLL):
+        loaded = ()
+        for place in tl.static_range(UNROLL):
+            wanted = partial_place(begin, done + place, partials, programs, length, PINNED) * STRIDE
+            one_top = tl.load(tops + wanted, cache_modifier=".cg")
+            one_total = tl.load(totals + wanted, cache_modifier=".cg")
+            if D % COLUMNS == 0:
+                one_acc = tl.load(places + wanted * D, cache_modifier=".cg")
+            else:
+                one_acc = tl.load(places + wanted * D, mask=inside, other=0.0, cache_modifier=".cg")
+            loaded = loaded + ((one_top, one_total, one_acc),)  # type: ignore[assignment]
+        for place in tl.static_range(UNROLL):
+            one_top, one_total, one_acc = loaded[place]  # type: ignore[misc,var-annotated]
+            top, total, acc = fold_existing(
+                top, total, acc, one_top, one_total, one_acc, factor, done + place < partials
+            )
+    place = ((first + row // GROUP).to(tl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
+    result = finish(total, acc).to(output.dtype.element_ty)
+    tl.store(output + place + columns, result, mask=inside)
+
+
+@triton.jit
+def fold_cut_pair(
+    output, tops, totals, accumulators, arrival, taken, polls, begin, splits, first, count, kv_head, length, programs,
+    factor, QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+    STRIDE: tl.constexpr, PADDED: tl.constexpr, PINNED: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Tell that `taken` splits of a cut pair are written, and fold it, or help to, if all are. Few partials are
+    folded by the program that comes last; for many, a program that has nothing else to do waits for `polls` looks."""
+    arrived = tl.atomic_add(arrival, taken, sem="acq_rel", scope="gpu") + taken
+    helpers = program_of(begin + splits - 1, programs, length) - program_of(begin, programs, length) + 1
+    helpers = tl.minimum(helpers, splits)
+    partials = splits if PINNED else helpers
+    if partials > FEW_PARTIALS:
+        share_fold(
+            output, tops, totals, accumulators, arrival, arrived, helpers, polls, begin, splits, partials, first,
+            count, kv_head, length, programs, factor, QUERY_HEADS, GROUP, D, WIDTH, STRIDE, PINNED, UNROLL,
+        )  # fmt: skip
+    elif arrived == splits:
+        tl.store(arrival, 0)
+        fold_tile(
+            output, tops, totals, accumulators, begin, partials, first, count, kv_head, length, programs, factor,
+            QUERY_HEADS, GROUP, D, WIDTH, STRIDE, PADDED, PINNED,
+        )  # fmt: skip
+
+
+@triton.jit
+def share_fold(
+    output, tops, totals, accumulators, arrival, arrived, helpers, polls, begin, splits, partials, first, count,
+    kv_head, length, programs, factor, QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
+    WIDTH: tl.constexpr, STRIDE: tl.constexpr, PINNED: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Fold slices of a pair together with the other programs that wrote its partials, once all have. Who comes last
+    finds all of them and folds what nobody has taken, so nobody has to be waited for.
+
+    Two words count: splits that have arrived; and slices taken (low half, one more for each program that found none
+    left) with programs that did not wait (high half). Who leaves last sets both to zero.
+    """
+    SLICE: tl.constexpr = WIDTH if WIDTH < 64 else 64
+    PARTS: tl.constexpr = WIDTH // SLICE
+    slices = count * GROUP * PARTS
+    while (arrived < splits) & (polls > 0):
+        arrived = tl.atomic_add(arrival, 0, sem="acquire", scope="gpu")
+        polls -= 1
+    if arrived == splits:
+        word = tl.atomic_add(arrival + 1, 1, sem="relaxed", scope="gpu")
+        while word % WORD_HALF < slices:
+            fold_slice(
+                output, tops, totals, accumulators, word % WORD_HALF, begin, partials, first, kv_head, length,
+                programs, factor, QUERY_HEADS, GROUP, D, SLICE, PARTS, STRIDE, PINNED, UNROLL,
+            )  # fmt: skip
+            word = tl.atomic_add(arrival + 1, 1, sem="relaxed", scope="gpu")
+    else:
+        word = tl.atomic_add(arrival + 1, WORD_HALF, sem="relaxed", scope="gpu")
+    if tl.maximum(word % WORD_HALF - slices, 0) + word // WORD_HALF + 1 == helpers:
+        tl.store(arrival, 0)
+        tl.store(arrival + 1, 0)
