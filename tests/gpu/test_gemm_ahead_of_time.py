@@ -26,6 +26,7 @@ from samebits.numerics.gpu.gemm_candidates import (
     PLAIN,
     PREFILL,
     Tile,
+    tiles_on,
 )
 from samebits.numerics.gpu.gemm_operator import reference_source
 from samebits.numerics.gpu.gemm_problem import GemmProblem
@@ -248,3 +249,13 @@ def test_every_row_parallel_product_has_a_tile_beside_the_last_ones(ranks: int) 
             ]
             assert tiles, f"{problem.key} at {bucket} rows"
             assert all(tile.fits(problem, bucket, "sm_90") for tile in tree_operator.LAST)
+
+
+@pytest.mark.parametrize(
+    ("columns", "early"), [(4096, True), (6144, True), (24576, True), (51200, True), (10240, False)]
+)
+def test_kernels_that_start_early_serve_where_their_programs_end_together(columns: int, early: bool) -> None:
+    tiles = tiles_on(GemmProblem(columns, 4096, BF16, BF16), 16, "sm_90")
+    assert [tile.kind == AHEAD for tile in tiles if tile != PLAIN] == (
+        [True] if early else [False] * (len(tiles) - 1)
+    )

@@ -46,6 +46,8 @@ HOPPER_ROWS = 64
 """Rows of a group of `gemm_hopper`, whose tiles have one group or two."""
 HOPPER_REGISTERS = 168
 """Of a thread of `gemm_hopper` at its start: three groups of four warps fill the registers."""
+HOPPER_PROCESSORS, LEAST_SHARE = 132, 0.7
+"""Multiprocessors of the cards that these kernels are for, and the share of their walks that tiles must fill."""
 AHEAD_COLUMNS = 64
 """Columns of a group of `gemm_ahead`."""
 AHEAD_REGISTERS = 96
@@ -307,13 +309,22 @@ def tiles_for(problem: GemmProblem, bucket: int) -> tuple[Tile, ...]:
     return (*chosen, PLAIN)
 
 
+def ends_together(tiles: int) -> bool:
+    """Whether programs that walk so many tiles end at about the same time. With 160 tiles of one size, most
+    multiprocessors would wait for the 28 that have a second one."""
+    walks = blocks(tiles, HOPPER_PROCESSORS)
+    return walks == 1 or tiles >= LEAST_SHARE * walks * HOPPER_PROCESSORS
+
+
 def tiles_on(problem: GemmProblem, bucket: int, target: str) -> list[Tile]:
     """The tiles that are tried on an architecture. Of few rows, kernels that start early pay only among their like:
     beside another kernel each of them costs a layer more than it saves, which one product timed by itself does not
-    show. So where there are any, nothing stands beside them but the portable tile."""
+    show. So where there are any, nothing stands beside them but the portable tile, unless their tiles leave most
+    multiprocessors idle at the end."""
     fitting = [tile for tile in tiles_for(problem, bucket) if tile.fits(problem, bucket, target)]
     early = [tile for tile in fitting if tile.kind == AHEAD] if bucket <= EARLY_ROWS else []
-    return [*early, PLAIN] if early else fitting
+    early = [tile for tile in early if ends_together(blocks(problem.columns, tile.columns))]
+    return [*early, PLAIN] if early else [tile for tile in fitting if tile.kind != AHEAD]
 
 
 PLAIN = Tile(64, 64, 32, 4, 3)
