@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from samebits.numerics.gpu.gemm_candidates import AHEAD_REGISTERS, ends_together, mapped, processors, unit_of
+from samebits.numerics.gpu.gemm_candidates import AHEAD_REGISTERS, mapped, processors, unit_of
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, swizzled_descriptor
 from samebits.numerics.gpu.operator import Recipe
 from samebits.numerics.gpu.prover import Candidate, Tensors
@@ -58,7 +58,6 @@ class PanelTile:
             and bucket <= self.rows
             and problem.width % PANEL == 0
             and (problem.panels == 2 or problem.width <= WIDEST_SINGLE)
-            and ends_together(problem.width // PANEL)
             and problem.depth % (problem.leaves * self.depth) == 0
             and self.stages * stage <= SHARED_BYTES
         )
