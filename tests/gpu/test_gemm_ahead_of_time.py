@@ -252,10 +252,20 @@ def test_every_row_parallel_product_has_a_tile_beside_the_last_ones(ranks: int) 
 
 
 @pytest.mark.parametrize(
-    ("columns", "early"), [(4096, True), (6144, True), (24576, True), (51200, True), (10240, False)]
+    ("columns", "rows", "early"),
+    [
+        (4096, 16, True),
+        (6144, 64, True),
+        (24576, 32, True),
+        (51200, 1, True),
+        (10240, 16, False),
+        (6144, 48, False),
+    ],
 )
-def test_kernels_that_start_early_serve_where_their_programs_end_together(columns: int, early: bool) -> None:
-    tiles = tiles_on(GemmProblem(columns, 4096, BF16, BF16), 16, "sm_90")
-    assert [tile.kind == AHEAD for tile in tiles if tile != PLAIN] == (
-        [True] if early else [False] * (len(tiles) - 1)
-    )
+def test_kernels_that_start_early_serve_where_their_programs_end_together(
+    columns: int, rows: int, early: bool
+) -> None:
+    """160 tiles do not, and 48 rows fill too little of a tile of 64."""
+    tiles = tiles_on(GemmProblem(columns, 4096, BF16, BF16), rows, "sm_90")
+    kinds = {tile.kind for tile in tiles if tile != PLAIN}
+    assert kinds == {AHEAD} if early else AHEAD not in kinds

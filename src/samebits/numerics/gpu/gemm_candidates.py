@@ -54,8 +54,9 @@ AHEAD_REGISTERS = 96
 """Of a thread of `gemm_ahead`: the kernels around it must find room beside it."""
 
 
-EARLY_ROWS = 64
-"""Up to these, products start early where they can."""
+EARLY_ROWS, LIBRARY_ROWS = 64, 48
+"""Up to so many rows products start early where they can, but not at LIBRARY_ROWS: kernels that start early compute 64
+rows there, and the library 48."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +310,10 @@ def tiles_for(problem: GemmProblem, bucket: int) -> tuple[Tile, ...]:
     return (*chosen, PLAIN)
 
 
+def may_start_early(bucket: int) -> bool:
+    return bucket <= EARLY_ROWS and bucket != LIBRARY_ROWS
+
+
 def ends_together(tiles: int) -> bool:
     """Whether programs that walk so many tiles end at about the same time. With 160 tiles of one size, most
     multiprocessors would wait for the 28 that have a second one."""
@@ -322,7 +327,7 @@ def tiles_on(problem: GemmProblem, bucket: int, target: str) -> list[Tile]:
     show. So where there are any, nothing stands beside them but the portable tile, unless their tiles leave most
     multiprocessors idle at the end."""
     fitting = [tile for tile in tiles_for(problem, bucket) if tile.fits(problem, bucket, target)]
-    early = [tile for tile in fitting if tile.kind == AHEAD] if bucket <= EARLY_ROWS else []
+    early = [tile for tile in fitting if tile.kind == AHEAD] if may_start_early(bucket) else []
     early = [tile for tile in early if ends_together(blocks(problem.columns, tile.columns))]
     return [*early, PLAIN] if early else [tile for tile in fitting if tile.kind != AHEAD]
 
