@@ -132,7 +132,7 @@ def test_every_candidate_of_an_8b_model_is_described(recorder: Recorder) -> None
     sources = {source for problem in products for source in gemm.sources(problem, BUCKETS)}
     gated = GatedOperator(CPU, lambda problem, bucket: gemm_operator.reference_candidate(problem))
     sources |= set(gated.sources(GatedProblem(12288, 4096, torch.bfloat16), BUCKETS))
-    assert len(sources) > 30
+    assert len(sources) > 20
     assert {source.name for source in sources} >= {"panel_gemm", "ahead_gemm", "descriptor_gemm"}
     for source in sources:
         check_described(source)

@@ -123,6 +123,20 @@ def test_a_candidate_that_raises_is_rejected_with_its_words() -> None:
     assert found.reason == "RuntimeError: out of shared memory"
 
 
+def test_a_candidate_that_is_wrong_once_is_rejected_for_good() -> None:
+    runs = []
+
+    def unsteady(inputs: Tensors, outputs: Tensors) -> None:
+        doubled(inputs, outputs)
+        runs.append(1)
+        if len(runs) == 1:
+            outputs[0].view(-1)[0] += 1
+
+    found = verdict(unsteady, VALUES)
+    assert isinstance(found, Rejection)
+    assert found.reason == "gave other bits, but not when run again"
+
+
 def test_a_candidate_that_does_not_end_is_no_rejection() -> None:
     """The device is lost with it: the words must reach whoever started the engine."""
 

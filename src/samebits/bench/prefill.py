@@ -11,6 +11,7 @@ from typing import Any
 from samebits.bench.device_engine import open_engine
 from samebits.bench.device_serving import gpu_machine, serve, start_facts
 from samebits.bench.facts import write_result
+from samebits.bench.gauge import gauged
 from samebits.bench.loads import uniform
 from samebits.config import EngineConfig, ModelConfig
 
@@ -28,11 +29,13 @@ def run(
     for tokens in PROMPTS:
         count = ROUND_TOKENS // tokens
         rates = []
-        for repeat in range(repeats + 1):
-            load = uniform("prefill", count, tokens, 1)
-            found = serve(opened, load, first=count * repeat + 100_000 * tokens)
-            rates.append(count * tokens / found["seconds"])
-        rows.append({"prompt tokens": tokens, "tokens per second": median(rates[1:]), "rounds": rates})
+        with gauged() as readings:
+            for repeat in range(repeats + 1):
+                load = uniform("prefill", count, tokens, 1)
+                found = serve(opened, load, first=count * repeat + 100_000 * tokens)
+                rates.append(count * tokens / found["seconds"])
+        row = {"prompt tokens": tokens, "tokens per second": median(rates[1:]), "rounds": rates}
+        rows.append(row | readings.facts())
         say(f"{tokens}: {median(rates[1:]):.0f} tokens/s")
     result = {"benchmark": "prefill", **gpu_machine(model), **start_facts(opened), "prefill": rows}
     opened.close()

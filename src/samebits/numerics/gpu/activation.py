@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 
 import torch
 import triton
@@ -22,6 +23,8 @@ SILU_LAUNCH = Launch(warps=4, stages=1)
 MANY_ROWS = 1024
 """From here on estimates serve where they do: a prefill step is short of energy, which instructions cost."""
 PROOF_TURNS = 16
+
+log = logging.getLogger(__name__)
 
 
 @triton.jit
@@ -47,11 +50,17 @@ def _estimates_proven(device: torch.device) -> bool:
     """Whether estimates keep their bound on this device, and the kernel with them gives the bits of the one without:
     for every gate, beside `PROOF_TURNS` ups. Waits for the device."""
     if not rough_silu.estimates_are_near(device):
+        log.info(
+            "%s: its estimates are too rough for the gated activation; the clause's sequence serves", device
+        )
         return False
     for seed in range(PROOF_TURNS):
         pairs = rough_silu.pairs_of_all_gates(seed, BLOCK, device)
         exact, rough = (_launch(pairs, None, SILU_LAUNCH, kind).view(torch.int16) for kind in (False, True))
         if not torch.equal(exact, rough):
+            log.warning(
+                "%s: the gated activation by estimates is not proven; the clause's sequence serves", device
+            )
             return False
     return True
 

@@ -187,15 +187,12 @@ def persistent_gemm(
     SWAP: tl.constexpr,
     BIAS: tl.constexpr,
     LEAVES: tl.constexpr,
-    WAIT: tl.constexpr,
 ):
     """A fixed number of programs walk the tiles; the next tile's loads run while a finished one is written."""
     columns = column_units * COLUMN_UNIT
     depth = depth_units * DEPTH_UNIT
     row_tiles = tl.cdiv(rows, ROWS)
     column_tiles = tl.cdiv(columns, COLUMNS)
-    if WAIT > 0:
-        begin_dependent(out, 0, COLUMNS, WAIT, 0, 0)
     for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, programs, flatten=True):
         row_tile, column_tile = grouped_tile(tile, row_tiles, column_tiles, GROUP)
         row_start = row_tile * ROWS
@@ -206,5 +203,3 @@ def persistent_gemm(
         if BIAS:
             total = add_bias(total, bias, column_start, columns, COLUMNS, SWAP, True)
         store_tile(total, out, row_start, column_start, rows, columns, ROWS, COLUMNS, SWAP, True, True)
-    if WAIT == 1:
-        tl.extra.cuda.gdc_launch_dependents()

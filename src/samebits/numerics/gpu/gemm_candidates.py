@@ -133,7 +133,7 @@ class Tile:
         else:
             function = gemm.persistent_gemm
             arguments = (*self.maps(problem), act, out, *lengths, "i32")
-            constants = (*shape, self.swap, problem.bias, leaves, self.wait)
+            constants = (*shape, self.swap, problem.bias, leaves)
         return KernelSource(function, arguments, constants, self.warps, self.stages, self.wait > 0)
 
     def hopper_source(self, problem: GemmProblem, leaves: int) -> KernelSource:
@@ -326,13 +326,10 @@ DECODE = (
     Tile(16, 64, 128, 4, 8, swap=True, wait=2),
     Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True, wait=1),
     Tile(16, 64, 256, 4, 5, DESCRIPTORS, swap=True, wait=2),
-    Tile(16, 64, 128, 4, 6, swap=True, wait=1),
     Tile(16, 64, 128, 4, 5, swap=True, wait=1, prefetch=512),
     Tile(16, 64, 128, 4, 5, DESCRIPTORS, swap=True, wait=1),
     Tile(16, 128, 128, 4, 4, swap=True, wait=1),
-    Tile(16, 128, 128, 4, 4, PERSISTENT, swap=True, wait=1),
     Tile(16, 64, 128, 4, 5, swap=True),
-    Tile(16, 32, 128, 4, 6),
 )
 """At most 16 rows: most loads in flight win."""
 
@@ -357,8 +354,6 @@ DECODE_64 = (
 MIDDLE = (
     Tile(64, 128, 64, 4, 9, HOPPER),
     Tile(64, 128, 128, 4, 4, DESCRIPTORS),
-    Tile(128, 64, 128, 4, 4, DESCRIPTORS),
-    Tile(64, 64, 128, 4, 4),
 )
 """The library's tiles win nearly everywhere, if one fills the card."""
 

@@ -30,11 +30,18 @@ from samebits.numerics.gpu.panel_candidates import PanelProblem, PanelTile, pane
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
 LIBRARY_PROPOSALS = 8
+FEWER_PROPOSALS = ((32, 3), (64, 4), (512, 5))
+"""Up to so many rows, so many: there other kernels are the fastest, or tiles that the library does not propose."""
 PARTED_PROPOSALS = 2
 DEPENDENT_ROWS, NORM_WIDTH = 64, 4096
 """Up to so many rows a product is timed behind a short kernel, whose end hides the launch of some candidates."""
 MOST_COPIES = 32
 """Of weights so small that they stay in the cache anyway."""
+
+
+def proposals_for(bucket: int) -> int:
+    """How many of the library's proposals are tried."""
+    return next((count for rows, count in FEWER_PROPOSALS if bucket <= rows), LIBRARY_PROPOSALS)
 
 
 def reference_source(problem: GemmProblem) -> KernelSource:
@@ -129,7 +136,7 @@ class GemmOperator:
     def recipes(self, problem: GemmProblem, bucket: int) -> Iterable[Recipe]:
         offer = Offer.of(problem, bucket, target_name())
         if not offer.starts_early:
-            yield from library_recipes(problem, bucket, LIBRARY_PROPOSALS)
+            yield from library_recipes(problem, bucket, proposals_for(bucket))
             yield from parted_recipes(problem, bucket, PARTED_PROPOSALS)
         yield from offer.recipes(problem, bucket)
 

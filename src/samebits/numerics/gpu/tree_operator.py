@@ -24,7 +24,7 @@ from samebits.numerics.gpu.gemm_candidates import (
     processors,
     unit_of,
 )
-from samebits.numerics.gpu.gemm_operator import LIBRARY_PROPOSALS, timing_weights, timing_workload
+from samebits.numerics.gpu.gemm_operator import proposals_for, timing_weights, timing_workload
 from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, target_name
@@ -281,7 +281,7 @@ class TreeOperator:
         if panels is not None:
             yield panel_recipe(panels, problem.panels)
         elif problem.leaves == 1 and not starts_early(tiles):  # a chain, which the library computes, too
-            yield from gemm_candidates.library_recipes(problem.product, bucket, LIBRARY_PROPOSALS)
+            yield from gemm_candidates.library_recipes(problem.product, bucket, proposals_for(bucket))
         for tile in tiles:
             make = functools.partial(tile_candidate, tile, problem, bucket, self.device)
             yield Recipe(tile.name, make, fallback=tile in LAST)

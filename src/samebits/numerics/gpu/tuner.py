@@ -19,16 +19,16 @@ from samebits.numerics.gpu.operator import Operator, P, Recipe, Round, Workload
 from samebits.numerics.gpu.proofs import ProofRecord, TriedRecord
 from samebits.numerics.gpu.prover import Candidate, Rejection, words_of
 
-REPLAYS = 5
+REPLAYS = 3
 FINAL_REPLAYS = 15
 LEAST_REPLAYS = 3
 REPLAY_SECONDS = 4e-3
 """A graph that takes longer is replayed less often."""
-CLOSE, MOST_CLOSE = 1.05, 6
+CLOSE, MOST_CLOSE = 1.05, 5
 """Candidates within this factor of the fastest, at most so many, are timed again, interleaved."""
-HEAVY_OPERATIONS, MOST_HEAVY = 2e11, 4
+HEAVY_OPERATIONS, MOST_HEAVY = 2e11, 3
 """Work of so many operations is first timed once, and then at most so many candidates under load."""
-BURST_SECONDS, BURSTS = 20e-3, 3
+BURST_SECONDS, BURSTS = 15e-3, 3
 """Under load, candidates run so long in turns; the first turn warms up."""
 
 
@@ -178,7 +178,8 @@ def bind(operator: Operator[P], problem: P, found: Round, stopwatch: Stopwatch =
     most = MOST_HEAVY if workload.operations >= HEAVY_OPERATIONS else MOST_CLOSE
     close = sorted(proven, key=seconds)[:most]
     close = [candidate for candidate in close if seconds(candidate) <= limit]
-    for candidate, again in zip(close, stopwatch(close, workload, FINAL_REPLAYS), strict=True):
+    again_seconds = stopwatch(close, workload, FINAL_REPLAYS) if len(close) > 1 else map(seconds, close)
+    for candidate, again in zip(close, again_seconds, strict=True):
         tried[candidate.name] = TriedRecord(candidate.name, candidate.identity, again)
     return Bound(
         operator.clause,
