@@ -254,18 +254,12 @@ def test_every_row_parallel_product_has_a_tile_beside_the_last_ones(ranks: int) 
 @pytest.mark.parametrize(
     ("columns", "rows", "early"),
     [
-        (4096, 16, True),
-        (6144, 64, True),
-        (24576, 32, True),
-        (51200, 1, True),
-        (10240, 16, False),
-        (6144, 48, False),
+        (4096, 16, True), (5120, 64, True), (6144, 64, True), (24576, 32, True), (28672, 64, True), (51200, 64, True),
+        (10240, 16, True), (10240, 32, False), (10240, 64, False), (6144, 96, False),
     ],
-)
-def test_kernels_that_start_early_serve_where_their_programs_end_together(
-    columns: int, rows: int, early: bool
-) -> None:
-    """160 tiles do not, and 48 rows fill too little of a tile of 64."""
+)  # fmt: skip
+def test_kernels_that_start_early_stand_alone_or_not_at_all(columns: int, rows: int, early: bool) -> None:
+    """10,240 columns are 160 tiles: with more than 16 rows most multiprocessors would wait for the second of 28."""
     tiles = tiles_on(GemmProblem(columns, 4096, BF16, BF16), rows, "sm_90")
     kinds = {tile.kind for tile in tiles if tile != PLAIN}
     assert kinds == {AHEAD} if early else AHEAD not in kinds

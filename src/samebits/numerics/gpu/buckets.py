@@ -11,10 +11,11 @@ from bisect import bisect_left
 from samebits.errors import NumericsError
 
 BUCKETS = (
-    *(1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768),
+    *(1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768),
     *(1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384),
 )
-"""Row counts, ascending."""
+"""Row counts, ascending. From 33 rows on a product costs about what 64 cost: the weights' bytes, and kernels that
+start early have tiles of 64."""
 
 
 def bucket_of(rows: int) -> int:

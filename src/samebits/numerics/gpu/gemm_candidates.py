@@ -46,7 +46,7 @@ HOPPER_ROWS = 64
 """Rows of a group of `gemm_hopper`, whose tiles have one group or two."""
 HOPPER_REGISTERS = 168
 """Of a thread of `gemm_hopper` at its start: three groups of four warps fill the registers."""
-HOPPER_PROCESSORS, LEAST_SHARE = 132, 0.7
+HOPPER_PROCESSORS, LEAST_SHARE = 132, 2 / 3
 """Multiprocessors of the cards that these kernels are for, and the share of their walks that tiles must fill."""
 AHEAD_COLUMNS = 64
 """Columns of a group of `gemm_ahead`."""
@@ -54,9 +54,9 @@ AHEAD_REGISTERS = 96
 """Of a thread of `gemm_ahead`: the kernels around it must find room beside it."""
 
 
-EARLY_ROWS, LIBRARY_ROWS = 64, 48
-"""Up to so many rows products start early where they can, but not at LIBRARY_ROWS: kernels that start early compute 64
-rows there, and the library 48."""
+EARLY_ROWS, UNEVEN_ROWS = 64, 16
+"""Up to so many rows products start early where they can, and up to UNEVEN_ROWS even where their programs do not end
+together: there the weights' bytes are nearly all of the time."""
 
 
 @dataclass(frozen=True)
@@ -310,13 +310,9 @@ def tiles_for(problem: GemmProblem, bucket: int) -> tuple[Tile, ...]:
     return (*chosen, PLAIN)
 
 
-def may_start_early(bucket: int) -> bool:
-    return bucket <= EARLY_ROWS and bucket != LIBRARY_ROWS
-
-
 def ends_together(tiles: int) -> bool:
-    """Whether programs that walk so many tiles end at about the same time. With 160 tiles of one size, most
-    multiprocessors would wait for the 28 that have a second one."""
+    """Whether programs that walk so many tiles end at about the same time. With 160 tiles most multiprocessors would
+    wait for the 28 that have a second one."""
     walks = blocks(tiles, HOPPER_PROCESSORS)
     return walks == 1 or tiles >= LEAST_SHARE * walks * HOPPER_PROCESSORS
 
@@ -324,11 +320,12 @@ def ends_together(tiles: int) -> bool:
 def tiles_on(problem: GemmProblem, bucket: int, target: str) -> list[Tile]:
     """The tiles that are tried on an architecture. Of few rows, kernels that start early pay only among their like:
     beside another kernel each of them costs a layer more than it saves, which one product timed by itself does not
-    show. So where there are any, nothing stands beside them but the portable tile, unless their tiles leave most
-    multiprocessors idle at the end."""
+    show. So where there are any, nothing stands beside them but the portable tile. Where their tiles would leave most
+    multiprocessors idle at the end, the usual kernels serve."""
     fitting = [tile for tile in tiles_for(problem, bucket) if tile.fits(problem, bucket, target)]
-    early = [tile for tile in fitting if tile.kind == AHEAD] if may_start_early(bucket) else []
-    early = [tile for tile in early if ends_together(blocks(problem.columns, tile.columns))]
+    early = [tile for tile in fitting if tile.kind == AHEAD] if bucket <= EARLY_ROWS else []
+    if bucket > UNEVEN_ROWS:
+        early = [tile for tile in early if ends_together(blocks(problem.columns, tile.columns))]
     return [*early, PLAIN] if early else [tile for tile in fitting if tile.kind != AHEAD]
 
 

@@ -6,13 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from samebits.numerics.gpu.gemm_candidates import (
-    AHEAD_REGISTERS,
-    mapped,
-    may_start_early,
-    processors,
-    unit_of,
-)
+from samebits.numerics.gpu.gemm_candidates import AHEAD_REGISTERS, mapped, processors, unit_of
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, swizzled_descriptor
 from samebits.numerics.gpu.operator import Recipe
 from samebits.numerics.gpu.prover import Candidate, Tensors
@@ -97,8 +91,6 @@ class PanelTile:
 
 def panel_tile(problem: PanelProblem, bucket: int, target: str) -> PanelTile | None:
     """What computes a problem in panels on an architecture. One: see `gemm_candidates.tiles_on`."""
-    if problem.panels == problem.leaves == 1 and not may_start_early(bucket):
-        return None
     limits = PAIRS if problem.panels == 2 else SINGLES
     tiles = next((tiles for limit, tiles in limits if bucket <= limit), ())
     return next((tile for tile in tiles if tile.fits(problem, bucket, target)), None)
