@@ -6,7 +6,7 @@
 #   make clients   install what the tests try the server with besides (large); without it they are skipped
 #   make fuzz      two minutes of hostile requests
 #   make schedules 2,020 simulated schedules of the fake model and 101 of a tiny real one
-#   make gpu-results           every check and figure of results/ that one GPU gives, a quarter of an hour (CARD=h200 names
+#   make gpu-results           every check and figure of results/ that one GPU gives, about half an hour (CARD=h200 names
 #                              the files); a command that fails does not keep the next from running
 #   make gpu-results-parallel  those of several GPUs (TP=2)
 #   make check     formatter, linter, type checker

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from samebits.bench.device_serving import line_of, percentiles, serve, table_rows
+from samebits.bench.device_serving import line_of, percentiles, plot, serve, table_rows
 from samebits.bench.loads import MOST_TOKENS, NAMES, Asking, Load, conversations, loads
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.build import build_engine
@@ -29,7 +30,7 @@ def test_conversations_are_of_the_stated_lengths() -> None:
     assert conversations(10, seed=1) != conversations(10, seed=2)
 
 
-def test_every_token_is_counted() -> None:
+def test_every_token_is_counted(tmp_path: Path) -> None:
     config = ModelConfig(model="tiny", load_format="dummy", device="cpu", context_length=256)
     engine = build_engine(config, EngineConfig(kv_pages=16, max_running=4), lambda *news: None)
     opened: Any = SimpleNamespace(engine=engine, runner=SimpleNamespace(busy_and_idle=lambda: (99.0, 1.0)))
@@ -44,6 +45,9 @@ def test_every_token_is_counted() -> None:
     row = {"profile": "exact", **load.facts(), **found}
     assert "3 of some" in line_of(row)
     assert len({len(cells) for cells in table_rows({"loads": [row, row]})}) == 1
+    pytest.importorskip("matplotlib")
+    plot({"model": "tiny", "gpu": "none", "loads": [row, row]}, tmp_path / "new" / "plot.png")
+    assert (tmp_path / "new" / "plot.png").stat().st_size > 10_000
 
 
 def test_percentiles() -> None:

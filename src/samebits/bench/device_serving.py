@@ -166,6 +166,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     """Both latencies as distributions, a line a load and profile. Raises `ConfigError` without matplotlib."""
     check_plotting()
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     figure.suptitle(f"{result['model']}, {result['gpu']}: requests that all come at once")
@@ -183,6 +184,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
             title=name.removesuffix(" seconds"), xlabel=unit, ylabel="% of requests or tokens", xscale="log"
         )
         axis.set_ylim(0, 100)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
