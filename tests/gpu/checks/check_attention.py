@@ -8,10 +8,12 @@ from functools import cache
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from attention_cases import Case, Inputs, in_float64, make_inputs
 
 from conftest import INTERPRETED
-from samebits.numerics.gpu import attention, attention_prefill
+from samebits.numerics.gpu import attention, attention_fold, attention_prefill
 from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch
 from samebits.numerics.gpu.attention_plan import plan_attention
 from samebits.numerics.gpu.attention_prefill import TileLaunch
@@ -58,9 +60,10 @@ def by_kernels(
     unit_tokens: int = 2,
     capacity: int = 4096,
     pinned: bool = True,
+    split_tokens: int = 256,
 ) -> torch.Tensor:
     """A whole batch: short runs of rows through shared ranges, the others through tiles."""
-    shape, context, scale = shape_of(inputs), context_of(inputs), scale_of(inputs)
+    shape, context, scale = shape_of(inputs, split_tokens), context_of(inputs), scale_of(inputs)
     ranges = replace(ranges, rows=max(ranges.rows, shape.rows_for(unit_tokens)))
     tokens = tile.tokens(shape.group)
     positions = inputs.positions.cpu().numpy()
@@ -138,3 +141,35 @@ def check_widths_and_pages(
     assert error <= BOUNDS[dtypes[-1]] * inputs.values.abs().max()
     got = by_kernels(inputs, TileLaunch(), RangeLaunch(5))
     assert same_bits(got, expected)
+
+
+def many_partials(device: torch.device, dtype: torch.dtype) -> Inputs:
+    """One row whose 21 splits of 64 tokens are more than one program folds by itself."""
+    return make_inputs(Case(HeadLayout(4, 2, 16), 64, (1300,), (1,)), device, dtype)
+
+
+@pytest.mark.parametrize(("programs", "unroll"), [(9, 16), (40, 8)])
+def check_many_partials_are_folded_in_order(
+    programs: int, unroll: int, device: torch.device, dtypes: list[torch.dtype]
+) -> None:
+    inputs = many_partials(device, dtypes[0])
+    ranges = RangeLaunch(programs, unroll=unroll)
+    assert same_bits(by_kernels(inputs, TileLaunch(), ranges, split_tokens=64), by_reference(inputs, 64))
+
+
+@triton.jit
+def from_the_last(begin, number, partials, programs, length, PINNED: tl.constexpr):
+    """`attention_fold.partial_place` with the last split's partial first."""
+    return tl.maximum(partials - 1 - number, 0)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a compiled kernel keeps the functions that it was compiled with")
+def check_another_order_of_many_partials_is_noticed(
+    device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = many_partials(device, dtypes[0])
+    expected = by_reference(inputs, 64)
+    monkeypatch.setattr(attention_fold, "partial_place", from_the_last)
+    got = by_kernels(inputs, TileLaunch(), RangeLaunch(40, unroll=3), split_tokens=64)
+    assert not same_bits(got, expected)
+    assert (got - expected).abs().max() <= BOUNDS[dtypes[0]] * inputs.values.abs().max()
