@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,23 +57,10 @@ def run(options: argparse.Namespace) -> int:
 def serve(engine: str) -> Iterator[Any]:
     """A server over the null engine of that name, in a process of its own."""
     from samebits.bench.http import Server
-    from samebits.commands.demo_server import free_port, wait_until_ready
-    from samebits.verify.http import Client
+    from samebits.commands.server_process import server_process
 
-    port = free_port()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(port), engine],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-        )
-        try:
-            wait_until_ready(process, Client(f"http://127.0.0.1:{port}"), log)
-            yield Server(port, process.pid, _engine_process(process.pid))
-        finally:
-            process.terminate()
-            process.wait(STOP_SECONDS)
+    with server_process(lambda port: ["-m", __name__, str(port), engine], STOP_SECONDS) as server:
+        yield Server(server.port, server.process.pid, _engine_process(server.process.pid))
 
 
 def _engine_process(server: int) -> int:

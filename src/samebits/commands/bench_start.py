@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import subprocess
 import sys
-import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from samebits.commands.bench_device import settings_of_shape
 from samebits.commands.flags import add_settings, command, positive
-from samebits.config import EngineConfig, ModelConfig, flag_text
+from samebits.config import EngineConfig, ModelConfig
 
 EXAMPLES = """\
   samebits bench start                                   Qwen3-8B shape, dummy weights
@@ -61,29 +59,11 @@ def run_start(options: argparse.Namespace) -> int:
 
 def _start(model: ModelConfig, engine: EngineConfig, environment: dict[str, str]) -> tuple[float, str]:
     """Seconds until a new server was ready, and its log. Raises `EngineError` where it does not start."""
-    from samebits.commands.demo_server import free_port, wait_until_ready
-    from samebits.verify.http import Client
+    from samebits.commands.server_process import serve_arguments, server_process
 
-    port = free_port()
-    flags = [
-        flag_text(entry.name, getattr(settings, entry.name))
-        for settings in (model, engine)
-        for entry in dataclasses.fields(settings)
-    ]
-    with tempfile.TemporaryFile() as log:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "samebits", "serve", f"--port={port}", *flags],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        )
-        try:
-            wait_until_ready(process, Client(f"http://127.0.0.1:{port}"), log)
-            seconds = time.perf_counter() - started
-        finally:
-            process.terminate()
-            process.wait(STOP_SECONDS)
-        log.seek(0)
-        return seconds, log.read().decode(errors="replace")
+    begun = time.perf_counter()
+    with server_process(partial(serve_arguments, model, engine), STOP_SECONDS, environment) as server:
+        seconds = time.perf_counter() - begun
+        server.process.terminate()
+        server.process.wait(STOP_SECONDS)
+        return seconds, server.output()

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from samebits.numerics.gpu.gemm_candidates import AHEAD_REGISTERS, mapped, processors, unit_of
+from samebits.numerics.gpu.gemm_candidates import (
+    AHEAD_REGISTERS,
+    HOPPER_PROCESSORS,
+    mapped,
+    processors,
+    unit_of,
+)
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, swizzled_descriptor
 from samebits.numerics.gpu.operator import Recipe
 from samebits.numerics.gpu.prover import Candidate, Tensors
@@ -15,7 +21,7 @@ PANEL, PIECE = 32, 64
 """Columns of a panel and elements of K in a block of shared memory, as in `gemm_panels`."""
 SHARED_BYTES = 225 << 10
 """Memory of a program that operands may fill."""
-WIDEST_SINGLE = 132 * PANEL
+WIDEST_SINGLE = HOPPER_PROCESSORS * PANEL
 """With more columns some multiprocessors would compute a second panel while others are idle; tiles of 64 serve."""
 
 
