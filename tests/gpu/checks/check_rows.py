@@ -27,16 +27,26 @@ def folded(lanes: np.ndarray) -> np.ndarray:
     return lanes[..., 0]
 
 
-def inverse_root(x: np.ndarray, eps: float) -> np.ndarray:
-    """1 / sqrt(mean + eps) of the rows of x float32, with the lanes of a GPU."""
+def inverse_root(x: np.ndarray, eps: float, step: int = 1) -> np.ndarray:
+    """1 / sqrt(mean + eps) of the rows of x float32, with the lanes of a GPU. With `step` -1 a lane's elements are
+    added from the last one on."""
     count = CONTRACT.device_reduction_lanes
     padded = np.zeros((x.shape[0], -(-x.shape[1] // count) * count), F32)
     padded[:, : x.shape[1]] = x
     lanes = np.zeros((x.shape[0], count), F32)
-    for part in np.split(padded, padded.shape[1] // count, axis=1):
+    for part in np.split(padded, padded.shape[1] // count, axis=1)[::step]:
         wide = part.astype(np.longdouble) * part + lanes
         lanes = wide.astype(F32)
     return F32(1) / np.sqrt(folded(lanes) / F32(x.shape[1]) + F32(eps))
+
+
+def show_order(x: torch.Tensor, residual: torch.Tensor) -> None:
+    """Make a row of which the order of a lane's elements shows: a large one hides each small one that follows it, and
+    not their sum."""
+    x.fill_(2.0**-9)
+    residual.zero_()
+    x[3 :: CONTRACT.device_reduction_lanes] = 1.0
+    x[3] = 4096.0
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -52,11 +62,14 @@ def rows_of(seed: int, rows: int, width: int, dtype: torch.dtype) -> torch.Tenso
 def check_norm(width: int, device: torch.device, dtypes: list[torch.dtype]) -> None:
     for dtype in dtypes:
         x, residual = rows_of(1, 3, width, dtype), rows_of(2, 3, width, dtype)
+        show_order(x[1], residual[1])
         weight = (torch.arange(width) % 13 / 7 + 0.1).to(dtype)
         total = (x.float() + residual.float()).to(dtype)
         for value, added in ((x, False), (total, True)):
             wide = value.float().numpy()
             expected = weight.float().numpy() * (wide * inverse_root(wide, 1e-6)[:, None])
+            if dtype is torch.float32 and width > CONTRACT.device_reduction_lanes:
+                assert inverse_root(wide, 1e-6)[1] != inverse_root(wide, 1e-6, step=-1)[1]
             for launch in LAUNCHES:
                 given = x.to(device), weight.to(device)
                 if added:
@@ -189,7 +202,11 @@ def check_embedding(device: torch.device, dtypes: list[torch.dtype]) -> None:
 
 
 def check_log_sum_exp(device: torch.device) -> None:
-    logits = adversarial.wide_rows(5, 4, 3000, 2)
+    logits = torch.cat([adversarial.wide_rows(5, 4, 3000, 2), torch.full((2, 3000), -float("inf"))])
+    # Two terms that 1 hides one by one, and not when they are added to each other first, as the fold does.
+    logits[4, 0], logits[4, 1], logits[4, 513] = 0.0, -16.92, -16.92
+    # In blocks after that of the 1, which are folded in ascending order, it hides both.
+    logits[5, 0], logits[5, 1024], logits[5, 2048] = 0.0, -16.92, -16.92
     logits[1] = -float("inf")
     logits[2, 1000:] = -float("inf")
     x = logits.numpy()
@@ -207,6 +224,8 @@ def check_log_sum_exp(device: torch.device) -> None:
             total = F32(np.longdouble(total) * np.longdouble(keep) + np.longdouble(part * take))
             top = joint
         expected.append(top + CPU[1](np.array([total], F32))[0])
+    assert expected[4] > 0
+    assert expected[5] == 0
     lse = log_sum_exp.log_sum_exp(logits.to(device))
     assert same_bits(lse, torch.tensor(np.array(expected, F32)))
     right = torch.logsumexp(logits.double(), 1)
