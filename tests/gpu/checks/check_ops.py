@@ -7,6 +7,7 @@ import torch
 
 from conftest import INTERPRETED
 from samebits import ops
+from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu import public
 
 ROWS = (1, 3, 20) if INTERPRETED else (1, 3, 16, 20, 129, 700)
@@ -59,3 +60,13 @@ def check_results_are_near_float64(device: torch.device, dtypes: list[torch.dtyp
         }
         for name, (got, expected, scale) in pairs.items():
             assert (got.double() - expected).abs().max() <= BOUNDS[dtype] * scale, (name, dtype)
+
+
+def check_a_mean_keeps_its_order(device: torch.device) -> None:
+    """1 hides each of two small terms, and not their sum. Lanes are added up ascending, and fold by halving."""
+    small, lanes = 0.75 * 2.0**-24, CONTRACT.device_reduction_lanes
+    x = torch.zeros(2, 3 * lanes)
+    x[0, 1], x[0, 2], x[0, 2 + lanes // 2] = 1.0, small, small
+    x[1, 3], x[1, 3 + lanes], x[1, 3 + 2 * lanes] = 1.0, small, small
+    sums = torch.tensor([1 + 2.0**-23, 1.0])
+    assert torch.equal(ops.mean(x.to(device), 1).cpu(), sums / x.shape[1])
