@@ -136,15 +136,13 @@ def reference_source(shape: AttentionShape, dtype: torch.dtype) -> KernelSource:
 
 @dataclass(frozen=True)
 class RangeLaunch:
-    """How the shared ranges are walked. `programs` is the number of ranges; `unroll`: partials that are read at
-    once where a cut pair is folded; `polls`: how often a program that has nothing else to do looks whether it can
-    help with that."""
+    """How the shared ranges are walked. `programs` is the number of ranges; `polls`: how often a program that
+    has nothing else to do looks whether it can help to fold a cut pair."""
 
     programs: int
     rows: int = SMALLEST_TILE
     warps: int = 2
     stages: int = 3
-    unroll: int = 16
     polls: int = 32
     specialised: bool = False
     """the kernel for Hopper, one program a multiprocessor"""
@@ -331,7 +329,6 @@ def range_source(
         "PADDED": int(triton.next_power_of_2(stride)),
         "PINNED": pinned,
         "STAGES": launch.stages,
-        "UNROLL": launch.unroll,
         "POLLS": launch.polls,
         **shape.constants(),
     }

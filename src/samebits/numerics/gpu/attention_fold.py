@@ -15,6 +15,9 @@ WORD_HALF = tl.constexpr(1 << 16)
 FEW_PARTIALS = tl.constexpr(8)
 """So many are folded by one program, all rows at once: less than it takes to share them."""
 TILES_AT_ONCE = tl.constexpr(4)
+TOGETHER_BITS = tl.constexpr(5)
+TOGETHER = tl.constexpr(1 << 5)
+"""Partials of a group, of which each has a lane of a warp."""
 
 
 @triton.jit
@@ -85,49 +88,99 @@ def fold_existing(top, total, acc, one_top, one_total, one_acc, factor, exists):
 
 
 @triton.jit
+def load_accumulator(
+    places, number, begin, partials, programs, length, inside, D: tl.constexpr, COLUMNS: tl.constexpr,
+    STRIDE: tl.constexpr, PINNED: tl.constexpr,
+):  # fmt: skip
+    """Ask for a slice of a partial's accumulator [TOGETHER, COLUMNS / TOGETHER]."""
+    wanted = partial_place(begin, number, partials, programs, length, PINNED) * (STRIDE * D)
+    if D % COLUMNS == 0:
+        return tl.load(places + wanted, cache_modifier=".cg")
+    else:
+        return tl.load(places + wanted, mask=inside, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def running_maximum(values):
+    """The maximum of [TOGETHER] values up to each place."""
+    lane = tl.arange(0, TOGETHER)
+    for step in tl.static_range(TOGETHER_BITS):
+        values = tl.maximum(values, tl.gather(values, tl.maximum(lane - (1 << step), 0), 0))
+    return values
+
+
+@triton.jit
+def fold_factors(top, tops, totals, exists, factor):
+    """What `fold` multiplies by at each partial of a group, side by side: the maximum after the group, the factors of
+    what was folded before and of the partial's accumulator, and the partial's part of the sum; all [TOGETHER], and
+    1, 0 and 0 where there is no partial. top [TOGETHER]: the maximum before the group, in every place."""
+    lane = tl.arange(0, TOGETHER)
+    after = tl.maximum(top, running_maximum(tl.where(exists, tops, HIDDEN)))
+    before = tl.where(lane == 0, top, tl.gather(after, tl.maximum(lane - 1, 0), 0))
+    keep = tl.exp2((before - after) * factor)
+    take = tl.where(exists, tl.exp2((tops - after) * factor), 0.0)
+    part = tl.where(exists, totals * take, 0.0)
+    return tl.gather(after, lane * 0 + (TOGETHER - 1), 0), keep, take, part
+
+
+@triton.jit
 def fold_slice(
     output, tops, totals, accumulators, number, begin, partials, first, kv_head, length, programs, factor,
     QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
-    STRIDE: tl.constexpr, PINNED: tl.constexpr, UNROLL: tl.constexpr,
+    STRIDE: tl.constexpr, PINNED: tl.constexpr,
 ):  # fmt: skip
     """Fold COLUMNS columns of one row of a cut pair, whose partials begin at the slot `begin`, and write them. A
-    group's partials, which other programs have just written, are all asked for before one is folded."""
+    group's partials, which other programs have just written, are all asked for before the group ahead is folded; and
+    the factors of a group, which follow from the maxima alone, are computed side by side."""
+    lane = tl.arange(0, TOGETHER)
     row = number // PARTS
-    columns = number % PARTS * COLUMNS + tl.arange(0, COLUMNS)
+    columns = number % PARTS * COLUMNS + tl.arange(0, COLUMNS // TOGETHER) * TOGETHER
+    columns = lane[:, None] + columns[None, :]
     inside = columns < D
     line = begin.to(tl.int64) * STRIDE + row
     tops += line
     totals += line
     places = accumulators + line * D + columns
-    top = tl.full((), HIDDEN, tl.float32)
-    total = tl.zeros((), tl.float32)
-    acc = tl.zeros((COLUMNS,), tl.float32)
-    for done in range(0, partials, UNROLL):
-        loaded = ()
-        for place in tl.static_range(UNROLL):
-            wanted = partial_place(begin, done + place, partials, programs, length, PINNED) * STRIDE
-            one_top = tl.load(tops + wanted, cache_modifier=".cg")
-            one_total = tl.load(totals + wanted, cache_modifier=".cg")
-            if D % COLUMNS == 0:
-                one_acc = tl.load(places + wanted * D, cache_modifier=".cg")
-            else:
-                one_acc = tl.load(places + wanted * D, mask=inside, other=0.0, cache_modifier=".cg")
-            loaded = loaded + ((one_top, one_total, one_acc),)  # type: ignore[assignment]
-        for place in tl.static_range(UNROLL):
-            one_top, one_total, one_acc = loaded[place]  # type: ignore[misc,var-annotated]
-            top, total, acc = fold_existing(
-                top, total, acc, one_top, one_total, one_acc, factor, done + place < partials
+    top, total, acc = empty_partial(TOGETHER, COLUMNS // TOGETHER)
+    wanted = partial_place(begin, lane, partials, programs, length, PINNED) * STRIDE
+    group_tops = tl.load(tops + wanted, cache_modifier=".cg")
+    group_totals = tl.load(totals + wanted, cache_modifier=".cg")
+    accs = ()
+    for place in tl.static_range(TOGETHER):
+        accs = accs + (  # type: ignore[assignment]
+            load_accumulator(
+                places, place, begin, partials, programs, length, inside, D, COLUMNS, STRIDE, PINNED
+            ),
+        )
+    for done in range(0, partials, TOGETHER):
+        exists = done + lane < partials
+        top, keep, take, part = fold_factors(top, group_tops, group_totals, exists, factor)
+        wanted = partial_place(begin, done + TOGETHER + lane, partials, programs, length, PINNED) * STRIDE
+        group_tops = tl.load(tops + wanted, cache_modifier=".cg")
+        group_totals = tl.load(totals + wanted, cache_modifier=".cg")
+        following = ()
+        for place in tl.static_range(TOGETHER):
+            which = lane * 0 + place
+            of_keep = tl.gather(keep, which, 0)
+            total = tl.fma(total, of_keep, tl.gather(part, which, 0))
+            weighted = accs[place] * tl.gather(take, which, 0)[:, None]
+            acc = tl.fma(acc, of_keep[:, None], tl.where(done + place < partials, weighted, 0.0))
+            number = done + TOGETHER + place
+            following = following + (  # type: ignore[assignment]
+                load_accumulator(
+                    places, number, begin, partials, programs, length, inside, D, COLUMNS, STRIDE, PINNED
+                ),
             )
+        accs = following
     place = ((first + row // GROUP).to(tl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
-    result = finish(total, acc).to(output.dtype.element_ty)
-    tl.store(output + place + columns, result, mask=inside)
+    tl.store(output + place + columns, finish(total, acc).to(output.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def fold_cut_pair(
     output, tops, totals, accumulators, arrival, taken, polls, begin, splits, first, count, kv_head, length, programs,
     factor, QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
-    STRIDE: tl.constexpr, PADDED: tl.constexpr, PINNED: tl.constexpr, UNROLL: tl.constexpr,
+    STRIDE: tl.constexpr, PADDED: tl.constexpr, PINNED: tl.constexpr,
 ):  # fmt: skip
     """Tell that `taken` splits of a cut pair are written, and fold it, or help to, if all are. Few partials are
     folded by the program that comes last; for many, a program that has nothing else to do waits for `polls` looks."""
@@ -138,7 +191,7 @@ def fold_cut_pair(
     if partials > FEW_PARTIALS:
         share_fold(
             output, tops, totals, accumulators, arrival, arrived, helpers, polls, begin, splits, partials, first,
-            count, kv_head, length, programs, factor, QUERY_HEADS, GROUP, D, WIDTH, STRIDE, PINNED, UNROLL,
+            count, kv_head, length, programs, factor, QUERY_HEADS, GROUP, D, WIDTH, STRIDE, PINNED,
         )  # fmt: skip
     elif arrived == splits:
         tl.store(arrival, 0)
@@ -152,7 +205,7 @@ def fold_cut_pair(
 def share_fold(
     output, tops, totals, accumulators, arrival, arrived, helpers, polls, begin, splits, partials, first, count,
     kv_head, length, programs, factor, QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
-    WIDTH: tl.constexpr, STRIDE: tl.constexpr, PINNED: tl.constexpr, UNROLL: tl.constexpr,
+    WIDTH: tl.constexpr, STRIDE: tl.constexpr, PINNED: tl.constexpr,
 ):  # fmt: skip
     """Fold slices of a pair together with the other programs that wrote its partials, once all have. Who comes last
     finds all of them and folds what nobody has taken, so nobody has to be waited for.
@@ -160,8 +213,8 @@ def share_fold(
     Two words count: splits that have arrived; and slices taken (low half, one more for each program that found none
     left) with programs that did not wait (high half). Who leaves last sets both to zero.
     """
-    SLICE: tl.constexpr = WIDTH if WIDTH < 64 else 64
-    PARTS: tl.constexpr = WIDTH // SLICE
+    SLICE: tl.constexpr = 64 if WIDTH > 32 else 32
+    PARTS: tl.constexpr = (WIDTH + SLICE - 1) // SLICE
     slices = count * GROUP * PARTS
     while (arrived < splits) & (polls > 0):
         arrived = tl.atomic_add(arrival, 0, sem="acquire", scope="gpu")
@@ -171,7 +224,7 @@ def share_fold(
         while word % WORD_HALF < slices:
             fold_slice(
                 output, tops, totals, accumulators, word % WORD_HALF, begin, partials, first, kv_head, length,
-                programs, factor, QUERY_HEADS, GROUP, D, SLICE, PARTS, STRIDE, PINNED, UNROLL,
+                programs, factor, QUERY_HEADS, GROUP, D, SLICE, PARTS, STRIDE, PINNED,
             )  # fmt: skip
             word = tl.atomic_add(arrival + 1, 1, sem="relaxed", scope="gpu")
     else:

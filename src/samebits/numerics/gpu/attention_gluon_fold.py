@@ -5,11 +5,12 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from samebits.numerics.gpu.attention_gluon import HIDDEN, finish_row, fold_row
+from samebits.numerics.gpu.attention_gluon import HIDDEN, finish
 
 WORD_HALF = gl.constexpr(1 << 16)
-COLUMNS = gl.constexpr(64)
-"""Columns of a slice."""
+TOGETHER_BITS = gl.constexpr(5)
+TOGETHER = gl.constexpr(1 << 5)
+"""As in `attention_fold`."""
 
 
 @gluon.jit
@@ -19,50 +20,77 @@ def program_of(place, programs, length):
 
 
 @gluon.jit
+def running_maximum(values, lane):
+    """See `attention_fold.running_maximum`."""
+    for step in gl.static_range(TOGETHER_BITS):
+        values = gl.maximum(values, gl.gather(values, gl.maximum(lane - (1 << step), 0), 0))
+    return values
+
+
+@gluon.jit
+def fold_factors(top, tops, totals, lane, exists, factor):
+    """See `attention_fold.fold_factors`."""
+    after = gl.maximum(top, running_maximum(gl.where(exists, tops, HIDDEN), lane))
+    before = gl.where(lane == 0, top, gl.gather(after, gl.maximum(lane - 1, 0), 0))
+    keep = gl.exp2((before - after) * factor)
+    take = gl.where(exists, gl.exp2((tops - after) * factor), 0.0)
+    part = gl.where(exists, totals * take, 0.0)
+    return gl.gather(after, lane * 0 + (TOGETHER - 1), 0), keep, take, part
+
+
+@gluon.jit
 def fold_slice(
-    output, tops, totals, accumulators, number, begin, partials, first, kv_head, factor, QUERY_HEADS: gl.constexpr,
-    GROUP: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr, UNROLL: gl.constexpr,
+    output, tops, totals, accumulators, row, begin, partials, first, kv_head, factor, QUERY_HEADS: gl.constexpr,
+    GROUP: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr,
 ):  # fmt: skip
-    """See `attention_fold.fold_slice`."""
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    parts: gl.constexpr = D // COLUMNS
-    row = number // parts
-    columns = number % parts * COLUMNS + gl.arange(0, COLUMNS, layout)
+    """See `attention_fold.fold_slice`; a slice is a whole row."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 1], [32, 1], [1, 4], [0, 1])
+    lanes: gl.constexpr = gl.SliceLayout(1, layout)
+    lane = gl.arange(0, TOGETHER, lanes)
+    columns = gl.arange(0, D // TOGETHER, gl.SliceLayout(0, layout)) * TOGETHER
+    columns = gl.expand_dims(lane, 1) + gl.expand_dims(columns, 0)
     line = begin.to(gl.int64) * STRIDE + row
     tops += line
     totals += line
     places = accumulators + line * D + columns
-    acc = gl.zeros([COLUMNS], gl.float32, layout)
-    top = acc + HIDDEN
-    total = acc
-    for done in range(0, partials, UNROLL):
-        loaded = ()
-        for place in gl.static_range(UNROLL):
-            wanted = gl.minimum(done + place, partials - 1)
-            one_top = gl.load(tops + wanted * STRIDE, cache_modifier=".cg")
-            one_total = gl.load(totals + wanted * STRIDE, cache_modifier=".cg")
-            one_acc = gl.load(places + wanted * (STRIDE * D), cache_modifier=".cg")
-            loaded = loaded + ((one_top, one_total, one_acc),)  # type: ignore[assignment]
-        for place in gl.static_range(UNROLL):
-            exists = done + place < partials
-            one_top, one_total, one_acc = loaded[place]  # type: ignore[misc,var-annotated]
-            new_top, new_total, new_acc = fold_row(top, total, acc, one_top, one_total, one_acc, factor)
-            top = gl.where(exists, new_top, top)
-            total = gl.where(exists, new_total, total)
-            acc = gl.where(exists, new_acc, acc)
-    result = finish_row(total, acc)
+    top = gl.full([TOGETHER], HIDDEN, gl.float32, lanes)
+    total = gl.zeros([TOGETHER], gl.float32, lanes)
+    acc = gl.zeros([TOGETHER, D // TOGETHER], gl.float32, layout)
+    wanted = gl.minimum(lane, partials - 1) * STRIDE
+    group_tops = gl.load(tops + wanted, cache_modifier=".cg")
+    group_totals = gl.load(totals + wanted, cache_modifier=".cg")
+    accs = ()
+    for place in gl.static_range(TOGETHER):
+        wanted = gl.minimum(place, partials - 1) * (STRIDE * D)
+        accs = accs + (gl.load(places + wanted, cache_modifier=".cg"),)  # type: ignore[assignment]
+    for done in range(0, partials, TOGETHER):
+        exists = done + lane < partials
+        top, keep, take, part = fold_factors(top, group_tops, group_totals, lane, exists, factor)
+        wanted = gl.minimum(done + TOGETHER + lane, partials - 1) * STRIDE
+        group_tops = gl.load(tops + wanted, cache_modifier=".cg")
+        group_totals = gl.load(totals + wanted, cache_modifier=".cg")
+        following = ()
+        for place in gl.static_range(TOGETHER):
+            which = lane * 0 + place
+            of_keep = gl.gather(keep, which, 0)
+            total = gl.fma(total, of_keep, gl.gather(part, which, 0))
+            weighted = accs[place] * gl.expand_dims(gl.gather(take, which, 0), 1)
+            weighted = gl.where(done + place < partials, weighted, 0.0)
+            acc = gl.fma(acc, gl.expand_dims(of_keep, 1), weighted)
+            wanted = gl.minimum(done + TOGETHER + place, partials - 1) * (STRIDE * D)
+            following = following + (gl.load(places + wanted, cache_modifier=".cg"),)  # type: ignore[assignment]
+        accs = following
     place = ((first + row // GROUP).to(gl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
-    gl.store(output + place + columns, result.to(output.dtype.element_ty))
+    gl.store(output + place + columns, finish(total, acc).to(output.dtype.element_ty))
 
 
 @gluon.jit
 def share_fold(
     output, tops, totals, accumulators, arrival, taken, polls, begin, splits, first, count, kv_head, length, programs,
     factor, QUERY_HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr,
-    UNROLL: gl.constexpr,
 ):  # fmt: skip
     """See `attention_fold.share_fold`."""
-    slices = count * GROUP * (D // COLUMNS)
+    slices = count * GROUP
     arrived = gl.atomic_add(arrival, taken, sem="acq_rel", scope="gpu") + taken
     while (arrived < splits) & (polls > 0):
         arrived = gl.atomic_add(arrival, 0, sem="acquire", scope="gpu")
@@ -75,7 +103,7 @@ def share_fold(
         while word % WORD_HALF < slices:
             fold_slice(
                 output, tops, totals, accumulators, word % WORD_HALF, begin, splits, first, kv_head, factor,
-                QUERY_HEADS, GROUP, D, STRIDE, UNROLL,
+                QUERY_HEADS, GROUP, D, STRIDE,
             )  # fmt: skip
             word = gl.atomic_add(arrival + 1, 1, sem="relaxed", scope="gpu")
     else:

@@ -41,8 +41,8 @@ from samebits.numerics.gpu.prover import Candidate, Case, Output, Proof, Tensors
 TILES = 0
 """The bucket of prefill."""
 TILE_ROWS = (16, 32, 64, 128)
-RANGE_OPTIONS = ((2, 3, 16), (2, 2, 16), (4, 5, 16))
-"""(warps, stages, partials read at once) of shared ranges."""
+RANGE_OPTIONS = ((2, 3), (2, 2), (4, 5))
+"""(warps, stages) of shared ranges."""
 RANGES_A_PROCESSOR = (2, 4)
 UNIT_INPUTS = 6
 """Inputs before the units: queries, keys, values, positions, page table, row's request."""
@@ -231,10 +231,7 @@ def range_candidate(
 def range_name(launch: RangeLaunch) -> str:
     if launch.specialised:
         return f"{launch.programs} ranges, a split at a time, {launch.stages} stages"
-    return (
-        f"{launch.programs} ranges of {launch.rows} rows, {launch.warps} warps, {launch.stages} stages, "
-        f"{launch.unroll} at once"
-    )
+    return f"{launch.programs} ranges of {launch.rows} rows, {launch.warps} warps, {launch.stages} stages"
 
 
 class AttentionOperator:

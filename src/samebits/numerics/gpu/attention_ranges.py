@@ -183,7 +183,6 @@ def attention_ranges(
     PADDED: tl.constexpr,
     PINNED: tl.constexpr,
     STAGES: tl.constexpr,
-    UNROLL: tl.constexpr,
     POLLS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -248,7 +247,7 @@ def attention_ranges(
             polls = tl.where(place + taken == end, POLLS, 0)
             fold_cut_pair(
                 output, tops, totals, accumulators, arrival, taken, polls, place - begin, splits, first, count,
-                kv_head, length, programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PADDED, PINNED, UNROLL,
+                kv_head, length, programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PADDED, PINNED,
             )  # fmt: skip
         place += taken
         offset += taken

@@ -252,7 +252,7 @@ def consume(
     place, end, unit, offset, may_cut, splits, first, count, request, last, length,
     queries, output, positions, unit_first, unit_count, unit_request, split_start, tops, totals, accumulators,
     arrivals, factor, q, p, ring, ready, free, QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr,
-    KEYS: gl.constexpr, SPLIT: gl.constexpr, STRIDE: gl.constexpr, STAGES: gl.constexpr, UNROLL: gl.constexpr,
+    KEYS: gl.constexpr, SPLIT: gl.constexpr, STRIDE: gl.constexpr, STAGES: gl.constexpr,
     POLLS: gl.constexpr,
 ):  # fmt: skip
     """Walk this program's range."""
@@ -322,7 +322,7 @@ def consume(
             share_fold(
                 output, tops, totals, accumulators, arrivals + (unit * KV_HEADS + kv_head) * 2, taken, polls,
                 place - begin, splits, first, count, kv_head, length, programs, factor, QUERY_HEADS, GROUP, D,
-                STRIDE, UNROLL,
+                STRIDE,
             )  # fmt: skip
         place, unit, offset, splits, first, count, request, last = following_pair(
             taken, place, end, unit, offset, splits, first, count, request, last, positions, unit_first, unit_count,
@@ -335,7 +335,7 @@ def attention_ranges_hopper(
     queries, keys, values, output, positions, unit_first, unit_count, unit_request, split_start, plans, page_table,
     tops, totals, accumulators, arrivals, units, table_width, factor, QUERY_HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr, D: gl.constexpr, PAGE: gl.constexpr, KEYS: gl.constexpr, SPLIT: gl.constexpr,
-    STRIDE: gl.constexpr, STAGES: gl.constexpr, UNROLL: gl.constexpr, POLLS: gl.constexpr, DEPENDENT: gl.constexpr,
+    STRIDE: gl.constexpr, STAGES: gl.constexpr, POLLS: gl.constexpr, DEPENDENT: gl.constexpr,
 ):  # fmt: skip
     """Grid (programs,). As `attention_ranges`, pinned; `keys` and `values` are descriptors of [rows, D]. The ring holds
     STAGES times the keys or the values of a split."""
@@ -380,7 +380,7 @@ def attention_ranges_hopper(
                 place, end, unit, offset, may_cut, splits, first, count, request, last, length,
                 queries, output, positions, unit_first, unit_count, unit_request, split_start, tops, totals,
                 accumulators, arrivals, factor, q, p, ring, ready, free, QUERY_HEADS, KV_HEADS, D, KEYS, SPLIT,
-                STRIDE, STAGES, UNROLL, POLLS,
+                STRIDE, STAGES, POLLS,
             )),
             (produce, (
                 place, end, unit, offset, may_cut, splits, first, count, request, last, page_0, page_1, page_2, page_3,
