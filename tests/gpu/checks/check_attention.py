@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -144,8 +145,8 @@ def check_widths_and_pages(
 
 
 def many_partials(device: torch.device, dtype: torch.dtype) -> Inputs:
-    """One row whose 21 splits of 64 tokens are more than one program folds by itself."""
-    return make_inputs(Case(HeadLayout(4, 2, 16), 64, (1300,), (1,)), device, dtype)
+    """One row whose 35 splits of 64 tokens are more than one program folds by itself, and more than a group."""
+    return make_inputs(Case(HeadLayout(4, 2, 16), 64, (2200,), (1,)), device, dtype)
 
 
 @pytest.mark.parametrize("programs", [9, 40])
@@ -163,13 +164,21 @@ def from_the_last(begin, number, partials, programs, length, PINNED: tl.constexp
     return tl.maximum(partials - 1 - number, 0)
 
 
+@triton.jit
+def swapped_at_the_border(begin, number, partials, programs, length, PINNED: tl.constexpr):
+    """`attention_fold.partial_place` with the last partial of the first group after the first of the second."""
+    swapped = tl.where(number == 31, 32, tl.where(number == 32, 31, number))
+    return tl.minimum(swapped, partials - 1)
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="a compiled kernel keeps the functions that it was compiled with")
+@pytest.mark.parametrize("other", [from_the_last, swapped_at_the_border], ids=["from the last", "swapped"])
 def check_another_order_of_many_partials_is_noticed(
-    device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+    other: Any, device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = many_partials(device, dtypes[0])
     expected = by_reference(inputs, 64)
-    monkeypatch.setattr(attention_fold, "partial_place", from_the_last)
+    monkeypatch.setattr(attention_fold, "partial_place", other)
     got = by_kernels(inputs, TileLaunch(), RangeLaunch(40), split_tokens=64)
     assert not same_bits(got, expected)
     assert (got - expected).abs().max() <= BOUNDS[dtypes[0]] * inputs.values.abs().max()

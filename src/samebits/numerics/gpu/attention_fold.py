@@ -145,33 +145,50 @@ def fold_slice(
     wanted = partial_place(begin, lane, partials, programs, length, PINNED) * STRIDE
     group_tops = tl.load(tops + wanted, cache_modifier=".cg")
     group_totals = tl.load(totals + wanted, cache_modifier=".cg")
-    accs = ()
-    for place in tl.static_range(TOGETHER):
-        accs = accs + (  # type: ignore[assignment]
+    halves = ()
+    for place in tl.static_range(TOGETHER // 2):
+        halves = halves + (  # type: ignore[assignment]
             load_accumulator(
                 places, place, begin, partials, programs, length, inside, D, COLUMNS, STRIDE, PINNED
             ),
         )
     for done in range(0, partials, TOGETHER):
+        accs = halves
+        for place in tl.static_range(TOGETHER // 2, TOGETHER):
+            accs = accs + (  # type: ignore[assignment]
+                load_accumulator(
+                    places,
+                    done + place,
+                    begin,
+                    partials,
+                    programs,
+                    length,
+                    inside,
+                    D,
+                    COLUMNS,
+                    STRIDE,
+                    PINNED,
+                ),
+            )
         exists = done + lane < partials
         top, keep, take, part = fold_factors(top, group_tops, group_totals, exists, factor)
         wanted = partial_place(begin, done + TOGETHER + lane, partials, programs, length, PINNED) * STRIDE
         group_tops = tl.load(tops + wanted, cache_modifier=".cg")
         group_totals = tl.load(totals + wanted, cache_modifier=".cg")
-        following = ()
+        halves = ()
         for place in tl.static_range(TOGETHER):
             which = lane * 0 + place
             of_keep = tl.gather(keep, which, 0)
             total = tl.fma(total, of_keep, tl.gather(part, which, 0))
             weighted = accs[place] * tl.gather(take, which, 0)[:, None]
             acc = tl.fma(acc, of_keep[:, None], tl.where(done + place < partials, weighted, 0.0))
-            number = done + TOGETHER + place
-            following = following + (  # type: ignore[assignment]
-                load_accumulator(
-                    places, number, begin, partials, programs, length, inside, D, COLUMNS, STRIDE, PINNED
-                ),
-            )
-        accs = following
+            if place < TOGETHER // 2:
+                number = done + TOGETHER + place
+                halves = halves + (  # type: ignore[assignment]
+                    load_accumulator(
+                        places, number, begin, partials, programs, length, inside, D, COLUMNS, STRIDE, PINNED
+                    ),
+                )
     place = ((first + row // GROUP).to(tl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
     tl.store(output + place + columns, finish(total, acc).to(output.dtype.element_ty), mask=inside)
 

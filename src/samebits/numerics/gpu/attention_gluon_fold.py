@@ -59,17 +59,21 @@ def fold_slice(
     wanted = gl.minimum(lane, partials - 1) * STRIDE
     group_tops = gl.load(tops + wanted, cache_modifier=".cg")
     group_totals = gl.load(totals + wanted, cache_modifier=".cg")
-    accs = ()
-    for place in gl.static_range(TOGETHER):
+    halves = ()
+    for place in gl.static_range(TOGETHER // 2):
         wanted = gl.minimum(place, partials - 1) * (STRIDE * D)
-        accs = accs + (gl.load(places + wanted, cache_modifier=".cg"),)  # type: ignore[assignment]
+        halves = halves + (gl.load(places + wanted, cache_modifier=".cg"),)  # type: ignore[assignment]
     for done in range(0, partials, TOGETHER):
+        accs = halves
+        for place in gl.static_range(TOGETHER // 2, TOGETHER):
+            wanted = gl.minimum(done + place, partials - 1) * (STRIDE * D)
+            accs = accs + (gl.load(places + wanted, cache_modifier=".cg"),)  # type: ignore[assignment]
         exists = done + lane < partials
         top, keep, take, part = fold_factors(top, group_tops, group_totals, lane, exists, factor)
         wanted = gl.minimum(done + TOGETHER + lane, partials - 1) * STRIDE
         group_tops = gl.load(tops + wanted, cache_modifier=".cg")
         group_totals = gl.load(totals + wanted, cache_modifier=".cg")
-        following = ()
+        halves = ()
         for place in gl.static_range(TOGETHER):
             which = lane * 0 + place
             of_keep = gl.gather(keep, which, 0)
@@ -77,9 +81,9 @@ def fold_slice(
             weighted = accs[place] * gl.expand_dims(gl.gather(take, which, 0), 1)
             weighted = gl.where(done + place < partials, weighted, 0.0)
             acc = gl.fma(acc, gl.expand_dims(of_keep, 1), weighted)
-            wanted = gl.minimum(done + TOGETHER + place, partials - 1) * (STRIDE * D)
-            following = following + (gl.load(places + wanted, cache_modifier=".cg"),)  # type: ignore[assignment]
-        accs = following
+            if place < TOGETHER // 2:
+                wanted = gl.minimum(done + TOGETHER + place, partials - 1) * (STRIDE * D)
+                halves = halves + (gl.load(places + wanted, cache_modifier=".cg"),)  # type: ignore[assignment]
     place = ((first + row // GROUP).to(gl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
     gl.store(output + place + columns, finish(total, acc).to(output.dtype.element_ty))
 
