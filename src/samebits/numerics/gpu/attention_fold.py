@@ -88,16 +88,29 @@ def fold_existing(top, total, acc, one_top, one_total, one_acc, factor, exists):
 
 
 @triton.jit
-def load_accumulator(
-    places, number, begin, partials, programs, length, inside, D: tl.constexpr, COLUMNS: tl.constexpr,
+def load_factors(
+    tops, totals, number, begin, partials, programs, length, STRIDE: tl.constexpr, PINNED: tl.constexpr
+):
+    """Ask for the maxima and the sums of a row's partials, both as many as `number`."""
+    wanted = partial_place(begin, number, partials, programs, length, PINNED) * STRIDE
+    return tl.load(tops + wanted, cache_modifier=".cg"), tl.load(totals + wanted, cache_modifier=".cg")
+
+
+@triton.jit
+def load_half(
+    places, first, begin, partials, programs, length, inside, D: tl.constexpr, COLUMNS: tl.constexpr,
     STRIDE: tl.constexpr, PINNED: tl.constexpr,
 ):  # fmt: skip
-    """Ask for a slice of a partial's accumulator [TOGETHER, COLUMNS / TOGETHER]."""
-    wanted = partial_place(begin, number, partials, programs, length, PINNED) * (STRIDE * D)
-    if D % COLUMNS == 0:
-        return tl.load(places + wanted, cache_modifier=".cg")
-    else:
-        return tl.load(places + wanted, mask=inside, other=0.0, cache_modifier=".cg")
+    """Ask for the accumulators of half a group's partials from `first` on, each [TOGETHER, COLUMNS / TOGETHER]."""
+    half = ()
+    for place in tl.static_range(TOGETHER // 2):
+        wanted = partial_place(begin, first + place, partials, programs, length, PINNED) * (STRIDE * D)
+        if D % COLUMNS == 0:
+            acc = tl.load(places + wanted, cache_modifier=".cg")
+        else:
+            acc = tl.load(places + wanted, mask=inside, other=0.0, cache_modifier=".cg")
+        half = half + (acc,)  # type: ignore[assignment]
+    return half
 
 
 @triton.jit
@@ -124,14 +137,27 @@ def fold_factors(top, tops, totals, exists, factor):
 
 
 @triton.jit
+def fold_half(total, acc, half, keep, take, part, partials, FIRST: tl.constexpr):
+    """Fold half a group's partials, which begin at the group's place FIRST; `partials` are left in the group."""
+    lane = tl.arange(0, TOGETHER)
+    for place in tl.static_range(TOGETHER // 2):
+        which = lane * 0 + (FIRST + place)
+        of_keep = tl.gather(keep, which, 0)
+        total = tl.fma(total, of_keep, tl.gather(part, which, 0))
+        weighted = half[place] * tl.gather(take, which, 0)[:, None]
+        acc = tl.fma(acc, of_keep[:, None], tl.where(FIRST + place < partials, weighted, 0.0))
+    return total, acc
+
+
+@triton.jit
 def fold_slice(
     output, tops, totals, accumulators, number, begin, partials, first, kv_head, length, programs, factor,
     QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
     STRIDE: tl.constexpr, PINNED: tl.constexpr,
 ):  # fmt: skip
-    """Fold COLUMNS columns of one row of a cut pair, whose partials begin at the slot `begin`, and write them. A
-    group's partials, which other programs have just written, are all asked for before the group ahead is folded; and
-    the factors of a group, which follow from the maxima alone, are computed side by side."""
+    """Fold COLUMNS columns of one row of a cut pair, whose partials begin at the slot `begin`, and write them. The
+    factors of a group of partials, which follow from their maxima alone, are computed side by side. Accumulators, which
+    other programs have just written, are asked for half a group ahead."""
     lane = tl.arange(0, TOGETHER)
     row = number // PARTS
     columns = number % PARTS * COLUMNS + tl.arange(0, COLUMNS // TOGETHER) * TOGETHER
@@ -142,53 +168,34 @@ def fold_slice(
     totals += line
     places = accumulators + line * D + columns
     top, total, acc = empty_partial(TOGETHER, COLUMNS // TOGETHER)
-    wanted = partial_place(begin, lane, partials, programs, length, PINNED) * STRIDE
-    group_tops = tl.load(tops + wanted, cache_modifier=".cg")
-    group_totals = tl.load(totals + wanted, cache_modifier=".cg")
-    halves = ()
-    for place in tl.static_range(TOGETHER // 2):
-        halves = halves + (  # type: ignore[assignment]
-            load_accumulator(
-                places, place, begin, partials, programs, length, inside, D, COLUMNS, STRIDE, PINNED
-            ),
-        )
+    group_tops, group_totals = load_factors(
+        tops, totals, lane, begin, partials, programs, length, STRIDE, PINNED
+    )
+    early = load_half(places, 0, begin, partials, programs, length, inside, D, COLUMNS, STRIDE, PINNED)
     for done in range(0, partials, TOGETHER):
-        accs = halves
-        for place in tl.static_range(TOGETHER // 2, TOGETHER):
-            accs = accs + (  # type: ignore[assignment]
-                load_accumulator(
-                    places,
-                    done + place,
-                    begin,
-                    partials,
-                    programs,
-                    length,
-                    inside,
-                    D,
-                    COLUMNS,
-                    STRIDE,
-                    PINNED,
-                ),
-            )
-        exists = done + lane < partials
-        top, keep, take, part = fold_factors(top, group_tops, group_totals, exists, factor)
-        wanted = partial_place(begin, done + TOGETHER + lane, partials, programs, length, PINNED) * STRIDE
-        group_tops = tl.load(tops + wanted, cache_modifier=".cg")
-        group_totals = tl.load(totals + wanted, cache_modifier=".cg")
-        halves = ()
-        for place in tl.static_range(TOGETHER):
-            which = lane * 0 + place
-            of_keep = tl.gather(keep, which, 0)
-            total = tl.fma(total, of_keep, tl.gather(part, which, 0))
-            weighted = accs[place] * tl.gather(take, which, 0)[:, None]
-            acc = tl.fma(acc, of_keep[:, None], tl.where(done + place < partials, weighted, 0.0))
-            if place < TOGETHER // 2:
-                number = done + TOGETHER + place
-                halves = halves + (  # type: ignore[assignment]
-                    load_accumulator(
-                        places, number, begin, partials, programs, length, inside, D, COLUMNS, STRIDE, PINNED
-                    ),
-                )
+        late = load_half(
+            places,
+            done + TOGETHER // 2,
+            begin,
+            partials,
+            programs,
+            length,
+            inside,
+            D,
+            COLUMNS,
+            STRIDE,
+            PINNED,
+        )
+        left, following = partials - done, done + TOGETHER
+        top, keep, take, part = fold_factors(top, group_tops, group_totals, lane < left, factor)
+        group_tops, group_totals = load_factors(
+            tops, totals, following + lane, begin, partials, programs, length, STRIDE, PINNED
+        )
+        total, acc = fold_half(total, acc, early, keep, take, part, left, 0)
+        early = load_half(
+            places, following, begin, partials, programs, length, inside, D, COLUMNS, STRIDE, PINNED
+        )
+        total, acc = fold_half(total, acc, late, keep, take, part, left, TOGETHER // 2)
     place = ((first + row // GROUP).to(tl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
     tl.store(output + place + columns, finish(total, acc).to(output.dtype.element_ty), mask=inside)
 

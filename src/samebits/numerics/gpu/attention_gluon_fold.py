@@ -20,6 +20,23 @@ def program_of(place, programs, length):
 
 
 @gluon.jit
+def load_factors(tops, totals, number, partials, STRIDE: gl.constexpr):
+    """See `attention_fold.load_factors`."""
+    wanted = gl.minimum(number, partials - 1) * STRIDE
+    return gl.load(tops + wanted, cache_modifier=".cg"), gl.load(totals + wanted, cache_modifier=".cg")
+
+
+@gluon.jit
+def load_half(places, first, partials, D: gl.constexpr, STRIDE: gl.constexpr):
+    """See `attention_fold.load_half`."""
+    half = ()
+    for place in gl.static_range(TOGETHER // 2):
+        wanted = gl.minimum(first + place, partials - 1) * (STRIDE * D)
+        half = half + (gl.load(places + wanted, cache_modifier=".cg"),)  # type: ignore[assignment]
+    return half
+
+
+@gluon.jit
 def running_maximum(values, lane):
     """See `attention_fold.running_maximum`."""
     for step in gl.static_range(TOGETHER_BITS):
@@ -36,6 +53,18 @@ def fold_factors(top, tops, totals, lane, exists, factor):
     take = gl.where(exists, gl.exp2((tops - after) * factor), 0.0)
     part = gl.where(exists, totals * take, 0.0)
     return gl.gather(after, lane * 0 + (TOGETHER - 1), 0), keep, take, part
+
+
+@gluon.jit
+def fold_half(total, acc, half, keep, take, part, lane, partials, FIRST: gl.constexpr):
+    """See `attention_fold.fold_half`."""
+    for place in gl.static_range(TOGETHER // 2):
+        which = lane * 0 + (FIRST + place)
+        of_keep = gl.gather(keep, which, 0)
+        total = gl.fma(total, of_keep, gl.gather(part, which, 0))
+        weighted = half[place] * gl.expand_dims(gl.gather(take, which, 0), 1)
+        acc = gl.fma(acc, gl.expand_dims(of_keep, 1), gl.where(FIRST + place < partials, weighted, 0.0))
+    return total, acc
 
 
 @gluon.jit
@@ -56,34 +85,16 @@ def fold_slice(
     top = gl.full([TOGETHER], HIDDEN, gl.float32, lanes)
     total = gl.zeros([TOGETHER], gl.float32, lanes)
     acc = gl.zeros([TOGETHER, D // TOGETHER], gl.float32, layout)
-    wanted = gl.minimum(lane, partials - 1) * STRIDE
-    group_tops = gl.load(tops + wanted, cache_modifier=".cg")
-    group_totals = gl.load(totals + wanted, cache_modifier=".cg")
-    halves = ()
-    for place in gl.static_range(TOGETHER // 2):
-        wanted = gl.minimum(place, partials - 1) * (STRIDE * D)
-        halves = halves + (gl.load(places + wanted, cache_modifier=".cg"),)  # type: ignore[assignment]
+    group_tops, group_totals = load_factors(tops, totals, lane, partials, STRIDE)
+    early = load_half(places, 0, partials, D, STRIDE)
     for done in range(0, partials, TOGETHER):
-        accs = halves
-        for place in gl.static_range(TOGETHER // 2, TOGETHER):
-            wanted = gl.minimum(done + place, partials - 1) * (STRIDE * D)
-            accs = accs + (gl.load(places + wanted, cache_modifier=".cg"),)  # type: ignore[assignment]
-        exists = done + lane < partials
-        top, keep, take, part = fold_factors(top, group_tops, group_totals, lane, exists, factor)
-        wanted = gl.minimum(done + TOGETHER + lane, partials - 1) * STRIDE
-        group_tops = gl.load(tops + wanted, cache_modifier=".cg")
-        group_totals = gl.load(totals + wanted, cache_modifier=".cg")
-        halves = ()
-        for place in gl.static_range(TOGETHER):
-            which = lane * 0 + place
-            of_keep = gl.gather(keep, which, 0)
-            total = gl.fma(total, of_keep, gl.gather(part, which, 0))
-            weighted = accs[place] * gl.expand_dims(gl.gather(take, which, 0), 1)
-            weighted = gl.where(done + place < partials, weighted, 0.0)
-            acc = gl.fma(acc, gl.expand_dims(of_keep, 1), weighted)
-            if place < TOGETHER // 2:
-                wanted = gl.minimum(done + TOGETHER + place, partials - 1) * (STRIDE * D)
-                halves = halves + (gl.load(places + wanted, cache_modifier=".cg"),)  # type: ignore[assignment]
+        late = load_half(places, done + TOGETHER // 2, partials, D, STRIDE)
+        left = partials - done
+        top, keep, take, part = fold_factors(top, group_tops, group_totals, lane, lane < left, factor)
+        group_tops, group_totals = load_factors(tops, totals, done + TOGETHER + lane, partials, STRIDE)
+        total, acc = fold_half(total, acc, early, keep, take, part, lane, left, 0)
+        early = load_half(places, done + TOGETHER, partials, D, STRIDE)
+        total, acc = fold_half(total, acc, late, keep, take, part, lane, left, TOGETHER // 2)
     place = ((first + row // GROUP).to(gl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
     gl.store(output + place + columns, finish(total, acc).to(output.dtype.element_ty))
 
