@@ -148,11 +148,6 @@ class RangeLaunch:
     """the kernel for Hopper, one program a multiprocessor"""
 
 
-FEW_UNITS = 96
-"""Up to these, a program keeps two key blocks on their way, and two programs a multiprocessor share the work; beyond,
-four with one block each."""
-
-
 SPECIALISED_ROWS = 8
 """Query rows of a tile of the kernel for Hopper."""
 SPECIALISED_UNITS = 4
@@ -173,6 +168,12 @@ def specialised_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int) -
     )
 
 
+def few_units(shape: AttentionShape, processors: int) -> int:
+    """Units that make no more pairs with the key-value heads than two programs a multiprocessor are. Up to these, that
+    many programs keep two key blocks each on their way; beyond, twice as many keep one."""
+    return 2 * processors // shape.heads.kv_heads
+
+
 def default_ranges(
     shape: AttentionShape, dtype: torch.dtype, tokens: int, units: int, processors: int, pinned: bool = True
 ) -> RangeLaunch:
@@ -184,7 +185,7 @@ def default_ranges(
     kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
     if kibibytes > 16:
         return RangeLaunch(2 * processors, rows, warps=4, stages=2 if kibibytes <= 32 else 1)
-    if units <= FEW_UNITS:
+    if units <= few_units(shape, processors):
         return RangeLaunch(2 * processors, rows, warps=2, stages=3)
     return RangeLaunch(4 * processors, rows, warps=2, stages=2)
 

@@ -27,13 +27,10 @@ def load_factors(tops, totals, number, partials, STRIDE: gl.constexpr):
 
 
 @gluon.jit
-def load_half(places, first, partials, D: gl.constexpr, STRIDE: gl.constexpr):
-    """See `attention_fold.load_half`."""
-    half = ()
-    for place in gl.static_range(TOGETHER // 2):
-        wanted = gl.minimum(first + place, partials - 1) * (STRIDE * D)
-        half = half + (gl.load(places + wanted, cache_modifier=".cg"),)  # type: ignore[assignment]
-    return half
+def load_accumulators(places, number, partials, D: gl.constexpr, STRIDE: gl.constexpr):
+    """Ask for a row's accumulators of a group of partials [TOGETHER, D]."""
+    wanted = gl.minimum(number, partials - 1) * (STRIDE * D)
+    return gl.load(places + gl.expand_dims(wanted, 1), cache_modifier=".cg")
 
 
 @gluon.jit
@@ -56,53 +53,53 @@ def fold_factors(top, tops, totals, lane, exists, factor):
 
 
 @gluon.jit
-def fold_half(total, acc, half, keep, take, part, lane, partials, FIRST: gl.constexpr):
-    """See `attention_fold.fold_half`."""
-    for place in gl.static_range(TOGETHER // 2):
-        which = lane * 0 + (FIRST + place)
-        of_keep = gl.gather(keep, which, 0)
-        total = gl.fma(total, of_keep, gl.gather(part, which, 0))
-        weighted = half[place] * gl.expand_dims(gl.gather(take, which, 0), 1)
-        acc = gl.fma(acc, gl.expand_dims(of_keep, 1), gl.where(FIRST + place < partials, weighted, 0.0))
-    return total, acc
-
-
-@gluon.jit
 def fold_slice(
-    output, tops, totals, accumulators, row, begin, partials, first, kv_head, factor, QUERY_HEADS: gl.constexpr,
+    output, tops, totals, accumulators, tile, row, begin, partials, first, kv_head, factor, QUERY_HEADS: gl.constexpr,
     GROUP: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr,
 ):  # fmt: skip
-    """See `attention_fold.fold_slice`; a slice is a whole row."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 1], [32, 1], [1, 4], [0, 1])
-    lanes: gl.constexpr = gl.SliceLayout(1, layout)
-    lane = gl.arange(0, TOGETHER, lanes)
-    columns = gl.arange(0, D // TOGETHER, gl.SliceLayout(0, layout)) * TOGETHER
-    columns = gl.expand_dims(lane, 1) + gl.expand_dims(columns, 0)
+    """See `attention_fold.fold_slice`; a slice is a whole row. A group's accumulators are asked for while the group
+    ahead is folded, weighted where they arrive, and handed to the threads of their columns through `tile`, float32
+    [TOGETHER, D] in shared memory."""
+    wide: gl.constexpr = gl.BlockedLayout([1, 4], [128 // D, D // 4], [4, 1], [1, 0])
+    layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [1, 4], [1, 0])
+    lane = gl.arange(0, TOGETHER, gl.BlockedLayout([1], [32], [4], [0]))
+    number = gl.arange(0, TOGETHER, gl.SliceLayout(1, wide))
     line = begin.to(gl.int64) * STRIDE + row
     tops += line
     totals += line
-    places = accumulators + line * D + columns
-    top = gl.full([TOGETHER], HIDDEN, gl.float32, lanes)
-    total = gl.zeros([TOGETHER], gl.float32, lanes)
-    acc = gl.zeros([TOGETHER, D // TOGETHER], gl.float32, layout)
+    places = accumulators + line * D + gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, wide)), 0)
+    top = gl.full([TOGETHER], HIDDEN, gl.float32, lane.type.layout)
+    total = gl.zeros([1], gl.float32, gl.SliceLayout(1, layout))
+    acc = gl.zeros([1, D], gl.float32, layout)
     group_tops, group_totals = load_factors(tops, totals, lane, partials, STRIDE)
-    early = load_half(places, 0, partials, D, STRIDE)
+    accs = load_accumulators(places, number, partials, D, STRIDE)
+    top, keep, take, part = fold_factors(top, group_tops, group_totals, lane, lane < partials, factor)
+    group_tops, group_totals = load_factors(tops, totals, TOGETHER + lane, partials, STRIDE)
     for done in range(0, partials, TOGETHER):
-        late = load_half(places, done + TOGETHER // 2, partials, D, STRIDE)
-        left = partials - done
-        top, keep, take, part = fold_factors(top, group_tops, group_totals, lane, lane < left, factor)
-        group_tops, group_totals = load_factors(tops, totals, done + TOGETHER + lane, partials, STRIDE)
-        total, acc = fold_half(total, acc, early, keep, take, part, lane, left, 0)
-        early = load_half(places, done + TOGETHER, partials, D, STRIDE)
-        total, acc = fold_half(total, acc, late, keep, take, part, lane, left, TOGETHER // 2)
+        weighted = accs * gl.expand_dims(gl.convert_layout(take, gl.SliceLayout(1, wide)), 1)
+        weighted = gl.where(gl.expand_dims(done + number < partials, 1), weighted, 0.0)
+        gl.thread_barrier()
+        tile.store(weighted)
+        accs = load_accumulators(places, done + TOGETHER + number, partials, D, STRIDE)
+        next_tops, next_totals = load_factors(tops, totals, done + 2 * TOGETHER + lane, partials, STRIDE)
+        gl.thread_barrier()
+        for place in gl.static_range(TOGETHER):
+            which = gl.full([1], place, gl.int32, gl.SliceLayout(1, layout))
+            of_keep = gl.gather(keep, which, 0)
+            total = gl.fma(total, of_keep, gl.gather(part, which, 0))
+            acc = gl.fma(acc, gl.expand_dims(of_keep, 1), tile.slice(place, 1).load(layout))
+        exists = done + TOGETHER + lane < partials
+        top, keep, take, part = fold_factors(top, group_tops, group_totals, lane, exists, factor)
+        group_tops, group_totals = next_tops, next_totals
     place = ((first + row // GROUP).to(gl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
-    gl.store(output + place + columns, finish(total, acc).to(output.dtype.element_ty))
+    column = gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, layout)), 0)
+    gl.store(output + place + column, finish(total, acc).to(output.dtype.element_ty))
 
 
 @gluon.jit
 def share_fold(
-    output, tops, totals, accumulators, arrival, taken, polls, begin, splits, first, count, kv_head, length, programs,
-    factor, QUERY_HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr,
+    output, tops, totals, accumulators, tile, arrival, taken, polls, begin, splits, first, count, kv_head, length,
+    programs, factor, QUERY_HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr,
 ):  # fmt: skip
     """See `attention_fold.share_fold`."""
     slices = count * GROUP
@@ -117,7 +114,7 @@ def share_fold(
         word = gl.atomic_add(arrival + 1, 1, sem="relaxed", scope="gpu")
         while word % WORD_HALF < slices:
             fold_slice(
-                output, tops, totals, accumulators, word % WORD_HALF, begin, splits, first, kv_head, factor,
+                output, tops, totals, accumulators, tile, word % WORD_HALF, begin, splits, first, kv_head, factor,
                 QUERY_HEADS, GROUP, D, STRIDE,
             )  # fmt: skip
             word = gl.atomic_add(arrival + 1, 1, sem="relaxed", scope="gpu")

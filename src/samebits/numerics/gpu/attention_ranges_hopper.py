@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from samebits.numerics.gpu.attention_gluon import HIDDEN, SUM_LANES, block_sums, finish, fold, fold_lanes
-from samebits.numerics.gpu.attention_gluon_fold import share_fold
+from samebits.numerics.gpu.attention_gluon_fold import TOGETHER, share_fold
 from samebits.numerics.gpu.attention_hopper import following
 
 ROWS = gl.constexpr(8)
@@ -251,7 +251,7 @@ def attend_split(
 def consume(
     place, end, unit, offset, may_cut, splits, first, count, request, last, length,
     queries, output, positions, unit_first, unit_count, unit_request, split_start, tops, totals, accumulators,
-    arrivals, factor, q, p, ring, ready, free, QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr,
+    arrivals, factor, q, p, tile, ring, ready, free, QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr,
     KEYS: gl.constexpr, SPLIT: gl.constexpr, STRIDE: gl.constexpr, STAGES: gl.constexpr,
     POLLS: gl.constexpr,
 ):  # fmt: skip
@@ -320,7 +320,7 @@ def consume(
             gl.thread_barrier()
             polls = gl.where(place + taken == end, POLLS, 0)
             share_fold(
-                output, tops, totals, accumulators, arrivals + (unit * KV_HEADS + kv_head) * 2, taken, polls,
+                output, tops, totals, accumulators, tile, arrivals + (unit * KV_HEADS + kv_head) * 2, taken, polls,
                 place - begin, splits, first, count, kv_head, length, programs, factor, QUERY_HEADS, GROUP, D,
                 STRIDE,
             )  # fmt: skip
@@ -364,6 +364,8 @@ def attention_ranges_hopper(
     p_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, KEYS], act)
     q = gl.allocate_shared_memory(act, [ROWS, D], q_layout)
     p = gl.allocate_shared_memory(act, [BLOCKS, ROWS, KEYS], p_layout)
+    t_layout: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    tile = gl.allocate_shared_memory(gl.float32, [TOGETHER, D], t_layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for group in gl.static_range(STAGES):
@@ -379,7 +381,7 @@ def attention_ranges_hopper(
             (consume, (
                 place, end, unit, offset, may_cut, splits, first, count, request, last, length,
                 queries, output, positions, unit_first, unit_count, unit_request, split_start, tops, totals,
-                accumulators, arrivals, factor, q, p, ring, ready, free, QUERY_HEADS, KV_HEADS, D, KEYS, SPLIT,
+                accumulators, arrivals, factor, q, p, tile, ring, ready, free, QUERY_HEADS, KV_HEADS, D, KEYS, SPLIT,
                 STRIDE, STAGES, POLLS,
             )),
             (produce, (
