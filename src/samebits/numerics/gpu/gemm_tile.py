@@ -20,6 +20,24 @@ def grouped_tile(tile, row_tiles, column_tiles, GROUP: tl.constexpr):
 
 
 @triton.jit
+def tile_corner(
+    tile, row_tiles, column_tiles, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr
+):
+    """(first row, first column) of a tile number."""
+    row_tile, column_tile = grouped_tile(tile, row_tiles, column_tiles, GROUP)
+    return row_tile * ROWS, column_tile * COLUMNS
+
+
+@triton.jit
+def tile_bounds(tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+    """(first row, first column, which of its rows lie inside, which of its columns) of a tile number."""
+    row_tile, column_tile = grouped_tile(tile, tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS), GROUP)
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    row_start, column_start = row_tile * ROWS, column_tile * COLUMNS
+    return row_start, column_start, row < rows - row_start, column < columns - column_start
+
+
+@triton.jit
 def begin_dependent(
     panel, depth, COLUMNS: tl.constexpr, WAIT: tl.constexpr, PREFETCH: tl.constexpr, THREADS: tl.constexpr
 ):
