@@ -70,7 +70,7 @@ def fold_lanes(lanes):
 
 @triton.jit
 def finish(total, acc):
-    """The output of finished rows: A / L, and -0 made +0. float32 [ROWS, D].
+    """The output of finished rows: A / L, and -0 made +0. float32, `acc` with an axis more than `total`.
 
     The quotient is made of an estimate of 1 / L and two corrections, which is IEEE-754 division where nothing is
     subnormal: L lies between 1 and the number of keys. A division would be a call, and a kernel with calls waits
@@ -78,9 +78,9 @@ def finish(total, acc):
     """
     estimate = 1.0 / total
     inverse = tl.fma(estimate, tl.fma(-total, estimate, 1.0), estimate)
-    quotient = acc * inverse[:, None]
-    rest = tl.fma(-total[:, None], quotient, acc)
-    return tl.fma(rest, inverse[:, None], quotient) + 0.0
+    quotient = acc * tl.expand_dims(inverse, -1)
+    rest = tl.fma(-tl.expand_dims(total, -1), quotient, acc)
+    return tl.fma(rest, tl.expand_dims(inverse, -1), quotient) + 0.0
 
 
 @triton.jit

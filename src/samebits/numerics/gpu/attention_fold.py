@@ -9,12 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from samebits.numerics.gpu.attention_core import HIDDEN, empty_partial, finish, fold, row_places
+from samebits.numerics.gpu.attention_core import HIDDEN, empty_partial, finish
 
 WORD_HALF = tl.constexpr(1 << 16)
 FEW_PARTIALS = tl.constexpr(8)
 """So many are folded by one program, all rows at once: less than it takes to share them."""
-TILES_AT_ONCE = tl.constexpr(4)
+TILES_AT_ONCE = tl.constexpr(8)
 TOGETHER_BITS = tl.constexpr(5)
 TOGETHER = tl.constexpr(1 << 5)
 """Partials of a group, of which each has a lane of a warp."""
@@ -45,53 +45,10 @@ def partial_place(begin, number, partials, programs, length, PINNED: tl.constexp
 
 
 @triton.jit
-def fold_tile(
-    output, tops, totals, accumulators, begin, partials, first, count, kv_head, length, programs, factor,
-    QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr,
-    PADDED: tl.constexpr, PINNED: tl.constexpr,
-):  # fmt: skip
-    """Fold all rows of a cut pair of few partials, which begin at the slot `begin`, and write them."""
-    rows = tl.arange(0, PADDED)
-    columns = tl.arange(0, WIDTH)
-    line = begin.to(tl.int64) * STRIDE + tl.minimum(rows, STRIDE - 1)
-    inside = (columns < D)[None, :] & (rows >= 0)[:, None]
-    top, total, acc = empty_partial(PADDED, WIDTH)
-    for done in range(0, partials, TILES_AT_ONCE):
-        loaded = ()
-        for place in tl.static_range(TILES_AT_ONCE):
-            wanted = line + partial_place(begin, done + place, partials, programs, length, PINNED) * STRIDE
-            one_top = tl.load(tops + wanted, cache_modifier=".cg")
-            one_total = tl.load(totals + wanted, cache_modifier=".cg")
-            places = accumulators + (wanted * D)[:, None] + columns[None, :]
-            if D == WIDTH:
-                one_acc = tl.load(places, cache_modifier=".cg")
-            else:
-                one_acc = tl.load(places, mask=inside, other=0.0, cache_modifier=".cg")
-            loaded = loaded + ((one_top, one_total, one_acc),)  # type: ignore[assignment]
-        for place in tl.static_range(TILES_AT_ONCE):
-            one_top, one_total, one_acc = loaded[place]  # type: ignore[misc,var-annotated]
-            top, total, acc = fold_existing(
-                top, total, acc, one_top, one_total, one_acc, factor, done + place < partials
-            )
-    places = row_places(
-        output, first + rows // GROUP, kv_head * GROUP + rows % GROUP, columns, QUERY_HEADS, D
-    )
-    result = finish(total, acc).to(output.dtype.element_ty)
-    tl.store(places, result, mask=(rows < count * GROUP)[:, None] & inside)
-
-
-@triton.jit
-def fold_existing(top, total, acc, one_top, one_total, one_acc, factor, exists):
-    """Fold a partial, if it exists."""
-    new_top, new_total, new_acc = fold(top, total, acc, one_top, one_total, one_acc, factor)
-    return tl.where(exists, new_top, top), tl.where(exists, new_total, total), tl.where(exists, new_acc, acc)
-
-
-@triton.jit
 def load_factors(
     tops, totals, number, begin, partials, programs, length, STRIDE: tl.constexpr, PINNED: tl.constexpr
 ):
-    """Ask for the maxima and the sums of a row's partials, both as many as `number`."""
+    """Ask for the maxima and the sums of partials, in the shape of `number`."""
     wanted = partial_place(begin, number, partials, programs, length, PINNED) * STRIDE
     return tl.load(tops + wanted, cache_modifier=".cg"), tl.load(totals + wanted, cache_modifier=".cg")
 
@@ -114,26 +71,25 @@ def load_half(
 
 
 @triton.jit
-def running_maximum(values):
-    """The maximum of [TOGETHER] values up to each place."""
-    lane = tl.arange(0, TOGETHER)
+def running_maximum(values, lane):
+    """The maximum of values [TOGETHER, ...] up to each place `lane` of the first axis."""
     for step in tl.static_range(TOGETHER_BITS):
         values = tl.maximum(values, tl.gather(values, tl.maximum(lane - (1 << step), 0), 0))
     return values
 
 
 @triton.jit
-def fold_factors(top, tops, totals, exists, factor):
-    """What `fold` multiplies by at each partial of a group, side by side: the maximum after the group, the factors of
-    what was folded before and of the partial's accumulator, and the partial's part of the sum; all [TOGETHER], and
-    1, 0 and 0 where there is no partial. top [TOGETHER]: the maximum before the group, in every place."""
-    lane = tl.arange(0, TOGETHER)
-    after = tl.maximum(top, running_maximum(tl.where(exists, tops, HIDDEN)))
+def fold_factors(top, tops, totals, lane, left, factor):
+    """What `fold` multiplies by at each of a group's `left` partials, side by side: the maxima after each, the factors
+    of what was folded before and of the partial's accumulator, and the partial's part of the sum; all
+    [TOGETHER, ...], and the last three 1, 0 and 0 where there is no partial. top: the maximum before the group, in
+    every place; lane: each place's number in the group."""
+    exists = lane < left
+    after = tl.maximum(top, running_maximum(tl.where(exists, tops, HIDDEN), lane))
     before = tl.where(lane == 0, top, tl.gather(after, tl.maximum(lane - 1, 0), 0))
     keep = tl.exp2((before - after) * factor)
     take = tl.where(exists, tl.exp2((tops - after) * factor), 0.0)
-    part = tl.where(exists, totals * take, 0.0)
-    return tl.gather(after, lane * 0 + (TOGETHER - 1), 0), keep, take, part
+    return after, keep, take, tl.where(exists, totals * take, 0.0)
 
 
 @triton.jit
@@ -187,7 +143,8 @@ def fold_slice(
             PINNED,
         )
         left, following = partials - done, done + TOGETHER
-        top, keep, take, part = fold_factors(top, group_tops, group_totals, lane < left, factor)
+        after, keep, take, part = fold_factors(top, group_tops, group_totals, lane, left, factor)
+        top = tl.gather(after, lane * 0 + (TOGETHER - 1), 0)
         group_tops, group_totals = load_factors(
             tops, totals, following + lane, begin, partials, programs, length, STRIDE, PINNED
         )
@@ -198,6 +155,50 @@ def fold_slice(
         total, acc = fold_half(total, acc, late, keep, take, part, left, TOGETHER // 2)
     place = ((first + row // GROUP).to(tl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
     tl.store(output + place + columns, finish(total, acc).to(output.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def fold_tile(
+    output, tops, totals, accumulators, begin, partials, first, count, kv_head, length, programs, factor,
+    QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr,
+    PADDED: tl.constexpr, PINNED: tl.constexpr,
+):  # fmt: skip
+    """Fold all rows of a cut pair of at most TOGETHER partials, which begin at the slot `begin`, and write them."""
+    EACH: tl.constexpr = (WIDTH + TOGETHER - 1) // TOGETHER
+    rows = tl.arange(0, PADDED)
+    lane = tl.broadcast_to(tl.arange(0, TOGETHER)[:, None], (TOGETHER, PADDED))
+    columns = (tl.arange(0, TOGETHER) * EACH)[:, None, None] + tl.arange(0, EACH)[None, None, :]
+    inside = (columns < D) & (rows >= 0)[None, :, None]
+    line = begin.to(tl.int64) * STRIDE + tl.minimum(rows, STRIDE - 1)
+    group_tops, group_totals = load_factors(
+        tops + line[None, :], totals + line[None, :], lane, begin, partials, programs, length, STRIDE, PINNED
+    )
+    top = tl.full((TOGETHER, PADDED), HIDDEN, tl.float32)
+    _, keep, take, part = fold_factors(top, group_tops, group_totals, lane, partials, factor)
+    total = tl.zeros((TOGETHER, PADDED), tl.float32)
+    acc = tl.zeros((TOGETHER, PADDED, EACH), tl.float32)
+    places = accumulators + (line * D)[None, :, None] + columns
+    for done in range(0, partials, TILES_AT_ONCE):
+        loaded = ()
+        for place in tl.static_range(TILES_AT_ONCE):
+            slot = partial_place(begin, done + place, partials, programs, length, PINNED) * (STRIDE * D)
+            if D == EACH * TOGETHER:
+                one = tl.load(places + slot, cache_modifier=".cg")
+            else:
+                one = tl.load(places + slot, mask=inside, other=0.0, cache_modifier=".cg")
+            loaded = loaded + (one,)  # type: ignore[assignment]
+        for place in tl.static_range(TILES_AT_ONCE):
+            which = lane * 0 + (done + place)
+            of_keep = tl.gather(keep, which, 0)
+            total = tl.fma(total, of_keep, tl.gather(part, which, 0))
+            weighted = loaded[place] * tl.gather(take, which, 0)[:, :, None]
+            acc = tl.fma(acc, of_keep[:, :, None], tl.where(done + place < partials, weighted, 0.0))
+    heads = kv_head * GROUP + rows % GROUP
+    places = (
+        output + (((first + rows // GROUP).to(tl.int64) * QUERY_HEADS + heads) * D)[None, :, None] + columns
+    )
+    result = finish(total, acc).to(output.dtype.element_ty)
+    tl.store(places, result, mask=(rows < count * GROUP)[None, :, None] & inside)
 
 
 @triton.jit

@@ -23,7 +23,7 @@ from samebits.numerics.gpu.attention import (
     Context,
     RangeLaunch,
     default_ranges,
-    few_units,
+    most_filling_units,
 )
 from samebits.numerics.gpu.attention_plan import Units, split_units
 from samebits.numerics.gpu.attention_prefill import (
@@ -300,8 +300,8 @@ def prove_defaults(
     wanted = [(prefill, tile_candidate(problem, default_tile(shape, act)))]
     decode = Trial.of(reference, proof_cases(problem, 1, device))
     units = decode.cases[0].inputs[UNIT_INPUTS].shape[0]
-    few = few_units(shape, processors)
-    counts = (1, few, few + 1)
+    filling = most_filling_units(shape, processors)
+    counts = (1, filling, filling + 1)
     for ranges in dict.fromkeys(default_ranges(shape, act, 1, count, processors) for count in counts):
         wanted.append((decode, range_candidate(problem, 1, ranges, units, device)))
     proofs = []
