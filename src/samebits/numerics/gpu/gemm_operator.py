@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samebits.numerics.gpu import gemm, gemm_cluster
+from samebits.numerics.gpu import gemm
 from samebits.numerics.gpu.gemm_candidates import (
     AHEAD,
     PLAIN,
@@ -93,18 +93,13 @@ class Offer:
     """What is tried for a product."""
 
     panels: PanelTile | None
-    clusters: bool
     tiles: list[Tile]
 
     @staticmethod
     def of(problem: GemmProblem, bucket: int, target: str) -> Offer:
         """One kernel that starts early, and the portable tile; else all that fit."""
         panels = panel_tile(single_panels(problem), bucket, target)
-        simple = problem.out is problem.act and not problem.bias
-        clusters = simple and gemm_cluster.fits(
-            problem.columns, problem.depth, problem.act, bucket, target, gated=False
-        )
-        return Offer(panels, clusters, [PLAIN] if panels else tiles_on(problem, bucket, target))
+        return Offer(panels, [PLAIN] if panels else tiles_on(problem, bucket, target))
 
     @property
     def starts_early(self) -> bool:
@@ -118,8 +113,6 @@ class Offer:
     def recipes(self, problem: GemmProblem, bucket: int) -> Iterator[Recipe]:
         if self.panels is not None:
             yield panel_recipe(self.panels, single_panels(problem))
-        if self.clusters:
-            yield gemm_cluster.recipe(gated=False)
         yield from (tile_recipe(tile, problem, bucket) for tile in self.tiles)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 from collections.abc import Sequence
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ OPTIONS = ("--gpu-architecture=sm_90a", "--fmad=false", "--std=c++17")
 """A fused multiply-add exists only where the text has one."""
 SHARED_BYTES_ATTRIBUTE = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES"""
-BFLOAT16_MAP, SWIZZLE_128, PROMOTE_128 = 9, 3, 2
+BFLOAT16_MAP, SWIZZLE_128, PROMOTE_256 = 9, 3, 3
 """CUtensorMapDataType, CUtensorMapSwizzle, CUtensorMapL2promotion."""
 MAP_BYTES = 128
 
@@ -113,7 +113,7 @@ class TensorMap:
             "cuTensorMapEncodeTiled", c_void_p(address), c_int(BFLOAT16_MAP), c_uint32(2), c_void_p(matrix.data_ptr()),
             (c_uint64 * 2)(matrix.shape[1], matrix.shape[0]), (c_uint64 * 1)(matrix.stride(0) * matrix.itemsize),
             (c_uint32 * 2)(width, lines), (c_uint32 * 2)(1, 1),
-            c_int(0), c_int(SWIZZLE_128), c_int(PROMOTE_128), c_int(0),
+            c_int(0), c_int(SWIZZLE_128), c_int(PROMOTE_256), c_int(0),
         )  # fmt: skip
         return TensorMap(memory, address)
 
@@ -129,7 +129,6 @@ class Kernel:
     """bytes of a program"""
     handle: int
     """the driver's handle of the loaded function"""
-    machine: bytes = field(repr=False)
 
     def launch(self, programs: int, maps: Sequence[TensorMap], out: Tensor, numbers: Sequence[int]) -> None:
         """Run (maps..., out, int32 numbers...) on the current stream of the current device."""
@@ -151,4 +150,4 @@ def load(text: str, name: str, threads: int, shared: int, device: int) -> Kernel
         _call("cuModuleLoadData", byref(module), code)
         _call("cuModuleGetFunction", byref(function), module, name.encode())
         _call("cuFuncSetAttribute", function, c_int(SHARED_BYTES_ATTRIBUTE), c_int(shared))
-    return Kernel(hashlib.sha256(code).hexdigest(), threads, shared, function.value or 0, code)
+    return Kernel(hashlib.sha256(code).hexdigest(), threads, shared, function.value or 0)

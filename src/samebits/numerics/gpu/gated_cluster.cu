@@ -1,12 +1,12 @@
-// A product of many rows on Hopper (sm_90a), alone or of gate and up with their activation: see gemm_cluster.py.
+// Gate, up and their activation in one product of many rows, on Hopper (sm_90a): see gated_cluster.py.
 //
-// Two multiprocessors, a cluster, compute 256 rows of the same 256 lines of the weight. Each copies its own 128 rows of
-// x and 128 of these lines, which go to both at once: a weight is read from the second-level cache once for 256 rows. Of
-// a program's three groups of four warps one copies; the others own 64 rows each, whose sums of 256 columns are in
-// registers, and meet at the ring of shared memory only.
+// Two multiprocessors, a cluster, compute 256 rows of the same 128 columns. Each copies its own 128 rows of x, and
+// either the gate's or the up matrix's lines of these columns, which go to both at once: a weight is read from the
+// second-level cache once for 256 rows. Of a program's three groups of four warps one copies; the others own 64 rows
+// each, whose sums of gate and up are side by side in registers, and meet at the ring of shared memory only.
 //
-// Defined ahead of this text: KERNEL, its name; GATED, whether the lines are 128 of gate and the same 128 of up; SUMS
-// and SUM_OPERANDS, the 128 registers of a product; ESTIMATED_PAIR and EXACT_PAIR, the activation of two elements.
+// Defined ahead of this text: SUMS and SUM_OPERANDS, the 128 registers of a product; ESTIMATED_PAIR and EXACT_PAIR, the
+// activation of two elements.
 
 typedef unsigned int Word;
 typedef unsigned long long Long;
@@ -16,12 +16,11 @@ struct alignas(64) TensorMap { char bytes[128]; };
 constexpr int STAGES = 4;             // blocks of K in shared memory
 constexpr int DEPTH = 64;             // elements of K in a block: 128 bytes, as wide as the swizzle
 constexpr int ROWS = 128;             // of a program
-constexpr int PANEL = 128;            // lines of the weight that a program copies, and columns that are stored at once
-constexpr int COLUMNS = GATED ? PANEL : 2 * PANEL;  // of a tile of the result
-constexpr int X_BYTES = ROWS * DEPTH * 2, PANEL_BYTES = PANEL * DEPTH * 2;
+constexpr int COLUMNS = 128;          // of the result, so many of gate and so many of up
+constexpr int X_BYTES = ROWS * DEPTH * 2, PANEL_BYTES = COLUMNS * DEPTH * 2;
 constexpr int SLOT_BYTES = X_BYTES + 2 * PANEL_BYTES;
 constexpr int WARP_ROWS = 16;
-constexpr int STAGED_ROW = PANEL + 8;  // so that eight rows of pairs meet no bank twice
+constexpr int STAGED_ROW = COLUMNS + 8;  // so that eight rows of pairs meet no bank twice
 constexpr int STAGED = STAGES * SLOT_BYTES, BARRIERS = STAGED + 8 * WARP_ROWS * STAGED_ROW * 2;
 constexpr int LEAD = 2;               // blocks that the first group is ahead of the second
 
@@ -116,7 +115,7 @@ __device__ __forceinline__ void copy_to_both(Word to, const TensorMap* from, int
 
 
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
-    KERNEL(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, Half* out, int rows,
+    gated_cluster(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, Half* out, int rows,
                   int width, int depth, int group) {
   extern __shared__ __align__(1024) unsigned char memory[];
   const Word base = (Word)__cvta_generic_to_shared(memory);
@@ -143,7 +142,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     if (threadIdx.x == 256) {
       for (int tile = blockIdx.x / 2; tile < tiles; tile += clusters) {
         const Place place = place_of(tile, row_tiles, column_tiles, group);
-        const int line = place.column + rank * (GATED ? width : PANEL);
+        const int line = place.column + rank * width;
 #pragma unroll 1
         for (int step = 0; step < steps; step++) {
           const Word to = base + slot * SLOT_BYTES, barrier = ready + 8 * slot;
@@ -188,8 +187,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
       first = false;
       const Place place = place_of(tile, row_tiles, column_tiles, group);
       const int row = place.row + rank * ROWS + warp * WARP_ROWS + lane / 16, column = lane % 16 * 8;
-      // A thread holds pairs of columns of rows lane / 4 and 8 below it, one panel in the first half, then the other.
-#if GATED
+      // A thread holds pairs of columns of rows lane / 4 and 8 below it, gate in the first half, up in the second.
       Word gates[32], ups[32];
 #pragma unroll
       for (int i = 0; i < 32; i++) {
@@ -212,23 +210,13 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
         if (doubts) pairs[staged_at(at)] = value;
         doubts &= doubts - 1;
       }
-#endif
+      __syncwarp();
 #pragma unroll
-      for (int panel = 0; panel < COLUMNS / PANEL; panel++) {
-#if !GATED
-#pragma unroll
-        for (int i = 0; i < 32; i++) {
-          pairs[staged_at(i)] = packed(sums[64 * panel + 2 * i], sums[64 * panel + 2 * i + 1]);
-        }
-#endif
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < WARP_ROWS; i += 2) {
-          const uint4 line = *reinterpret_cast<const uint4*>(staged + (i + lane / 16) * STAGED_ROW + column);
-          *reinterpret_cast<uint4*>(out + (Long)(row + i) * width + place.column + panel * PANEL + column) = line;
-        }
-        __syncwarp();
+      for (int i = 0; i < WARP_ROWS; i += 2) {
+        const uint4 line = *reinterpret_cast<const uint4*>(staged + (i + lane / 16) * STAGED_ROW + column);
+        *reinterpret_cast<uint4*>(out + (Long)(row + i) * width + place.column + column) = line;
       }
+      __syncwarp();
     }
   }
   // Nobody leaves while the other may still copy into its memory or arrive at its barriers.

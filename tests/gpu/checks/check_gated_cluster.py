@@ -1,4 +1,4 @@
-"""Products by clusters have the clause's bits, with activation for every gate, and in a replayed graph."""
+"""The gated product by clusters has the bits of the pair, for every gate, and in a graph that is replayed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 import pytest
 import torch
 
-from samebits.numerics.gpu import gemm_cluster
+from samebits.numerics.gpu import gated_cluster
 from samebits.numerics.gpu.gated_operator import GatedProblem, pair_candidate
-from samebits.numerics.gpu.gemm_operator import product_trials, reference_candidate
-from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, proof_inputs
+from samebits.numerics.gpu.gemm_operator import reference_candidate
+from samebits.numerics.gpu.gemm_problem import ATOM, proof_inputs
 from samebits.numerics.gpu.launch import target_name
 from samebits.numerics.gpu.prover import Candidate, Case, Proof, Rejection, Tensors, Trial, differing
 from samebits.numerics.gpu.rough_silu import GATES
@@ -49,21 +49,13 @@ def swapped(matrix: torch.Tensor) -> torch.Tensor:
 def check_clusters_have_the_bits_of_the_pair(depth: int, device: torch.device) -> None:
     """Four tiles for some clusters and three for others."""
     problem = GatedProblem(3328, depth, torch.bfloat16)
-    assert gemm_cluster.fits(problem.width, depth, problem.act, ROWS, target_name(), gated=True)
-    verdict = trial_of(problem, device).prove(gemm_cluster.candidate(gated=True))
-    assert isinstance(verdict, Proof), verdict
-
-
-@pytest.mark.parametrize("depth", DEPTHS)
-def check_clusters_have_the_bits_of_the_product(depth: int, device: torch.device) -> None:
-    problem = GemmProblem(6656, depth, torch.bfloat16, torch.bfloat16)
-    assert gemm_cluster.fits(problem.columns, depth, problem.act, ROWS, target_name(), gated=False)
-    verdict = product_trials(problem, ROWS, device).trial(ROWS).prove(gemm_cluster.candidate(gated=False))
+    assert gated_cluster.fits(problem.width, depth, problem.act, ROWS, target_name())
+    verdict = trial_of(problem, device).prove(gated_cluster.candidate())
     assert isinstance(verdict, Proof), verdict
 
 
 def check_another_order_of_atoms_is_rejected(device: torch.device) -> None:
-    inner = gemm_cluster.candidate(gated=True)
+    inner = gated_cluster.candidate()
 
     def run(inputs: Tensors, outputs: Tensors) -> None:
         inner.run(tuple(map(swapped, inputs)), outputs)
@@ -85,7 +77,7 @@ def check_every_finite_gate_has_the_bits_of_the_pair(device: torch.device) -> No
         ups = torch.randn(gates.shape, device=device, generator=generator) * 2.0 ** (8 * (turn - 4))
         inputs = (x, torch.cat([gates, ups.bfloat16()]))
         cases.append(Case(f"turn {turn}", inputs, problem.output(ROWS)))
-    verdict = Trial.of(pair_of(problem), cases).prove(gemm_cluster.candidate(gated=True))
+    verdict = Trial.of(pair_of(problem), cases).prove(gated_cluster.candidate())
     assert isinstance(verdict, Proof), verdict
 
 
@@ -94,7 +86,7 @@ def check_a_replayed_graph_reads_its_inputs_anew(device: torch.device) -> None:
     x = torch.randn(ROWS, problem.depth, device=device).bfloat16()
     weight = torch.randn(2 * problem.width, problem.depth, device=device).bfloat16()
     out, expected = (torch.empty(ROWS, problem.width, device=device, dtype=torch.bfloat16) for _ in range(2))
-    candidate, pair = gemm_cluster.candidate(gated=True), pair_of(problem)
+    candidate, pair = gated_cluster.candidate(), pair_of(problem)
     candidate.run((x, weight), (out,))
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
