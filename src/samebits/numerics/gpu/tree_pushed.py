@@ -44,12 +44,18 @@ class PushedTile:
     stages: int
     flat: bool
     """results are laid out in whole lines before they are written"""
+    turns: bool = False
+    """rows of the ranks come in turn, not one rank's after the other's"""
     most_rows: int = MOST_ROWS
     """the largest bucket for which it is worth trying: the tuner sees no rank but its own"""
 
     @property
     def name(self) -> str:
-        return f"pushed {self.rows}x{self.columns}x{DEPTH} s{self.stages}" + " flat" * self.flat
+        return (
+            f"pushed {self.rows}x{self.columns}x{DEPTH} s{self.stages}"
+            + " flat" * self.flat
+            + " in turn" * self.turns
+        )
 
     @property
     def groups(self) -> int:
@@ -76,7 +82,7 @@ class PushedTile:
         units = (unit_of(problem.columns), unit_of(problem.depth))
         return KernelSource(
             pushed_gemm, (*maps, "*i64", "i32", "i32", "i32", "i32", "i32"),
-            (*units, self.columns, DEPTH, GROUP, self.stages, problem.leaves, self.groups, self.flat), 4, 1,
+            (*units, self.columns, DEPTH, GROUP, self.stages, problem.leaves, self.groups, self.flat, self.turns), 4, 1,
         )  # fmt: skip
 
 
