@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from samebits.plan import Plan
 Progress = Callable[[str, int, int], None]
 DEVICE_MEETING = ".device"
 """Ending of the path where the groups on the devices meet."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,12 @@ def make_numerics(model: ModelConfig, engine: EngineConfig, ranks: Ranks) -> tup
 
 
 def _tensor_group(model: ModelConfig, engine: EngineConfig, ranks: Ranks) -> Group:
-    if ranks.group.size == 1 or choose_device(model.device).type != "cuda":
+    size = ranks.group.size
+    if size == 1:
+        return ranks.group
+    if choose_device(model.device).type != "cuda":
+        if ranks.group.rank == 0:
+            log.info("[AR] %d ranks on the CPU: all parts are gathered and added, for every size", size)
         return ranks.group
     from samebits.numerics.gpu.rank_group import open_rank_group
 
