@@ -170,7 +170,7 @@ def part_taken(shape: tuple[int, ...], take: Cut) -> Part | None:
     taken = take(matrix)
     if taken._base is not matrix or taken.dim() != 2 or taken.stride() != matrix.stride():
         return None
-    row, column = divmod(taken.storage_offset(), shape[1])
+    row, column = divmod(int(taken.storage_offset()), shape[1])
     part = Part(row, taken.shape[0], column, taken.shape[1])
     halves = part.columns != shape[1] and (shape[1] % 2 or column % 2 or part.columns % 2)
     return None if halves else part
