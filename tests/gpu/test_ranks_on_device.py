@@ -76,7 +76,7 @@ def test_sums_that_products_write_to_their_owners_have_the_bits_of_one_gpu(tmp_p
     path = tmp_path / "one.json"
     done = verify(*wide, "--write-golden", str(path))
     assert done.returncode == 0, done.stderr
-    for degree in (2, 4):
+    for degree in (2, 4, 8):
         if degree <= torch.cuda.device_count():
             done = verify(*wide, "--tp", str(degree), "--golden", str(path))
             assert done.returncode == 0, done.stdout + done.stderr
