@@ -33,6 +33,8 @@ PREFILL_TOKENS = 1024
 LEAST_PROMPTS, LEAST_STEPS = 8, 4
 """Prompts that are computed at a time: this many, and enough for this many full steps."""
 TRACED_STEPS = 4
+NAMED_KERNELS = 16
+"""of a step of prompts"""
 EXCHANGING = ("one_shot", "two_shot", "gather_columns", "gather_rows", "all_gather", "meet_alone", "nccl")
 """Parts of the names of kernels in which ranks exchange values or wait for each other."""
 
@@ -270,6 +272,7 @@ def _measure_prompts(
                 "computing kernels": sum(kernels.values()) - exchanging(kernels),
                 "exchanging kernels": exchanging(kernels),
             },
+            "kernels": longest(kernels),
             "seconds": [one["seconds"] for one in rounds[name]],
         }
         step = ", ".join(f"{part} {time:.1f}" for part, time in found[name]["step"].items())
@@ -305,6 +308,14 @@ def exchanges(kernel: str) -> bool:
 def exchanging(kernels: Mapping[str, float]) -> float:
     """Milliseconds in kernels in which ranks exchange values or wait for each other."""
     return sum(time for name, time in kernels.items() if exchanges(name))
+
+
+def longest(kernels: Mapping[str, float]) -> dict[str, float]:
+    """The kernels that take the most of a step."""
+    return {
+        name: round(kernels[name], 3)
+        for name in sorted(kernels, key=lambda name: -kernels[name])[:NAMED_KERNELS]
+    }
 
 
 def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
