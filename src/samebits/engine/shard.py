@@ -56,11 +56,6 @@ def check_parallel(model: ModelConfig, engine: EngineConfig) -> None:
     """Raises `ConfigError` where the ranks could not be held here, before any of them is started."""
     if choose_device(model.device).type != "cuda":
         return
-    if engine.data_parallel > 1:
-        raise ConfigError(
-            f"--data-parallel {engine.data_parallel} with --tensor-parallel {model.tensor_parallel}: every replica "
-            "would take the same GPUs; start servers with CUDA_VISIBLE_DEVICES of their own"
-        )
     from samebits.numerics.gpu.rank_group import check_ranks
 
     try:
