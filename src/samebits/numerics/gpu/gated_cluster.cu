@@ -113,7 +113,6 @@ __device__ __forceinline__ void copy_to_both(Word to, const TensorMap* from, int
       ::"r"(to), "l"(from), "r"(barrier), "r"(k), "r"(line), "h"((Half)3) : "memory");
 }
 
-
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     gated_cluster(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, Half* out, int rows,
                   int width, int depth, int group) {
@@ -157,6 +156,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    // A product ends for its four warps at once, so one thread may speak for all: one to each program of the cluster.
     const bool speaks = threadIdx.x % 128 < 2;
     const Word free_there = address_in(free, lane & 1);
     Half* staged = reinterpret_cast<Half*>(memory + STAGED) + warp * WARP_ROWS * STAGED_ROW;
