@@ -61,13 +61,13 @@ def copy_weights(
 
 
 @gluon.jit
-def copy_x(x, start, x_ring, ready, slot, DEPTH: gl.constexpr):
+def copy_x(x, row, start, x_ring, ready, slot, DEPTH: gl.constexpr):
     """Begin the copy of DEPTH elements of K of x."""
     pieces: gl.constexpr = DEPTH // PIECE
     mbarrier.expect(ready.index(slot), pieces * x.block_type.nbytes)
     for piece in gl.static_range(pieces):
         tma.async_copy_global_to_shared(
-            x, [0, start + piece * PIECE], ready.index(slot), x_ring.index(slot * pieces + piece)
+            x, [row, start + piece * PIECE], ready.index(slot), x_ring.index(slot * pieces + piece)
         )
 
 
@@ -75,14 +75,16 @@ def copy_x(x, start, x_ring, ready, slot, DEPTH: gl.constexpr):
 def produce(
     x, weight, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
     DEPTH: gl.constexpr, STAGES: gl.constexpr, X_STAGES: gl.constexpr, GROUPS: gl.constexpr, LINES: gl.constexpr,
-    PAIR: gl.constexpr, WAIT: gl.constexpr,
+    PAIR: gl.constexpr, WAIT: gl.constexpr, ROW_TILES: gl.constexpr,
 ):  # fmt: skip
     """Copy both operands' blocks of every tile of this program into the rings. X_STAGES is at most STAGES."""
     width: gl.constexpr = GROUPS * LINES // (2 if PAIR else 1)
-    first = gl.program_id(0)
-    blocks = gl.cdiv(tiles - first, gl.num_programs(0)) * steps
+    first = gl.program_id(0) // ROW_TILES
+    row = gl.program_id(0) % ROW_TILES * x.block_type.shape[0]
+    walkers = gl.num_programs(0) // ROW_TILES
+    blocks = gl.cdiv(tiles - first, walkers) * steps
     for block in range(0, gl.minimum(blocks, STAGES)):
-        column = (first + block // steps * gl.num_programs(0)) * width
+        column = (first + block // steps * walkers) * width
         copy_weights(
             weight,
             column,
@@ -98,17 +100,17 @@ def produce(
     if WAIT > 0:
         wait_for_the_kernel_ahead()
     for block in range(0, gl.minimum(blocks, X_STAGES)):
-        copy_x(x, block % steps * DEPTH, x_ring, x_ready, block, DEPTH)
+        copy_x(x, row, block % steps * DEPTH, x_ring, x_ready, block, DEPTH)
     slot = 0
     phase = 0
     x_slot = 0
     for block in range(0, blocks - X_STAGES):
         mbarrier.wait(free.index(slot), phase)
         later = block + X_STAGES
-        copy_x(x, later % steps * DEPTH, x_ring, x_ready, x_slot, DEPTH)
+        copy_x(x, row, later % steps * DEPTH, x_ring, x_ready, x_slot, DEPTH)
         later = block + STAGES
         if later < blocks:
-            column = (first + later // steps * gl.num_programs(0)) * width
+            column = (first + later // steps * walkers) * width
             copy_weights(
                 weight,
                 column,
@@ -171,8 +173,43 @@ def chain(
 
 
 @gluon.jit
+def tile_sum(
+    total, steps, slot, phase, x_slot, x_phase, x_ring, weight_ring, x_ready, weight_ready, free,
+    DEPTH: gl.constexpr, STAGES: gl.constexpr, X_STAGES: gl.constexpr, COPIES: gl.constexpr, ALL: gl.constexpr,
+    WHICH: gl.constexpr, LEAVES: gl.constexpr,
+):  # fmt: skip
+    """As `chain`, over LEAVES times `steps` blocks, joined as `gemm_tile.add_leaf` does."""
+    empty = gl.full_like(total, -0.0)
+    one = empty
+    two = empty
+    four = empty
+    for leaf in range(0, LEAVES):
+        total, slot, phase, x_slot, x_phase = chain(
+            total, steps, slot, phase, x_slot, x_phase, x_ring, weight_ring, x_ready, weight_ready, free,
+            DEPTH, STAGES, X_STAGES, COPIES, ALL, WHICH,
+        )  # fmt: skip
+        if LEAVES > 1:
+            one = one + total
+        if LEAVES > 2:
+            if leaf % 2 == 1:
+                two = two + one
+                one = empty
+                if LEAVES > 4:
+                    if leaf == 3:
+                        four = two
+                        two = empty
+    if LEAVES == 2:
+        total = one
+    elif LEAVES == 4:
+        total = two
+    elif LEAVES == 8:
+        total = four + two
+    return total, slot, phase, x_slot, x_phase
+
+
+@gluon.jit
 def store_sums(
-    total, out, column_start, rows, columns,
+    total, out, row_start, column_start, rows, columns,
     ROWS: gl.constexpr, LINES: gl.constexpr, PAIR: gl.constexpr, ACT: gl.constexpr,
 ):  # fmt: skip
     """Write a group's sums, or what the activation makes of them, from where they lie."""
@@ -186,7 +223,7 @@ def store_sums(
     layout: gl.constexpr = value.type.layout
     line = gl.arange(0, value.type.shape[0], gl.SliceLayout(1, layout))
     column = column_start + line
-    row = gl.arange(0, ROWS, gl.SliceLayout(0, layout))
+    row = row_start + gl.arange(0, ROWS, gl.SliceLayout(0, layout))
     places = gl.expand_dims(column, 1) + gl.expand_dims(row * columns, 0)
     width: gl.constexpr = LINES // 2 if PAIR else LINES
     inside = gl.expand_dims((line < width) & (column < columns), 1) & gl.expand_dims(row < rows, 0)
@@ -197,7 +234,8 @@ def store_sums(
 def consume(
     out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
     ROWS: gl.constexpr, DEPTH: gl.constexpr, STAGES: gl.constexpr, X_STAGES: gl.constexpr, GROUPS: gl.constexpr,
-    LINES: gl.constexpr, COPIES: gl.constexpr, PAIR: gl.constexpr, WHICH: gl.constexpr,
+    LINES: gl.constexpr, COPIES: gl.constexpr, PAIR: gl.constexpr, LEAVES: gl.constexpr, ROW_TILES: gl.constexpr,
+    WHICH: gl.constexpr,
 ):  # fmt: skip
     """One group's columns of every tile of this program."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
@@ -206,14 +244,15 @@ def consume(
     phase = 0
     x_slot = 0
     x_phase = 0
-    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+    row = gl.program_id(0) % ROW_TILES * ROWS
+    for tile in range(gl.program_id(0) // ROW_TILES, tiles, gl.num_programs(0) // ROW_TILES):
         total = gl.zeros([GROUP_LINES, ROWS], gl.float32, layout)
-        total, slot, phase, x_slot, x_phase = chain(
-            total, steps, slot, phase, x_slot, x_phase, x_ring, weight_ring, x_ready, weight_ready, free,
-            DEPTH, STAGES, X_STAGES, COPIES, GROUPS * COPIES, WHICH,
+        total, slot, phase, x_slot, x_phase = tile_sum(
+            total, steps // LEAVES, slot, phase, x_slot, x_phase, x_ring, weight_ring, x_ready, weight_ready, free,
+            DEPTH, STAGES, X_STAGES, COPIES, GROUPS * COPIES, WHICH, LEAVES,
         )  # fmt: skip
         column = (tile * GROUPS + WHICH) * each
-        store_sums(total, out, column, rows, columns, ROWS, LINES, PAIR, x_ring.dtype)
+        store_sums(total, out, row, column, rows, columns, ROWS, LINES, PAIR, x_ring.dtype)
 
 
 @gluon.jit
@@ -233,12 +272,15 @@ def wide_gemm(
     GROUPS: gl.constexpr,
     LINES: gl.constexpr,
     PAIR: gl.constexpr,
+    LEAVES: gl.constexpr,
     WAIT: gl.constexpr,
+    ROW_TILES: gl.constexpr,
     GROUP_REGISTERS: gl.constexpr,
 ):
-    """Grid (programs,), any number. At most ROWS rows. LINES of the 64 on a group's left side are this group's, the
-    others are what lies behind them in shared memory, and nobody reads their sums. Of the gated PAIR x comes with
-    `columns` of the result, and the weight as [columns / 8, 2, 8, depth]. WAIT as in `gemm`."""
+    """Grid (programs,), a multiple of ROW_TILES: so many programs in turn have ROWS rows each of the same columns.
+    LINES of the 64 on a group's left side are this group's, the others are what lies behind them in shared memory, and
+    nobody reads their sums. Of the gated PAIR there are `columns` of the result, and the weight is [columns / 8, 2, 8,
+    depth]. A leaf is a whole number of blocks of K. WAIT as in `gemm`."""
     if WAIT == 2:
         dependents_may_start()
     columns = column_units * COLUMN_UNIT
@@ -266,15 +308,34 @@ def wide_gemm(
             [
                 (consume, (
                     out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, 0,
+                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, LEAVES, ROW_TILES, 0,
                 )),
                 (produce, (
                     x, weight, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT,
+                    DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, ROW_TILES,
                 )),
             ],
             [1],
             [PRODUCER_REGISTERS],
+        )  # fmt: skip
+    elif GROUPS == 2:
+        gl.warp_specialize(
+            [
+                (consume, (
+                    out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
+                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, LEAVES, ROW_TILES, 0,
+                )),
+                (consume, (
+                    out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
+                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, LEAVES, ROW_TILES, 1,
+                )),
+                (produce, (
+                    x, weight, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
+                    DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, ROW_TILES,
+                )),
+            ],
+            [4, 1],
+            [GROUP_REGISTERS, PRODUCER_REGISTERS],
         )  # fmt: skip
     else:
         gl.static_assert(GROUPS == 3)
@@ -282,19 +343,19 @@ def wide_gemm(
             [
                 (consume, (
                     out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, 0,
+                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, LEAVES, ROW_TILES, 0,
                 )),
                 (consume, (
                     out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, 1,
+                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, LEAVES, ROW_TILES, 1,
                 )),
                 (consume, (
                     out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, 2,
+                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, LEAVES, ROW_TILES, 2,
                 )),
                 (produce, (
                     x, weight, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT,
+                    DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, ROW_TILES,
                 )),
             ],
             [4, 4, 1],

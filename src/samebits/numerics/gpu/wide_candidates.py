@@ -17,6 +17,8 @@ GROUP_LINES, PIECE, BAND = 64, 64, 8
 """As in `gemm_wide`."""
 SHARED_BYTES = 225 << 10
 """Memory of a program that operands may fill."""
+MOST_LEAVED = 64
+"""With more rows the registers do not hold the sums of a tree."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,17 @@ class WideTile:
     x_stages: int
     wait: int
     """dependent launch, see gemm.py"""
+    row_tiles: int = 1
+    """programs that share a tile's columns, each with `rows` rows"""
+    together: bool = False
+    """those start together, as a cluster"""
 
     @property
     def name(self) -> str:
         lines = f"{self.groups}x{self.lines}"
-        return f"wide {self.rows}x{lines}x{self.depth} s{self.stages}+{self.x_stages} wait {self.wait}"
+        return f"wide {self.rows}x{lines}x{self.depth} s{self.stages}+{self.x_stages} wait {self.wait}" + (
+            f" by {self.row_tiles}" + " together" * self.together if self.row_tiles > 1 else ""
+        )
 
     @property
     def unit(self) -> int:
@@ -59,11 +67,11 @@ class WideTile:
             target == "sm_90"
             and problem.act.itemsize == 2
             and not problem.bias
-            and problem.leaves == 1
-            and bucket <= self.rows
+            and bucket <= self.rows * self.row_tiles
+            and (problem.leaves == 1 or self.rows <= MOST_LEAVED)
             and problem.width % self.columns(problem) == 0
             and (problem.panels == 1 or self.lines == GROUP_LINES)
-            and problem.depth % self.depth == 0
+            and problem.depth % (problem.leaves * self.depth) == 0
             and self.shared() <= SHARED_BYTES
         )
 
@@ -79,7 +87,7 @@ class WideTile:
             wide_gemm, (x, weight, pointer(problem.out), "i32", "i32", "i32"),
             (
                 *units, self.rows, self.depth, self.stages, self.x_stages, self.groups, self.lines,
-                problem.panels == 2, self.wait, group,
+                problem.panels == 2, problem.leaves, self.wait, self.row_tiles, group,
             ),
             4, 1, self.wait > 0, start,
         )  # fmt: skip
@@ -106,8 +114,16 @@ class WideTile:
         def run(inputs: Tensors, outputs: Tensors) -> None:
             x, weight, out = inputs[0], inputs[1], outputs[0]
             maps = (mapped(x, (self.rows, PIECE)), self.weight_map(weight, problem))
-            programs = min(tiles, processors(out.device))
-            kernel.launch((programs, 1, 1), *maps, out, x.shape[0], *lengths)
+            programs = min(tiles, processors(out.device) // self.row_tiles)
+            clusters = self.row_tiles if self.together else 1
+            kernel.launch(
+                (programs * self.row_tiles // clusters, 1, 1),
+                *maps,
+                out,
+                x.shape[0],
+                *lengths,
+                cluster=clusters,
+            )
 
         return Candidate(self.name, kernel.digest, run)
 
@@ -116,6 +132,8 @@ def registers(rows: int, groups: int) -> tuple[int, int]:
     """Of a thread at the kernel's start, and of a group's behind the first."""
     if groups == 1:
         return 96, 0
+    if groups == 2:
+        return 96, 96
     limits = ((32, (72, 80)), (64, (80, 96)), (128, (120, 144)))
     return next(found for limit, found in limits if rows <= limit)
 
