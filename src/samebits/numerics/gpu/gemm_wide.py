@@ -73,11 +73,13 @@ def copy_x(x, row, start, x_ring, ready, slot, DEPTH: gl.constexpr):
 
 @gluon.jit
 def produce(
-    x, weight, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
+    source, rings,
     DEPTH: gl.constexpr, STAGES: gl.constexpr, X_STAGES: gl.constexpr, GROUPS: gl.constexpr, LINES: gl.constexpr,
     PAIR: gl.constexpr, WAIT: gl.constexpr, ROW_TILES: gl.constexpr,
 ):  # fmt: skip
     """Copy both operands' blocks of every tile of this program into the rings. X_STAGES is at most STAGES."""
+    x, weight, tiles, steps = source
+    x_ring, weight_ring, x_ready, weight_ready, free = rings
     width: gl.constexpr = GROUPS * LINES // (2 if PAIR else 1)
     first = gl.program_id(0) // ROW_TILES
     row = gl.program_id(0) % ROW_TILES * x.block_type.shape[0]
@@ -136,12 +138,13 @@ def produce(
 
 @gluon.jit
 def chain(
-    total, steps, slot, phase, x_slot, x_phase, x_ring, weight_ring, x_ready, weight_ready, free,
+    total, steps, slot, phase, x_slot, x_phase, rings,
     DEPTH: gl.constexpr, STAGES: gl.constexpr, X_STAGES: gl.constexpr, COPIES: gl.constexpr, ALL: gl.constexpr,
     WHICH: gl.constexpr,
 ):  # fmt: skip
     """The chain over the next `steps` blocks of the rings: (sum, slot, phase, slot of x, its phase). What `total` held
     is dropped. A piece of the ring is ALL blocks of weights, COPIES of them this group's."""
+    x_ring, weight_ring, x_ready, weight_ready, free = rings
     pieces: gl.constexpr = DEPTH // PIECE
     for step in range(0, steps):
         mbarrier.wait(weight_ready.index(slot), phase)
@@ -174,7 +177,7 @@ def chain(
 
 @gluon.jit
 def tile_sum(
-    total, steps, slot, phase, x_slot, x_phase, x_ring, weight_ring, x_ready, weight_ready, free,
+    total, steps, slot, phase, x_slot, x_phase, rings,
     DEPTH: gl.constexpr, STAGES: gl.constexpr, X_STAGES: gl.constexpr, COPIES: gl.constexpr, ALL: gl.constexpr,
     WHICH: gl.constexpr, LEAVES: gl.constexpr,
 ):  # fmt: skip
@@ -185,7 +188,7 @@ def tile_sum(
     four = empty
     for leaf in range(0, LEAVES):
         total, slot, phase, x_slot, x_phase = chain(
-            total, steps, slot, phase, x_slot, x_phase, x_ring, weight_ring, x_ready, weight_ready, free,
+            total, steps, slot, phase, x_slot, x_phase, rings,
             DEPTH, STAGES, X_STAGES, COPIES, ALL, WHICH,
         )  # fmt: skip
         if LEAVES > 1:
@@ -232,12 +235,13 @@ def store_sums(
 
 @gluon.jit
 def consume(
-    out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
+    goal, rings,
     ROWS: gl.constexpr, DEPTH: gl.constexpr, STAGES: gl.constexpr, X_STAGES: gl.constexpr, GROUPS: gl.constexpr,
     LINES: gl.constexpr, COPIES: gl.constexpr, PAIR: gl.constexpr, LEAVES: gl.constexpr, ROW_TILES: gl.constexpr,
     WHICH: gl.constexpr,
 ):  # fmt: skip
     """One group's columns of every tile of this program."""
+    out, rows, columns, tiles, steps = goal
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
     each: gl.constexpr = LINES // (2 if PAIR else 1)
     slot = 0
@@ -248,11 +252,11 @@ def consume(
     for tile in range(gl.program_id(0) // ROW_TILES, tiles, gl.num_programs(0) // ROW_TILES):
         total = gl.zeros([GROUP_LINES, ROWS], gl.float32, layout)
         total, slot, phase, x_slot, x_phase = tile_sum(
-            total, steps // LEAVES, slot, phase, x_slot, x_phase, x_ring, weight_ring, x_ready, weight_ready, free,
+            total, steps // LEAVES, slot, phase, x_slot, x_phase, rings,
             DEPTH, STAGES, X_STAGES, COPIES, GROUPS * COPIES, WHICH, LEAVES,
         )  # fmt: skip
         column = (tile * GROUPS + WHICH) * each
-        store_sums(total, out, row, column, rows, columns, ROWS, LINES, PAIR, x_ring.dtype)
+        store_sums(total, out, row, column, rows, columns, ROWS, LINES, PAIR, rings[0].dtype)
 
 
 @gluon.jit
@@ -288,11 +292,11 @@ def wide_gemm(
     steps = depth_units * DEPTH_UNIT // DEPTH
     act: gl.constexpr = x.dtype
     pieces: gl.constexpr = DEPTH // PIECE
-    copies: gl.constexpr = 1 if PAIR else LINES // weight.block_type.shape[0]
+    COPIES: gl.constexpr = 1 if PAIR else LINES // weight.block_type.shape[0]
     behind: gl.constexpr = 0 if PAIR else (GROUP_LINES - LINES) // weight.block_type.shape[0]
     x_ring = gl.allocate_shared_memory(act, [X_STAGES * pieces, ROWS, PIECE], x.layout)
     weight_ring = gl.allocate_shared_memory(
-        act, [STAGES * pieces * GROUPS * copies + behind] + weight.block_type.shape, weight.layout
+        act, [STAGES * pieces * GROUPS * COPIES + behind] + weight.block_type.shape, weight.layout
     )
     x_ready = gl.allocate_shared_memory(gl.int64, [X_STAGES, 1], mbarrier.MBarrierLayout())
     weight_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -303,17 +307,16 @@ def wide_gemm(
         mbarrier.init(weight_ready.index(stage), count=1)
         mbarrier.init(free.index(stage), count=GROUPS)
     fence_async_shared()
+    rings = (x_ring, weight_ring, x_ready, weight_ready, free)
+    source = (x, weight, tiles, steps)
+    goal = (out, rows, columns, tiles, steps)
     if GROUPS == 1:
         gl.warp_specialize(
             [
                 (consume, (
-                    out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, LEAVES, ROW_TILES, 0,
+                    goal, rings, ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, COPIES, PAIR, LEAVES, ROW_TILES, 0,
                 )),
-                (produce, (
-                    x, weight, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, ROW_TILES,
-                )),
+                (produce, (source, rings, DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, ROW_TILES)),
             ],
             [1],
             [PRODUCER_REGISTERS],
@@ -322,17 +325,12 @@ def wide_gemm(
         gl.warp_specialize(
             [
                 (consume, (
-                    out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, LEAVES, ROW_TILES, 0,
+                    goal, rings, ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, COPIES, PAIR, LEAVES, ROW_TILES, 0,
                 )),
                 (consume, (
-                    out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, LEAVES, ROW_TILES, 1,
+                    goal, rings, ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, COPIES, PAIR, LEAVES, ROW_TILES, 1,
                 )),
-                (produce, (
-                    x, weight, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, ROW_TILES,
-                )),
+                (produce, (source, rings, DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, ROW_TILES)),
             ],
             [4, 1],
             [GROUP_REGISTERS, PRODUCER_REGISTERS],
@@ -342,21 +340,15 @@ def wide_gemm(
         gl.warp_specialize(
             [
                 (consume, (
-                    out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, LEAVES, ROW_TILES, 0,
+                    goal, rings, ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, COPIES, PAIR, LEAVES, ROW_TILES, 0,
                 )),
                 (consume, (
-                    out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, LEAVES, ROW_TILES, 1,
+                    goal, rings, ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, COPIES, PAIR, LEAVES, ROW_TILES, 1,
                 )),
                 (consume, (
-                    out, rows, columns, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, copies, PAIR, LEAVES, ROW_TILES, 2,
+                    goal, rings, ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, COPIES, PAIR, LEAVES, ROW_TILES, 2,
                 )),
-                (produce, (
-                    x, weight, tiles, steps, x_ring, weight_ring, x_ready, weight_ready, free,
-                    DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, ROW_TILES,
-                )),
+                (produce, (source, rings, DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, ROW_TILES)),
             ],
             [4, 4, 1],
             [GROUP_REGISTERS, GROUP_REGISTERS, PRODUCER_REGISTERS],
