@@ -75,9 +75,10 @@ def copy_x(x, row, start, x_ring, ready, slot, DEPTH: gl.constexpr):
 def produce(
     source, rings,
     DEPTH: gl.constexpr, STAGES: gl.constexpr, X_STAGES: gl.constexpr, GROUPS: gl.constexpr, LINES: gl.constexpr,
-    PAIR: gl.constexpr, WAIT: gl.constexpr, ROW_TILES: gl.constexpr,
+    PAIR: gl.constexpr, WAIT: gl.constexpr, AHEAD: gl.constexpr, ROW_TILES: gl.constexpr,
 ):  # fmt: skip
-    """Copy both operands' blocks of every tile of this program into the rings. X_STAGES is at most STAGES."""
+    """Copy both operands' blocks of every tile of this program into the rings. X_STAGES is at most STAGES, of which AHEAD
+    are filled with weights before the wait."""
     x, weight, tiles, steps = source
     x_ring, weight_ring, x_ready, weight_ready, free = rings
     width: gl.constexpr = GROUPS * LINES // (2 if PAIR else 1)
@@ -85,7 +86,8 @@ def produce(
     row = gl.program_id(0) % ROW_TILES * x.block_type.shape[0]
     walkers = gl.num_programs(0) // ROW_TILES
     blocks = gl.cdiv(tiles - first, walkers) * steps
-    for block in range(0, gl.minimum(blocks, STAGES)):
+    ahead = gl.minimum(blocks, AHEAD)
+    for block in range(0, ahead):
         column = (first + block // steps * walkers) * width
         copy_weights(
             weight,
@@ -103,6 +105,20 @@ def produce(
         wait_for_the_kernel_ahead()
     for block in range(0, gl.minimum(blocks, X_STAGES)):
         copy_x(x, row, block % steps * DEPTH, x_ring, x_ready, block, DEPTH)
+    for block in range(ahead, gl.minimum(blocks, STAGES)):
+        column = (first + block // steps * walkers) * width
+        copy_weights(
+            weight,
+            column,
+            block % steps * DEPTH,
+            weight_ring,
+            weight_ready,
+            block,
+            DEPTH,
+            GROUPS,
+            LINES,
+            PAIR,
+        )
     slot = 0
     phase = 0
     x_slot = 0
@@ -211,6 +227,15 @@ def tile_sum(
 
 
 @gluon.jit
+def known_here(number):
+    """A number whose uses the compiler does not move out of a loop: addresses of a tile's results, computed ahead of
+    its sums, would take their registers."""
+    return gl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [number], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
 def store_sums(
     total, out, row_start, column_start, rows, columns,
     ROWS: gl.constexpr, LINES: gl.constexpr, PAIR: gl.constexpr, ACT: gl.constexpr,
@@ -256,7 +281,9 @@ def consume(
             DEPTH, STAGES, X_STAGES, COPIES, GROUPS * COPIES, WHICH, LEAVES,
         )  # fmt: skip
         column = (tile * GROUPS + WHICH) * each
-        store_sums(total, out, row, column, rows, columns, ROWS, LINES, PAIR, rings[0].dtype)
+        store_sums(
+            total, out, row, column, known_here(rows), known_here(columns), ROWS, LINES, PAIR, rings[0].dtype
+        )
 
 
 @gluon.jit
@@ -278,6 +305,7 @@ def wide_gemm(
     PAIR: gl.constexpr,
     LEAVES: gl.constexpr,
     WAIT: gl.constexpr,
+    AHEAD: gl.constexpr,
     ROW_TILES: gl.constexpr,
     GROUP_REGISTERS: gl.constexpr,
 ):
@@ -316,7 +344,7 @@ def wide_gemm(
                 (consume, (
                     goal, rings, ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, COPIES, PAIR, LEAVES, ROW_TILES, 0,
                 )),
-                (produce, (source, rings, DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, ROW_TILES)),
+                (produce, (source, rings, DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, AHEAD, ROW_TILES)),
             ],
             [1],
             [PRODUCER_REGISTERS],
@@ -330,7 +358,7 @@ def wide_gemm(
                 (consume, (
                     goal, rings, ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, COPIES, PAIR, LEAVES, ROW_TILES, 1,
                 )),
-                (produce, (source, rings, DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, ROW_TILES)),
+                (produce, (source, rings, DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, AHEAD, ROW_TILES)),
             ],
             [4, 1],
             [GROUP_REGISTERS, PRODUCER_REGISTERS],
@@ -348,7 +376,7 @@ def wide_gemm(
                 (consume, (
                     goal, rings, ROWS, DEPTH, STAGES, X_STAGES, GROUPS, LINES, COPIES, PAIR, LEAVES, ROW_TILES, 2,
                 )),
-                (produce, (source, rings, DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, ROW_TILES)),
+                (produce, (source, rings, DEPTH, STAGES, X_STAGES, GROUPS, LINES, PAIR, WAIT, AHEAD, ROW_TILES)),
             ],
             [4, 4, 1],
             [GROUP_REGISTERS, GROUP_REGISTERS, PRODUCER_REGISTERS],

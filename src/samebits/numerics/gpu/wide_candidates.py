@@ -35,6 +35,8 @@ class WideTile:
     x_stages: int
     wait: int
     """dependent launch, see gemm.py"""
+    ahead: int
+    """of the stages, those that are filled before the wait"""
     row_tiles: int = 1
     """programs that share a tile's columns, each with `rows` rows"""
     together: bool = False
@@ -43,8 +45,9 @@ class WideTile:
     @property
     def name(self) -> str:
         lines = f"{self.groups}x{self.lines}"
-        return f"wide {self.rows}x{lines}x{self.depth} s{self.stages}+{self.x_stages} wait {self.wait}" + (
-            f" by {self.row_tiles}" + " together" * self.together if self.row_tiles > 1 else ""
+        return (
+            f"wide {self.rows}x{lines}x{self.depth} s{self.stages}+{self.x_stages} wait {self.wait} ahead {self.ahead}"
+            + (f" by {self.row_tiles}" + " together" * self.together if self.row_tiles > 1 else "")
         )
 
     @property
@@ -72,6 +75,7 @@ class WideTile:
             and problem.width % self.columns(problem) == 0
             and (problem.panels == 1 or self.lines == GROUP_LINES)
             and problem.depth % (problem.leaves * self.depth) == 0
+            and max(self.x_stages, self.ahead) <= self.stages
             and self.shared() <= SHARED_BYTES
         )
 
@@ -87,7 +91,7 @@ class WideTile:
             wide_gemm, (x, weight, pointer(problem.out), "i32", "i32", "i32"),
             (
                 *units, self.rows, self.depth, self.stages, self.x_stages, self.groups, self.lines,
-                problem.panels == 2, problem.leaves, self.wait, self.row_tiles, group,
+                problem.panels == 2, problem.leaves, self.wait, self.ahead, self.row_tiles, group,
             ),
             4, 1, self.wait > 0, start,
         )  # fmt: skip
@@ -134,7 +138,7 @@ def registers(rows: int, groups: int) -> tuple[int, int]:
         return 96, 0
     if groups == 2:
         return 96, 96
-    limits = ((32, (72, 80)), (64, (80, 96)), (128, (120, 144)))
+    limits = ((32, (72, 80)), (64, (80, 96)), (128, (104, 128)))
     return next(found for limit, found in limits if rows <= limit)
 
 
