@@ -77,8 +77,8 @@ def produce(
     DEPTH: gl.constexpr, STAGES: gl.constexpr, X_STAGES: gl.constexpr, GROUPS: gl.constexpr, LINES: gl.constexpr,
     PAIR: gl.constexpr, WAIT: gl.constexpr, AHEAD: gl.constexpr, ROW_TILES: gl.constexpr,
 ):  # fmt: skip
-    """Copy both operands' blocks of every tile of this program into the rings. X_STAGES is at most STAGES, of which AHEAD
-    are filled with weights before the wait."""
+    """Copy both operands' blocks of every tile of this program into the rings. X_STAGES is at most STAGES, of
+    which AHEAD are filled with weights before the wait."""
     x, weight, tiles, steps = source
     x_ring, weight_ring, x_ready, weight_ready, free = rings
     width: gl.constexpr = GROUPS * LINES // (2 if PAIR else 1)
