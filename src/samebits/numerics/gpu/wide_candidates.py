@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from samebits.numerics.gpu.gemm_candidates import mapped, processors, unit_of
+from samebits.numerics.gpu.gemm_candidates import (
+    EARLY_ROWS,
+    HOPPER_PROCESSORS,
+    LEAST_SHARE,
+    mapped,
+    processors,
+    unit_of,
+)
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, swizzled_descriptor
 from samebits.numerics.gpu.operator import Recipe
-from samebits.numerics.gpu.panel_candidates import PanelProblem
+from samebits.numerics.gpu.panel_candidates import PanelProblem, PanelTile, panel_tile
 from samebits.numerics.gpu.prover import Candidate, Tensors
 
 GROUP_LINES, PIECE, BAND = 64, 64, 8
@@ -26,7 +33,7 @@ class WideTile:
     """How `wide_gemm` cuts a problem."""
 
     rows: int
-    """at most so many are computed"""
+    """of a program, at most"""
     groups: int
     lines: int
     """of a group's 64, those that are its own"""
@@ -38,16 +45,19 @@ class WideTile:
     ahead: int
     """of the stages, those that are filled before the wait"""
     row_tiles: int = 1
-    """programs that share a tile's columns, each with `rows` rows"""
-    together: bool = False
-    """those start together, as a cluster"""
+    """programs that share a tile's columns, each with `rows` rows; they start together"""
+
+    @property
+    def most_rows(self) -> int:
+        """At most so many are computed."""
+        return self.rows * self.row_tiles
 
     @property
     def name(self) -> str:
         lines = f"{self.groups}x{self.lines}"
         return (
             f"wide {self.rows}x{lines}x{self.depth} s{self.stages}+{self.x_stages} wait {self.wait} ahead {self.ahead}"
-            + (f" by {self.row_tiles}" + " together" * self.together if self.row_tiles > 1 else "")
+            + f" by {self.row_tiles}" * (self.row_tiles > 1)
         )
 
     @property
@@ -64,13 +74,18 @@ class WideTile:
         weights = self.stages * self.depth * self.groups * self.lines + (GROUP_LINES - self.lines) * PIECE
         return 2 * (weights + self.x_stages * self.depth * self.rows)
 
+    def fills(self, problem: PanelProblem) -> bool:
+        """Whether every program has one tile, and most multiprocessors a program."""
+        programs = problem.width // self.columns(problem) * self.row_tiles
+        return LEAST_SHARE * HOPPER_PROCESSORS <= programs <= HOPPER_PROCESSORS
+
     def fits(self, problem: PanelProblem, bucket: int, target: str) -> bool:
         """Whether this tile can compute a problem on an architecture."""
         return (
             target == "sm_90"
             and problem.act.itemsize == 2
             and not problem.bias
-            and bucket <= self.rows * self.row_tiles
+            and bucket <= self.most_rows
             and (problem.leaves == 1 or self.rows <= MOST_LEAVED)
             and problem.width % self.columns(problem) == 0
             and (problem.panels == 1 or self.lines == GROUP_LINES)
@@ -119,28 +134,35 @@ class WideTile:
             x, weight, out = inputs[0], inputs[1], outputs[0]
             maps = (mapped(x, (self.rows, PIECE)), self.weight_map(weight, problem))
             programs = min(tiles, processors(out.device) // self.row_tiles)
-            clusters = self.row_tiles if self.together else 1
-            kernel.launch(
-                (programs * self.row_tiles // clusters, 1, 1),
-                *maps,
-                out,
-                x.shape[0],
-                *lengths,
-                cluster=clusters,
-            )
+            kernel.launch((programs, 1, 1), *maps, out, x.shape[0], *lengths, cluster=self.row_tiles)
 
         return Candidate(self.name, kernel.digest, run)
 
 
 def registers(rows: int, groups: int) -> tuple[int, int]:
-    """Of a thread at the kernel's start, and of a group's behind the first."""
-    if groups == 1:
-        return 96, 0
-    if groups == 2:
+    """Of a thread at the kernel's start, and of a group's behind the first: few enough that a norm fits beside it."""
+    if groups < 3:
         return 96, 96
-    limits = ((32, (72, 80)), (64, (80, 96)), (128, (104, 128)))
-    return next(found for limit, found in limits if rows <= limit)
+    return next(
+        found for limit, found in ((32, (72, 80)), (64, (80, 96)), (128, (104, 128))) if rows <= limit
+    )
 
 
-def wide_recipe(tile: WideTile, problem: PanelProblem) -> Recipe:
+EarlyTile = PanelTile | WideTile
+
+
+def early_tile(problem: PanelProblem, bucket: int, target: str) -> EarlyTile | None:
+    """What computes few rows of a problem and starts early on an architecture. One: see `gemm_candidates.tiles_on`."""
+    if bucket <= EARLY_ROWS:
+        return panel_tile(problem, bucket, target)
+    tiles = WIDE_PAIRS if problem.panels == 2 else WIDE_SINGLES
+    return next((tile for tile in tiles if tile.fits(problem, bucket, target) and tile.fills(problem)), None)
+
+
+def early_recipe(tile: EarlyTile, problem: PanelProblem) -> Recipe:
     return Recipe(tile.name, lambda: tile.candidate(problem))
+
+
+WIDE_PAIRS = (WideTile(128, 3, 64, 64, 5, 5, 1, 5),)
+WIDE_SINGLES = (WideTile(64, 2, 48, 64, 11, 11, 1, 11, 2), WideTile(64, 1, 64, 128, 7, 7, 1, 7, 2))
+"""Up to 128 rows."""
