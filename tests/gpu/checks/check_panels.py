@@ -1,4 +1,4 @@
-"""Products in panels and wide tiles have the clause's bits, alone and behind kernels that still write what they read."""
+"""Products in panels and wide tiles: the clause's bits, alone and behind kernels that still write what they read."""
 
 from __future__ import annotations
 
