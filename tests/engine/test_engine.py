@@ -206,29 +206,23 @@ def test_a_waiting_sibling_survives_the_one_it_waits_for(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_an_unsound_key_fails_its_request_alone(loop: Loop) -> None:
+@pytest.mark.parametrize(
+    ("token", "pages", "message"),
+    [
+        pytest.param(FAKE_RECIPE.unsound_token, 64, "not finite", id="unsound key"),
+        pytest.param(FAKE_RECIPE.breaking_token, 14, "InjectedError", id="breaks every step"),
+    ],
+)
+def test_a_request_that_cannot_be_computed_fails_alone(
+    loop: Loop, token: int, pages: int, message: str
+) -> None:
     requests = mixed_requests()
-    unsound = request("unsound", [*SAFE[:23], FAKE_RECIPE.unsound_token, 50], 4)
-    engine = small_engine(loop=loop)
-    events = run(engine, [*requests[:5], unsound, *requests[5:]])
-    found = streams([*requests, unsound], events)
-    failed = found.pop("unsound")
+    doomed = request("doomed", [*SAFE[:23], token, 50], 4)
+    events = run(small_engine(loop=loop, pages=pages), [*requests[:5], doomed, *requests[5:]])
+    found = streams([*requests, doomed], events)
+    failed = found.pop("doomed")
     assert failed.finish is not None and failed.finish.reason == "error" and not failed.token_ids
-    assert "not finite" in failed.finish.message
-    for stream in found.values():
-        assert bits(stream) == bits_alone(stream.request), stream.request.rid
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_request_that_breaks_every_step_fails_alone(loop: Loop) -> None:
-    requests = mixed_requests()
-    breaking = request("breaking", [*SAFE[:23], FAKE_RECIPE.breaking_token, 50], 4)
-    engine = small_engine(loop=loop, page_tokens=4, pages=14)
-    events = run(engine, [*requests[:5], breaking, *requests[5:]])
-    found = streams([*requests, breaking], events)
-    failed = found.pop("breaking")
-    assert failed.finish is not None and failed.finish.reason == "error" and not failed.token_ids
-    assert "InjectedError" in failed.finish.message
+    assert message in failed.finish.message
     for stream in found.values():
         assert bits(stream) == bits_alone(stream.request), stream.request.rid
 

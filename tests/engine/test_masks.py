@@ -10,20 +10,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from masked_engine import Events, answers, finished, masked_engine, run, step_into
+from msgspec.structs import replace
 
-from samebits.cache.pages import PagePool
 from samebits.engine.engine import Engine
-from samebits.engine.loops import LOOPS
 from samebits.engine.masks import Mask, Matcher
-from samebits.engine.messages import EngineFacts, EngineRequest, LogprobOptions, RequestEvent
+from samebits.engine.messages import EngineRequest, LogprobOptions
 from samebits.errors import RequestError
-from samebits.numerics.cpu.operators import CpuOperators
-from samebits.sampling_params import ResolvedSampling, SamplingDefaults
-from samebits.schedule.scheduler import Scheduler, SchedulerLimits
-from samebits.verify.simulation.fake_runner import FakeRunner
+from samebits.sampling_params import ResolvedSampling
 
-VOCABULARY = 70
-PAGES, PAGE_TOKENS = 60, 4
+VOCABULARY, PAGES = 70, 60
 
 
 @dataclass
@@ -73,23 +69,7 @@ class ModuloSource:
 
 
 def make_engine(loop: str, source: ModuloSource | None, step_tokens: int = 16, pages: int = PAGES) -> Engine:
-    facts = EngineFacts(
-        model="fake",
-        family="fake",
-        vocabulary=VOCABULARY,
-        context_length=200,
-        kv_tokens=pages * PAGE_TOKENS,
-        eos_token_ids=[0],
-        sampling_defaults=SamplingDefaults(),
-        default_seed=42,
-        profile="exact",
-        promises_bits=True,
-        fingerprint="",
-        plan={},
-    )
-    runner = FakeRunner(CpuOperators(threads=1), VOCABULARY, pages, PAGE_TOKENS)
-    limits = SchedulerLimits(step_tokens, 12, PAGE_TOKENS, -(-200 // PAGE_TOKENS))
-    return Engine(facts, runner, Scheduler(limits, PagePool(pages)), LOOPS[loop](runner), 100, source)
+    return masked_engine(loop, source, VOCABULARY, 200, step_tokens=step_tokens, pages=pages)
 
 
 def make_requests(count: int) -> list[EngineRequest]:
@@ -110,30 +90,6 @@ def make_requests(count: int) -> list[EngineRequest]:
         )
         for number in range(count)
     ]
-
-
-def run(engine: Engine, requests: list[EngineRequest]) -> dict[str, list[RequestEvent]]:
-    for request in requests:
-        engine.submit(request)
-    events: dict[str, list[RequestEvent]] = {}
-    while engine.has_work():
-        for event in engine.step():
-            events.setdefault(event.rid, []).append(event)
-        engine.scheduler.check()
-    engine.close()
-    return events
-
-
-def answers(events: dict[str, list[RequestEvent]]) -> dict[str, tuple]:
-    return {
-        rid: (
-            [token for event in news for token in event.token_ids],
-            [logprobs for event in news for logprobs in event.logprobs],
-            news[0].prompt_logprobs,
-            news[-1].finish,
-        )
-        for rid, news in events.items()
-    }
 
 
 def solo_answers(requests: list[EngineRequest]) -> dict[str, tuple]:
@@ -166,7 +122,7 @@ def test_masked_tokens_are_allowed_ones() -> None:
 def test_without_masks_other_tokens_come() -> None:
     """The inverse: the masks of these tests do matter."""
     requests = make_requests(8)
-    free = [EngineRequest(**{**_fields(request), "grammar": ""}) for request in requests]
+    free = [replace(request, grammar="") for request in requests]
     assert answers(run(make_engine("simple", None), free)) != solo_answers(requests)
 
 
@@ -178,18 +134,13 @@ def test_others_go_on_while_a_mask_is_kept_back(loop: str) -> None:
     source.gate.clear()
     for request in requests:
         engine.submit(request)
-    finished: dict[str, list[RequestEvent]] = {}
+    events: Events = {}
     deadline = time.monotonic() + 30
-    while len([news for news in finished.values() if news[-1].finish]) < 4 and time.monotonic() < deadline:
-        for event in engine.step():
-            finished.setdefault(event.rid, []).append(event)
-    assert {rid for rid, news in finished.items() if news[-1].finish} == {"0", "2", "4", "6"}
+    while len(finished(events)) < 4 and time.monotonic() < deadline:
+        step_into(events, engine)
+    assert finished(events) == {"0", "2", "4", "6"}
     source.gate.set()
-    while engine.has_work():
-        for event in engine.step():
-            finished.setdefault(event.rid, []).append(event)
-    engine.close()
-    assert answers(finished) == solo_answers(requests)
+    assert answers(run(engine, events=events)) == solo_answers(requests)
 
 
 @pytest.mark.parametrize("loop", ["simple", "overlapped"])
@@ -213,7 +164,3 @@ def test_grammars_are_refused_where_there_is_no_source() -> None:
         make_engine("simple", ModuloSource(0)).submit(
             EngineRequest(rid="x", prompt_ids=[1], sampling=ResolvedSampling(), grammar="other")
         )
-
-
-def _fields(request: EngineRequest) -> dict:
-    return {name: getattr(request, name) for name in request.__struct_fields__}

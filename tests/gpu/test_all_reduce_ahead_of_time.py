@@ -8,9 +8,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-from ahead_of_time import TARGETS, compile_for, estimates, fusable_operations
+from ahead_of_time import compile_for, estimates, fusable_operations
 
 from samebits.numerics.gpu import all_reduce, gathers
+from samebits.numerics.gpu.launch import TARGETS
 from samebits.numerics.gpu.symmetric import ACQUIRED, FENCED
 
 TABLES = {"inputs": "*i64", "pads": "*i64", "epochs": "*i64"}

@@ -12,12 +12,12 @@ from typing import Any
 import jsonschema
 import pytest
 from grammar_walk import compiler, tokenizer
+from masked_engine import Events, answers, finished, masked_engine, run, step_into
+from msgspec.structs import replace
 
-from samebits.cache.pages import PagePool
 from samebits.engine.engine import Engine
-from samebits.engine.loops import LOOPS
 from samebits.engine.masks import MaskSource
-from samebits.engine.messages import AbortRequest, EngineFacts, EngineRequest, LogprobOptions, RequestEvent
+from samebits.engine.messages import AbortRequest, EngineRequest, LogprobOptions
 from samebits.grammar.language import (
     choice_part,
     grammar_of,
@@ -27,14 +27,11 @@ from samebits.grammar.language import (
     text_part,
 )
 from samebits.grammar.matchers import GrammarMasks
-from samebits.numerics.cpu.operators import CpuOperators
-from samebits.sampling_params import ResolvedSampling, SamplingDefaults
-from samebits.schedule.scheduler import Scheduler, SchedulerLimits
-from samebits.verify.simulation.fake_runner import FakeRunner
+from samebits.sampling_params import ResolvedSampling
 
 PADDING = 13
 VOCABULARY = tokenizer("tiny").vocabulary + PADDING
-PAGES, PAGE_TOKENS, CONTEXT = 120, 4, 300
+PAGES = 120
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -81,23 +78,7 @@ def masks(executor: Executor | None = None) -> GrammarMasks:
 def make_engine(
     loop: str, source: MaskSource, step_tokens: int = 24, pages: int = PAGES, running: int = 12
 ) -> Engine:
-    facts = EngineFacts(
-        model="fake",
-        family="fake",
-        vocabulary=VOCABULARY,
-        context_length=CONTEXT,
-        kv_tokens=pages * PAGE_TOKENS,
-        eos_token_ids=[0],
-        sampling_defaults=SamplingDefaults(),
-        default_seed=42,
-        profile="exact",
-        promises_bits=True,
-        fingerprint="",
-        plan={},
-    )
-    runner = FakeRunner(CpuOperators(threads=1), VOCABULARY, pages, PAGE_TOKENS)
-    limits = SchedulerLimits(step_tokens, running, PAGE_TOKENS, -(-CONTEXT // PAGE_TOKENS))
-    return Engine(facts, runner, Scheduler(limits, PagePool(pages)), LOOPS[loop](runner), 100, source)
+    return masked_engine(loop, source, VOCABULARY, 300, step_tokens=step_tokens, pages=pages, running=running)
 
 
 def make_requests(count: int = 14) -> list[EngineRequest]:
@@ -119,30 +100,6 @@ def make_requests(count: int = 14) -> list[EngineRequest]:
         )
         for number in range(count)
     ]
-
-
-def run(engine: Engine, requests: list[EngineRequest]) -> dict[str, list[RequestEvent]]:
-    for request in requests:
-        engine.submit(request)
-    events: dict[str, list[RequestEvent]] = {}
-    while engine.has_work():
-        for event in engine.step():
-            events.setdefault(event.rid, []).append(event)
-        engine.scheduler.check()
-    engine.close()
-    return events
-
-
-def answers(events: dict[str, list[RequestEvent]]) -> dict[str, tuple]:
-    return {
-        rid: (
-            [token for event in news for token in event.token_ids],
-            [logprobs for event in news for logprobs in event.logprobs],
-            news[0].prompt_logprobs,
-            news[-1].finish,
-        )
-        for rid, news in events.items()
-    }
 
 
 def solo(requests: list[EngineRequest]) -> dict[str, tuple]:
@@ -203,8 +160,7 @@ def test_other_grammars_other_bits(alone: dict[str, tuple]) -> None:
     """The inverse: the grammar decides, and a neighbour's changes nothing."""
     requests = make_requests()
     swapped = [
-        EngineRequest(**{**fields(request), "grammar": GRAMMARS[4] if request.grammar else GRAMMARS[2]})
-        for request in requests[:6]
+        replace(request, grammar=GRAMMARS[4] if request.grammar else GRAMMARS[2]) for request in requests[:6]
     ]
     got = answers(run(make_engine("overlapped", masks()), [*swapped, *requests[6:]]))
     for request in requests[:6]:
@@ -222,24 +178,19 @@ def test_free_requests_do_not_wait_for_a_grammar(loop: str, alone: dict[str, tup
     free = {request.rid for request in requests if not request.grammar}
     for request in requests:
         engine.submit(request)
-    events: dict[str, list[RequestEvent]] = {}
+    events: Events = {}
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and {r for r, news in events.items() if news[-1].finish} != free:
-        for event in engine.step():
-            events.setdefault(event.rid, []).append(event)
-    assert {rid for rid, news in events.items() if news[-1].finish} == free
+    while time.monotonic() < deadline and finished(events) != free:
+        step_into(events, engine)
+    assert finished(events) == free
     executor.gate.set()
-    while engine.has_work():
-        for event in engine.step():
-            events.setdefault(event.rid, []).append(event)
-    engine.close()
-    assert answers(events) == alone
+    assert answers(run(engine, events=events)) == alone
 
 
 @pytest.mark.parametrize("loop", ["simple", "overlapped"])
 def test_a_broken_grammar_fails_its_own_request_only(loop: str, alone: dict[str, tuple]) -> None:
     requests = make_requests()
-    broken = EngineRequest(**{**fields(requests[0]), "rid": "broken", "grammar": '{"grammars":[{}]}'})
+    broken = replace(requests[0], rid="broken", grammar='{"grammars":[{}]}')
     got = answers(run(make_engine(loop, masks(), running=15), [broken, *requests]))
     tokens, _, _, finish = got.pop("broken")
     assert (finish.reason, finish.refusal, finish.field, tokens) == ("error", "request", "grammar", [])
@@ -254,7 +205,7 @@ DEAD_END = grammar_of(text_part('start: "the" A\nA: /a/ & /b/', "x")).text
 def test_a_grammar_that_no_output_meets_ends_its_own_request_only(loop: str, alone: dict[str, tuple]) -> None:
     requests = make_requests()
     empty, dead_end = (
-        EngineRequest(**{**fields(requests[0]), "rid": rid, "grammar": grammar})
+        replace(requests[0], rid=rid, grammar=grammar)
         for rid, grammar in (("empty", EMPTY), ("dead end", DEAD_END))
     )
     got = answers(run(make_engine(loop, masks(), running=16), [empty, dead_end, *requests]))
@@ -273,14 +224,13 @@ def test_an_abort_spares_the_others(alone: dict[str, tuple]) -> None:
     engine = make_engine("overlapped", masks(SlowExecutor(1)))
     for request in requests:
         engine.submit(request)
-    events: dict[str, list[RequestEvent]] = {}
+    events: Events = {}
     turn = 0
     while engine.has_work():
         turn += 1
         if turn % 9 == 0 and turn < 60:
             engine.abort(AbortRequest(rid=str(turn // 9)))
-        for event in engine.step():
-            events.setdefault(event.rid, []).append(event)
+        step_into(events, engine)
     engine.close()
     got = answers(events)
     aborted = {rid for rid, answer in got.items() if answer[3].reason == "abort"}
@@ -293,12 +243,10 @@ def test_an_abort_spares_the_others(alone: dict[str, tuple]) -> None:
 
 
 def test_an_end_that_is_forbidden_or_ignored() -> None:
-    base = {**fields(make_requests()[2]), "grammar": GRAMMARS[2]}
-    sampling = base.pop("sampling")
+    base = make_requests()[2]
 
     def one(rid: str, **changes: Any) -> EngineRequest:
-        values = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
-        return EngineRequest(**{**base, "rid": rid, "sampling": ResolvedSampling(**values | changes)})
+        return replace(base, rid=rid, grammar=GRAMMARS[2], sampling=replace(base.sampling, **changes))
 
     requests = [one("ends"), one("forbidden", min_new_tokens=30), one("ignored", ignore_eos=True)]
     got = answers(run(make_engine("overlapped", masks()), requests))
@@ -308,7 +256,3 @@ def test_an_end_that_is_forbidden_or_ignored() -> None:
     length = len(got["ends"][0])
     assert got["ignored"][0][:length] == got["ends"][0]
     assert set(got["ignored"][0][length:]) == {0} and got["ignored"][3].reason == "length"
-
-
-def fields(request: EngineRequest) -> dict[str, Any]:
-    return {name: getattr(request, name) for name in request.__struct_fields__}

@@ -7,17 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import triton
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-    "gfx950": GPUTarget("hip", "gfx950", 64),
-}
-"""Every portable kernel compiles for all of these."""
+from samebits.numerics.gpu.launch import TARGETS
 
 FUSABLE = re.compile(r"\b(?:mul|add|sub)\.(?:ftz\.|sat\.)*f32(?:x2)?\b")
 """A float32 operation without its rounding: the assembler may fuse two of them (trap 1)."""

@@ -13,6 +13,12 @@ from fake_engine import float32_logprob
 from live_server import LiveServer
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 6}
+SCORED: dict[str, Any] = {
+    "text": "the same request",
+    "sampling_params": GREEDY,
+    "return_logprob": True,
+    "logprob_start_len": 0,
+}
 
 
 def bits(value: float) -> int:
@@ -196,14 +202,8 @@ def test_scoring_only(server: LiveServer) -> None:
 
 
 def test_cumulative_stream(server: LiveServer) -> None:
-    body = {
-        "text": "the same request",
-        "sampling_params": GREEDY,
-        "return_logprob": True,
-        "logprob_start_len": 0,
-    }
-    whole = server.generate(**body)
-    frames = server.frames(**body)
+    whole = server.generate(**SCORED)
+    frames = server.frames(**SCORED)
     for earlier, later in pairwise(frames):
         assert later["text"].startswith(earlier["text"])
         assert later["output_ids"][: len(earlier["output_ids"])] == earlier["output_ids"]
@@ -213,14 +213,8 @@ def test_cumulative_stream(server: LiveServer) -> None:
 
 
 def test_incremental_stream(server: LiveServer) -> None:
-    body = {
-        "text": "the same request",
-        "sampling_params": GREEDY,
-        "return_logprob": True,
-        "logprob_start_len": 0,
-    }
-    whole = server.generate(**body)
-    frames = server.frames(**body, incremental=True)
+    whole = server.generate(**SCORED)
+    frames = server.frames(**SCORED, incremental=True)
     assert len(frames) > 1
     assert "".join(frame["text"] for frame in frames) == whole["text"]
     assert [token for frame in frames for token in frame["output_ids"]] == whole["output_ids"]

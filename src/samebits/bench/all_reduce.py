@@ -22,6 +22,7 @@ from torch import Tensor
 from samebits.bench.facts import machine
 from samebits.numerics.adversarial import wide_rows
 from samebits.numerics.gpu.norm import add_rms_norm
+from samebits.numerics.gpu.rank_proof import folded
 from samebits.numerics.gpu.ranks import RankCollectives
 
 WIDTH = 4096
@@ -134,18 +135,10 @@ def _part(rank: Rank, rows: int, dtype: torch.dtype, width: int = WIDTH) -> Tens
 
 
 def _folded(rank: Rank, part: Tensor, act: torch.dtype, tree: bool = False) -> Tensor:
-    """The clause by torch, out of gathered copies: it adds two tensors element by element, which leaves no order."""
+    """The clause by torch, out of gathered copies."""
     parts = [torch.empty_like(part) for _ in range(rank.size)]
     dist.all_gather(parts, part)
-    wide = [one.float() for one in parts]
-    if tree:
-        while len(wide) > 1:
-            wide = [left + right for left, right in zip(wide[::2], wide[1::2], strict=True)]
-        return wide[0].to(act)
-    total = wide[0]
-    for one in wide[1:]:
-        total = total + one
-    return total.to(act)
+    return folded(parts, tree, act)
 
 
 def _differing(left: Tensor, right: Tensor) -> float:

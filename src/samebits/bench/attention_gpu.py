@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from samebits.bench.facts import machine, write_result
+from samebits.bench.plotting import check_plotting
 from samebits.errors import ConfigError
 from samebits.numerics.operators import HeadLayout
 
@@ -283,10 +284,9 @@ def prefill_rows(result: dict[str, Any]) -> list[Sequence[str]]:
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Decode as a share of the reading rate, prefill in TFLOP/s beside torch's kernels. Needs matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("the plot needs matplotlib: pip install matplotlib, or leave out --plot") from error
+    check_plotting()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     decode, prefill = figure.subplots(1, 2)
     names = [f"{found['batch']} x {found['tokens']}" for found in result["decode"]]

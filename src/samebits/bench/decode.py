@@ -10,7 +10,7 @@ from typing import Any
 
 from samebits.bench.device_engine import BenchEngine, gpu_facts, median_of, open_engine
 from samebits.bench.facts import machine, write_result
-from samebits.bench.load.plot import check_plotting
+from samebits.bench.plotting import check_plotting
 from samebits.config import EngineConfig, ModelConfig
 from samebits.models.load import read_model_files
 from samebits.models.spec import ModelSpec

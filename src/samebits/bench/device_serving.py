@@ -18,9 +18,9 @@ import torch
 
 from samebits.bench.device_engine import BenchEngine, gpu_facts, long_request, open_engine
 from samebits.bench.facts import machine, write_result
-from samebits.bench.load.plot import check_plotting
 from samebits.bench.load.report import percentile
 from samebits.bench.loads import Asking, Load, uniform
+from samebits.bench.plotting import check_plotting
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.messages import EngineRequest
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from samebits.bench.facts import machine, write_result
+from samebits.bench.plotting import check_plotting
 from samebits.errors import ConfigError
 from samebits.numerics.gpu.buckets import buckets_up_to
 
@@ -263,10 +264,9 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Ratio to `torch.mm` over rows, one line a matrix. Needs matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("the plot needs matplotlib: pip install matplotlib, or leave out --plot") from error
+    check_plotting()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     titles = dict.fromkeys(entry["matrix"] for entry in result["products"])

@@ -38,8 +38,11 @@ def add(kinds: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from samebits.bench import attention_gpu
+    from samebits.bench.plotting import check_plotting
     from samebits.tables import align
 
+    if options.plot is not None:
+        check_plotting()
     result = attention_gpu.run(options.output, say=lambda line: print(line, file=sys.stderr, flush=True))
     print("\n".join(align(attention_gpu.decode_rows(result))))
     print("\n".join(["", *align(attention_gpu.prefill_rows(result))]))

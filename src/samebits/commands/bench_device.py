@@ -92,8 +92,8 @@ def run_prefill(options: argparse.Namespace) -> int:
 
 def run_serving(options: argparse.Namespace) -> int:
     from samebits.bench import device_serving
-    from samebits.bench.load.plot import check_plotting
     from samebits.bench.loads import loads
+    from samebits.bench.plotting import check_plotting
     from samebits.tables import align
 
     if options.plot:

@@ -46,8 +46,11 @@ def add(kinds: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from samebits.bench import gemm
+    from samebits.bench.plotting import check_plotting
     from samebits.tables import align
 
+    if options.plot is not None:
+        check_plotting()
     result = gemm.run(
         options.output, gpus=options.gpus, say=lambda line: print(line, file=sys.stderr, flush=True)
     )

@@ -146,9 +146,10 @@ def run_serve(options: argparse.Namespace) -> int:
     """Measure; returns 1 where a request failed."""
     from samebits.bench.facts import write_result
     from samebits.bench.load.drive import Plan
-    from samebits.bench.load.plot import check_plotting, draw
+    from samebits.bench.load.plot import draw
     from samebits.bench.load.report import lines, table_rows
     from samebits.bench.load.run import run
+    from samebits.bench.plotting import check_plotting
     from samebits.client import AsyncClient
     from samebits.tables import align
 

@@ -48,6 +48,45 @@ class ToolParser(Protocol):
         """The rest, when no more comes."""
 
 
+class Findings:
+    """What a parser has found and not told yet, and how many calls have ended. Of calls after the first `most`
+    nothing is told."""
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._parts: list[str | CallDelta] = []
+        self.ended = 0
+        """calls, told or not"""
+
+    @property
+    def calls(self) -> int:
+        """Calls that have ended and are told."""
+        return self.ended if self._most is None else min(self.ended, self._most)
+
+    def words(self, text: str) -> None:
+        if text:
+            self._parts.append(text)
+
+    def begin_call(self, name: str, arguments: str = "") -> None:
+        self._add(CallDelta(self.ended, arguments, name))
+
+    def arguments(self, text: str) -> None:
+        """More of the arguments of the call that has begun."""
+        self._add(CallDelta(self.ended, text))
+
+    def end_call(self) -> None:
+        self.ended += 1
+
+    def take(self) -> ToolDelta:
+        """Tell all of it."""
+        parts, self._parts = self._parts, []
+        return ToolDelta(tuple(parts))
+
+    def _add(self, delta: CallDelta) -> None:
+        if self._most is None or delta.number < self._most:
+            self._parts.append(delta)
+
+
 class HermesParser:
     """Tells words from calls in a growing text. Each character is looked at a fixed number of times.
 
@@ -57,7 +96,7 @@ class HermesParser:
 
     def __init__(self, most_calls: int | None = None) -> None:
         """Calls after the first `most_calls` are dropped."""
-        self._most = most_calls
+        self._found = Findings(most_calls)
         self._held = ""
         self._at = 0
         """where in what is held to read on"""
@@ -67,20 +106,18 @@ class HermesParser:
         """a call whose arguments cannot be shown yet"""
         self._value: JsonObject | None = None
         """the arguments that are being shown"""
-        self._calls = 0
-        self._parts: list[str | CallDelta] = []
 
     @property
     def calls(self) -> int:
         """Calls so far."""
-        return self._calls if self._most is None else min(self._calls, self._most)
+        return self._found.calls
 
     def push(self, text: str) -> ToolDelta:
         """What is certain once `text` has come."""
         self._held, self._at = self._held[self._at :] + text, 0
         while self._advance():
             pass
-        return self._news()
+        return self._found.take()
 
     def finish(self) -> ToolDelta:
         """The rest, when no more comes."""
@@ -88,22 +125,13 @@ class HermesParser:
         if self._block is not None:
             body = self._block.text
             if not self._whole_call(body):
-                self._parts.append(OPEN + body)
-        elif self._value is None and (held or not self._calls):
-            self._parts.append("".join(self._blank) + held)
+                self._found.words(OPEN + body)
+        elif self._value is None and (held or not self._found.ended):
+            self._found.words("".join(self._blank) + held)
         if self._value is not None:
-            self._calls += 1
+            self._found.end_call()
         self._held, self._at, self._blank, self._block, self._value = "", 0, [], None, None
-        return self._news()
-
-    def _news(self) -> ToolDelta:
-        parts, self._parts = self._parts, []
-        return ToolDelta(tuple(part for part in parts if self._is_shown(part)))
-
-    def _is_shown(self, part: str | CallDelta) -> bool:
-        if isinstance(part, str):
-            return bool(part)
-        return self._most is None or part.number < self._most
+        return self._found.take()
 
     def _advance(self) -> bool:
         """Read on from what is held; whether there may be more to read."""
@@ -119,7 +147,7 @@ class HermesParser:
         words = self._held[self._at : border]
         shown = words.rstrip()
         if shown:
-            self._parts.append("".join(self._blank) + shown)
+            self._found.words("".join(self._blank) + shown)
             self._blank = []
         self._blank.append(words[len(shown) :])
         self._at = border
@@ -130,12 +158,12 @@ class HermesParser:
     def _advance_block(self, block: CallBlock) -> bool:
         self._at = block.push(self._held, self._at)
         if block.name is not None:
-            self._parts.append(CallDelta(self._calls, "", block.name))
+            self._found.begin_call(block.name)
             self._block, self._value = None, JsonObject()
         elif block.closed:
             body = block.text
             if not self._whole_call(body[: -len(CLOSE)]):
-                self._parts.append(OPEN + body)
+                self._found.words(OPEN + body)
             self._block = None
         return self._block is None
 
@@ -143,7 +171,7 @@ class HermesParser:
         if not value.ended:
             end = value.push(self._held, self._at)
             if end > self._at:
-                self._parts.append(CallDelta(self._calls, self._held[self._at : end]))
+                self._found.arguments(self._held[self._at : end])
             self._at = end
         if not value.ended:
             return False
@@ -152,7 +180,7 @@ class HermesParser:
             self._at = len(self._held) - partial_length(self._held, CLOSE, self._at)
             return False
         self._at, self._value = end + len(CLOSE), None
-        self._calls += 1
+        self._found.end_call()
         return True
 
     def _whole_call(self, body: str) -> bool:
@@ -160,8 +188,8 @@ class HermesParser:
         call = load_json(body)
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             return False
-        self._parts.append(CallDelta(self._calls, arguments_text(call), call["name"]))
-        self._calls += 1
+        self._found.begin_call(call["name"], arguments_text(call))
+        self._found.end_call()
         return True
 
 
@@ -190,7 +218,7 @@ class CallBlock:
         stop = limit if brace is None else brace
         self._pieces.append(text[start:stop])
         if brace is not None:
-            self.name = self._header_name()
+            self.name = header_name(HEADER, self.text)
             if self.name is None:  # the name is no JSON: nothing can be shown before the end
                 self._pieces.append(text[stop:limit])
         self._tail = (self._tail + text[max(start, limit - len(CLOSE)) : limit])[1 - len(CLOSE) :]
@@ -206,11 +234,6 @@ class CallBlock:
             return start + found + len(CLOSE) - len(self._tail)
         found = text.find(CLOSE, start)
         return found + len(CLOSE) if found >= 0 else None
-
-    def _header_name(self) -> str | None:
-        header = HEADER.match(self.text + "{")
-        name = load_json(header.group(1)) if header else None
-        return name if isinstance(name, str) else None
 
 
 Steps = tuple[dict[str, int], ...]
@@ -270,6 +293,13 @@ class CallHeader:
         elif character == "\\":
             self._word = "\\"
         return False
+
+
+def header_name(header: re.Pattern[str], text: str) -> str | None:
+    """The function's name in a call's text ahead of the arguments' brace; None where it is no JSON."""
+    found = header.match(text + "{")
+    name = load_json(found.group(1)) if found else None
+    return name if isinstance(name, str) else None
 
 
 def arguments_text(call: dict[str, Any]) -> str:

@@ -12,12 +12,13 @@ from enum import Enum
 from samebits.text.tags import partial_length
 from samebits.text.tool_calls import (
     LAST,
-    CallDelta,
     CallHeader,
+    Findings,
     JsonObject,
     Steps,
     ToolDelta,
     arguments_text,
+    header_name,
     load_json,
 )
 
@@ -57,7 +58,7 @@ class LlamaParser:
 
     def __init__(self, most_calls: int | None = None) -> None:
         """Calls after the first `most_calls` are dropped."""
-        self._most = most_calls
+        self._found = Findings(most_calls)
         self._place = _Place.BEFORE
         self._held = ""
         self._at = 0
@@ -69,43 +70,32 @@ class LlamaParser:
         self._header = CallHeader(HEADER_STEPS)
         self._value = JsonObject()
         """finds the end of that object, of the arguments, or of the call"""
-        self._calls = 0
-        self._parts: list[str | CallDelta] = []
 
     @property
     def calls(self) -> int:
         """Calls so far."""
-        return self._calls if self._most is None else min(self._calls, self._most)
+        return self._found.calls
 
     def push(self, text: str) -> ToolDelta:
         """What is certain once `text` has come."""
         self._held, self._at = self._held[self._at :] + text, 0
         while self._advance():
             pass
-        return self._news()
+        return self._found.take()
 
     def finish(self) -> ToolDelta:
         """The rest, when no more comes."""
         held = self._held[self._at :]
         if self._place in (_Place.ARGUMENTS, _Place.REST):
-            self._calls += 1
+            self._found.end_call()
         elif self._place is _Place.OBJECT:
-            self._parts.append("".join(self._object))
+            self._found.words("".join(self._object))
         elif self._place is _Place.BEFORE:
-            self._parts.append("".join(self._blank) + held)
+            self._found.words("".join(self._blank) + held)
         else:
-            self._parts.append(held)
+            self._found.words(held)
         self._held, self._at, self._place = "", 0, _Place.WORDS
-        return self._news()
-
-    def _news(self) -> ToolDelta:
-        parts, self._parts = self._parts, []
-        return ToolDelta(tuple(part for part in parts if self._is_shown(part)))
-
-    def _is_shown(self, part: str | CallDelta) -> bool:
-        if isinstance(part, str):
-            return bool(part)
-        return self._most is None or part.number < self._most
+        return self._found.take()
 
     def _advance(self) -> bool:
         """Read on from what is held; whether there may be more to read."""
@@ -135,7 +125,7 @@ class LlamaParser:
             self._header, self._value = CallHeader(HEADER_STEPS), JsonObject()
         else:
             self._place = _Place.WORDS
-            self._parts.append("".join(self._blank))
+            self._found.words("".join(self._blank))
         self._blank = []
         return True
 
@@ -143,11 +133,11 @@ class LlamaParser:
         start = self._at
         while self._at < len(self._held) and self._is_blank(self._held[self._at]):
             self._at += 1
-        if not self._calls:
+        if not self._found.ended:
             self._blank.append(self._held[start : self._at])
 
     def _is_blank(self, character: str) -> bool:
-        return character in SEPARATORS if self._calls else character.isspace()
+        return character in SEPARATORS if self._found.ended else character.isspace()
 
     def _advance_object(self) -> bool:
         start = self._at
@@ -155,8 +145,8 @@ class LlamaParser:
         brace = self._header.push(self._held, start, end)
         self._at = end if brace is None else brace
         self._object.append(self._held[start : self._at])
-        if brace is not None and (name := self._header_name()) is not None:
-            self._parts.append(CallDelta(self._calls, "", name))
+        if brace is not None and (name := header_name(HEADER, "".join(self._object))) is not None:
+            self._found.begin_call(name)
             self._place, self._value = _Place.ARGUMENTS, JsonObject()
             return True
         if self._at < end:  # the name is no JSON: nothing can be shown before the end
@@ -167,36 +157,31 @@ class LlamaParser:
         text = "".join(self._object)
         call = load_json(text)
         if isinstance(call, dict) and isinstance(call.get("name"), str) and ARGUMENTS & set(call):
-            self._parts.append(CallDelta(self._calls, arguments_text(call), call["name"]))
+            self._found.begin_call(call["name"], arguments_text(call))
             return self._end_call()
-        self._parts.append(text)
+        self._found.words(text)
         self._place = _Place.WORDS
         return True
-
-    def _header_name(self) -> str | None:
-        header = HEADER.match("".join(self._object) + "{")
-        name = load_json(header.group(1)) if header else None
-        return name if isinstance(name, str) else None
 
     def _advance_arguments(self) -> bool:
         start = self._at
         self._at = self._value.push(self._held, start)
         if self._at > start:
-            self._parts.append(CallDelta(self._calls, self._held[start : self._at]))
+            self._found.arguments(self._held[start : self._at])
         if not self._value.ended:
             return False
         self._place, self._value = _Place.REST, JsonObject(depth=1)
         return True
 
     def _end_call(self) -> bool:
-        self._calls += 1
+        self._found.end_call()
         self._place = _Place.BEFORE
         return self._at < len(self._held)
 
     def _advance_words(self) -> bool:
         start = self._held.find(TAG, self._at)
         border = start if start >= 0 else len(self._held) - partial_length(self._held, TAG, self._at)
-        self._parts.append(self._held[self._at : border])
+        self._found.words(self._held[self._at : border])
         self._at = border
         if start >= 0:
             self._at, self._place = start + len(TAG), _Place.BEFORE

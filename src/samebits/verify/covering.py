@@ -16,7 +16,7 @@ from typing import Any
 from samebits.sampling_params import SamplingParams
 from samebits.tables import align
 from samebits.verify.answers import Answer
-from samebits.verify.modes import Tally, bare
+from samebits.verify.modes import Settings, Tally, bare, base_sampling
 from samebits.verify.target import Target
 
 Levels = Mapping[str, tuple[Any, ...]]
@@ -96,16 +96,8 @@ def prompt_ids(number: int, length: int, vocabulary: int) -> list[int]:
 
 
 def sampling_of(number: int, temperature: float, settings: CoveringSettings) -> SamplingParams:
-    return SamplingParams(
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
-        repetition_penalty=1.0,
-        max_new_tokens=settings.new_tokens,
-        seed=settings.seed + number,
-        ignore_eos=True,
-    )
+    own = Settings(max_new_tokens=settings.new_tokens, seed=settings.seed + number)
+    return base_sampling(own, temperature)
 
 
 def ask(

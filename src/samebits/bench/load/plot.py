@@ -11,14 +11,6 @@ from samebits.bench.load.report import METRICS, latencies
 from samebits.errors import ConfigError
 
 
-def check_plotting() -> None:
-    """Raise `ConfigError` where the plotting library is missing: before the run, not after it."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("--plot needs matplotlib: pip install 'samebits[plots]'") from error
-
-
 def draw(answers: Sequence[Answer], title: str, path: Path) -> None:
     """Write the picture; the file's ending names the format. Raises `ConfigError` where it cannot be written."""
     from matplotlib.figure import Figure

@@ -65,6 +65,19 @@ def sum_of_ranks(pointers, offsets, mask, FIRST: tl.constexpr, WORLD: tl.constex
 
 
 @triton.jit
+def store_sums(
+    pointers, y, first, count, lanes, FIRST: tl.constexpr, WORLD: tl.constexpr, TREE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """y [count] = the sums of all ranks' elements from `first` on, each program its blocks of them."""
+    for begin in range(tl.program_id(0) * BLOCK, count, tl.num_programs(0) * BLOCK):
+        offsets = begin + lanes
+        mask = offsets < count
+        total = sum_of_ranks(pointers, first + offsets, mask, FIRST, WORLD, TREE)
+        tl.store(y + offsets, total.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def one_shot(
     inputs, pads, epochs, like, y, pieces, rank,
     FIRST: tl.constexpr, WORLD: tl.constexpr, TREE: tl.constexpr, BLOCK: tl.constexpr, MEET: tl.constexpr,
@@ -75,12 +88,7 @@ def one_shot(
     pointers = peer_pointers(inputs, like, WORLD)
     meet(pads, epochs, rank, WORLD, MEET)
     lanes = tl.arange(0, BLOCK)
-    elements = pieces * PIECE
-    for begin in range(tl.program_id(0) * BLOCK, elements, tl.num_programs(0) * BLOCK):
-        offsets = begin + lanes
-        mask = offsets < elements
-        total = sum_of_ranks(pointers, offsets, mask, FIRST, WORLD, TREE)
-        tl.store(y + offsets, total.to(y.dtype.element_ty), mask=mask)
+    store_sums(pointers, y, 0, pieces * PIECE, lanes, FIRST, WORLD, TREE, BLOCK)
 
 
 READ, PUSHED, PUSH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -175,11 +183,7 @@ def reduce_scatter(
     share = share_pieces * PIECE
     first = rank * share
     count = tl.minimum(share, tl.maximum(elements - first, 0))
-    for begin in range(tl.program_id(0) * BLOCK, count, tl.num_programs(0) * BLOCK):
-        offsets = begin + lanes
-        mask = offsets < count
-        total = sum_of_ranks(pointers, first + offsets, mask, FIRST, WORLD, TREE)
-        tl.store(y + offsets, total.to(y.dtype.element_ty), mask=mask)
+    store_sums(pointers, y, first, count, lanes, FIRST, WORLD, TREE, BLOCK)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from samebits.numerics.gpu.arithmetic import bits_float, exp, log
-from samebits.numerics.gpu.sampling_rows import EXCLUDED, FILTERED, LAST_ALLOWED, survivors
+from samebits.numerics.gpu.sampling_rows import EXCLUDED, FILTERED, LAST_ALLOWED, load_survivors
 
 BINS = tl.constexpr(2048)
 WEIGHT_SCALE = tl.constexpr(2.0**40)
@@ -164,28 +164,6 @@ def count_ties(distances, kinds, borders, tie_counts, vocabulary, CHUNK: tl.cons
 
 
 @triton.jit
-def load_survivors(
-    distances, borders, ties, tie_counts, min_p, row, chunk, chunks, vocabulary, CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):  # fmt: skip
-    """(ids, distances, which survive) of a chunk of a filtered row."""
-    ids = chunk * CHUNK + tl.arange(0, CHUNK)
-    distance = tl.load(distances + row * vocabulary + ids, mask=ids < vocabulary, other=EXCLUDED)
-    kept = survivors(
-        distance,
-        tl.load(borders + row),
-        tl.load(ties + row),
-        tie_counts,
-        row,
-        chunk,
-        chunks,
-        tl.load(min_p + row),
-        CHUNKS,
-    )
-    return ids, distance, kept
-
-
-@triton.jit
 def sum_survivors(
     distances, kinds, borders, ties, tie_counts, min_p, chunk_sums, vocabulary, CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -193,7 +171,7 @@ def sum_survivors(
     """Grid (rows, chunks): the survivors' weights of each chunk, int64."""
     row, chunk, chunks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     if tl.load(kinds + row) & FILTERED:
-        _, distance, kept = load_survivors(
+        distance, kept = load_survivors(
             distances, borders, ties, tie_counts, min_p, row, chunk, chunks, vocabulary, CHUNK, CHUNKS
         )
         weight = tl.where(kept, weights_of(distance), tl.zeros((CHUNK,), tl.int64))
@@ -211,7 +189,7 @@ def write_processed(
     value = tl.full((CHUNK,), -float("inf"), tl.float32)
     if tl.load(faults + row) == 0:
         if tl.load(kinds + row) & FILTERED:
-            _, distance, kept = load_survivors(
+            distance, kept = load_survivors(
                 distances, borders, ties, tie_counts, min_p, row, chunk, chunks, vocabulary, CHUNK, CHUNKS
             )
             other = tl.arange(0, CHUNKS)

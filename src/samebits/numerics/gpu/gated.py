@@ -14,9 +14,10 @@ from samebits.numerics.gpu.arithmetic import exp
 from samebits.numerics.gpu.gemm_tile import (
     begin_dependent,
     descriptor_sums,
-    grouped_tile,
     pointer_sums,
     store_tile,
+    tile_bounds,
+    tile_corner,
 )
 
 
@@ -53,15 +54,9 @@ def gated_gemm(
     """COLUMNS columns of gate and the same of up a program, loads by pointers."""
     width = width_units * WIDTH_UNIT
     depth = depth_units * DEPTH_UNIT
-    row_tile, column_tile = grouped_tile(
-        tl.program_id(0), tl.cdiv(rows, ROWS), tl.cdiv(width, COLUMNS), GROUP
+    row_start, column_start, row_inside, column_inside = tile_bounds(
+        tl.program_id(0), rows, width, ROWS, COLUMNS, GROUP
     )
-    row = tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
-    row_start = row_tile * ROWS
-    column_start = column_tile * COLUMNS
-    row_inside = row < rows - row_start
-    column_inside = column < width - column_start
     gate_panel = weight + column_start.to(tl.int64) * depth
     up_panel = weight + (column_start + width).to(tl.int64) * depth
     if WAIT > 0:
@@ -106,9 +101,7 @@ def gated_descriptor_gemm(
         panel = weight_pointer + tl.program_id(0).to(tl.int64) * COLUMNS * depth
         begin_dependent(panel, depth, COLUMNS, WAIT, PREFETCH, THREADS)
     for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, programs, flatten=True):
-        row_tile, column_tile = grouped_tile(tile, row_tiles, column_tiles, GROUP)
-        row_start = row_tile * ROWS
-        column_start = column_tile * COLUMNS
+        row_start, column_start = tile_corner(tile, row_tiles, column_tiles, ROWS, COLUMNS, GROUP)
         gate, up = descriptor_sums(
             x, weight, row_start, column_start, column_start + width, 0, depth,
             ROWS, COLUMNS, DEPTH, SWAP, 1, True,

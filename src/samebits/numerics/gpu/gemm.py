@@ -21,9 +21,10 @@ from samebits.numerics.gpu.gemm_tile import (
     add_bias,
     begin_dependent,
     descriptor_sums,
-    grouped_tile,
     pointer_sums,
     store_tile,
+    tile_bounds,
+    tile_corner,
 )
 
 
@@ -99,15 +100,9 @@ def tile_gemm(
     """One output tile a program, loads by pointers. SWAP computes the transposed tile: weights on the left."""
     columns = column_units * COLUMN_UNIT
     depth = depth_units * DEPTH_UNIT
-    row_tile, column_tile = grouped_tile(
-        tl.program_id(0), tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS), GROUP
+    row_start, column_start, row_inside, column_inside = tile_bounds(
+        tl.program_id(0), rows, columns, ROWS, COLUMNS, GROUP
     )
-    row = tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
-    row_start = row_tile * ROWS
-    column_start = column_tile * COLUMNS
-    row_inside = row < rows - row_start
-    column_inside = column < columns - column_start
     panel = weight + column_start.to(tl.int64) * depth
     if WAIT > 0:
         begin_dependent(panel, depth, COLUMNS, WAIT, PREFETCH, THREADS)
@@ -150,11 +145,9 @@ def descriptor_gemm(
     """One output tile a program, loads by the copy engine, which reads zeros outside of x and weight."""
     columns = column_units * COLUMN_UNIT
     depth = depth_units * DEPTH_UNIT
-    row_tile, column_tile = grouped_tile(
-        tl.program_id(0), tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS), GROUP
+    row_start, column_start = tile_corner(
+        tl.program_id(0), tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS), ROWS, COLUMNS, GROUP
     )
-    row_start = row_tile * ROWS
-    column_start = column_tile * COLUMNS
     if WAIT > 0:
         panel = weight_pointer + column_start.to(tl.int64) * depth
         begin_dependent(panel, depth, COLUMNS, WAIT, PREFETCH, THREADS)
@@ -194,9 +187,7 @@ def persistent_gemm(
     row_tiles = tl.cdiv(rows, ROWS)
     column_tiles = tl.cdiv(columns, COLUMNS)
     for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, programs, flatten=True):
-        row_tile, column_tile = grouped_tile(tile, row_tiles, column_tiles, GROUP)
-        row_start = row_tile * ROWS
-        column_start = column_tile * COLUMNS
+        row_start, column_start = tile_corner(tile, row_tiles, column_tiles, ROWS, COLUMNS, GROUP)
         total, _ = descriptor_sums(
             x, weight, row_start, column_start, 0, 0, depth, ROWS, COLUMNS, DEPTH, SWAP, LEAVES, False
         )

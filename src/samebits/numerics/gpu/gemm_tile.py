@@ -20,6 +20,24 @@ def grouped_tile(tile, row_tiles, column_tiles, GROUP: tl.constexpr):
 
 
 @triton.jit
+def tile_corner(
+    tile, row_tiles, column_tiles, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr
+):
+    """(first row, first column) of a tile number."""
+    row_tile, column_tile = grouped_tile(tile, row_tiles, column_tiles, GROUP)
+    return row_tile * ROWS, column_tile * COLUMNS
+
+
+@triton.jit
+def tile_bounds(tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+    """(first row, first column, which of its rows lie inside, which of its columns) of a tile number."""
+    row_tile, column_tile = grouped_tile(tile, tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS), GROUP)
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    row_start, column_start = row_tile * ROWS, column_tile * COLUMNS
+    return row_start, column_start, row < rows - row_start, column < columns - column_start
+
+
+@triton.jit
 def begin_dependent(
     panel, depth, COLUMNS: tl.constexpr, WAIT: tl.constexpr, PREFETCH: tl.constexpr, THREADS: tl.constexpr
 ):
@@ -92,7 +110,7 @@ def pointer_sums(
     other_pointers = second + first + lines
     total = zero_tile(ROWS, COLUMNS, SWAP)
     other = total
-    one, two, four, leaf = no_leaves(total)
+    pending = no_leaves(total)
     steps = (last - first) // (LEAVES * DEPTH)
     left_in_leaf = steps
     for start in range(first, last, DEPTH):
@@ -107,10 +125,8 @@ def pointer_sums(
             other_pointers += DEPTH
         left_pointers += DEPTH
         right_pointers += DEPTH
-        total, one, two, four, leaf, left_in_leaf = end_block(
-            total, one, two, four, leaf, left_in_leaf, steps, LEAVES
-        )
-    return root(total, one, two, four, LEAVES), other
+        total, pending, left_in_leaf = end_block(total, pending, left_in_leaf, steps, LEAVES)
+    return root(total, pending, LEAVES), other
 
 
 @triton.jit
@@ -123,7 +139,7 @@ def descriptor_sums(
     `second_start` of weight."""
     total = zero_tile(ROWS, COLUMNS, SWAP)
     other = total
-    one, two, four, leaf = no_leaves(total)
+    pending = no_leaves(total)
     steps = (last - first) // (LEAVES * DEPTH)
     left_in_leaf = steps
     for start in range(first, last, DEPTH):
@@ -134,10 +150,8 @@ def descriptor_sums(
         total = product(left, right, total, SWAP)
         if PAIR:
             other = product(left, beside, other, SWAP)
-        total, one, two, four, leaf, left_in_leaf = end_block(
-            total, one, two, four, leaf, left_in_leaf, steps, LEAVES
-        )
-    return root(total, one, two, four, LEAVES), other
+        total, pending, left_in_leaf = end_block(total, pending, left_in_leaf, steps, LEAVES)
+    return root(total, pending, LEAVES), other
 
 
 @triton.jit
@@ -151,21 +165,22 @@ def no_leaves(total):
 
 
 @triton.jit
-def end_block(total, one, two, four, leaf, left_in_leaf, steps, LEAVES: tl.constexpr):
+def end_block(total, pending, left_in_leaf, steps, LEAVES: tl.constexpr):
     """Behind a block of K: where it is a leaf's last one, the leaf is taken in and the next begins. `steps`: blocks of
     a leaf."""
     if LEAVES > 1:
         left_in_leaf -= 1
         if left_in_leaf == 0:
-            one, two, four, leaf = add_leaf(total, one, two, four, leaf, LEAVES)
+            pending = add_leaf(total, pending, LEAVES)
             total = tl.zeros_like(total)
             left_in_leaf = steps
-    return total, one, two, four, leaf, left_in_leaf
+    return total, pending, left_in_leaf
 
 
 @triton.jit
-def add_leaf(total, one, two, four, leaf, LEAVES: tl.constexpr):
+def add_leaf(total, pending, LEAVES: tl.constexpr):
     """Take in a finished leaf, like a digit of a binary counter: a full pair is carried into the next sum."""
+    one, two, four, leaf = pending
     one = one + total
     if LEAVES > 2:
         if leaf % 2 == 1:
@@ -179,8 +194,9 @@ def add_leaf(total, one, two, four, leaf, LEAVES: tl.constexpr):
 
 
 @triton.jit
-def root(total, one, two, four, LEAVES: tl.constexpr):
+def root(total, pending, LEAVES: tl.constexpr):
     """The sum over all leaves."""
+    one, two, four, _ = pending
     if LEAVES == 1:
         return total
     elif LEAVES == 2:

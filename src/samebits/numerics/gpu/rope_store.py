@@ -58,7 +58,8 @@ def rotated(
     PART: tl.constexpr,
     NORMED: tl.constexpr,
 ):
-    """(first half, second half) of the rotated columns of some heads, float32 [HEADS, PART], and their scales."""
+    """(first half, second half) of the rotated columns of some heads, float32 [HEADS, PART], and all columns as they
+    are ahead of the rotation, [HEADS, WIDTH], for those behind the halves."""
     columns = tl.arange(0, WIDTH)
     part = tl.arange(0, PART)
     scales = tl.full(heads.shape, 1.0, tl.float32)
@@ -80,7 +81,8 @@ def rotated(
         high = normed_part(base + HALF, heads, known, part, HALF, scales, weight + HALF, D, NORMED)
     cosine = tl.load(rope + part, mask=part < HALF, other=0.0)[None, :]
     sine = tl.load(rope + HALF + part, mask=part < HALF, other=0.0)[None, :]
-    return low * cosine - high * sine, high * cosine + low * sine, scales
+    first, second = low * cosine - high * sine, high * cosine + low * sine
+    return first, second, normed_part(base, heads, known, columns, D, scales, weight, D, NORMED)
 
 
 @triton.jit
@@ -123,9 +125,7 @@ def rotate_queries(
 ):  # fmt: skip
     """Norm and rotate some query heads of a row."""
     known = heads < COUNT
-    columns = tl.arange(0, WIDTH)
-    first, second, scales = rotated(source, heads, known, weight, eps, angles, D, WIDTH, HALF, PART, NORMED)
-    rest = normed_part(source, heads, known, columns, D, scales, weight, D, NORMED)
+    first, second, rest = rotated(source, heads, known, weight, eps, angles, D, WIDTH, HALF, PART, NORMED)
     store_heads(target, heads, known, first, second, rest, D, D, WIDTH, HALF, PART)
 
 
@@ -137,9 +137,8 @@ def store_row(
     """Norm and rotate a row's keys and store them and its values, or zeros and a fault."""
     known = heads < COUNT
     columns = tl.arange(0, WIDTH)
-    first, second, scales = rotated(source, heads, known, weight, eps, angles, D, WIDTH, HALF, PART, NORMED)
-    rest = normed_part(source, heads, known, columns, D, scales, weight, D, NORMED)
-    value = normed_part(source + COUNT * D, heads, known, columns, D, scales, weight, D, False)
+    first, second, rest = rotated(source, heads, known, weight, eps, angles, D, WIDTH, HALF, PART, NORMED)
+    value = normed_part(source + COUNT * D, heads, known, columns, D, 1.0, weight, D, False)
     kind: tl.constexpr = keys.dtype.element_ty
     fine = all_finite(first, kind) & all_finite(second, kind) & all_finite(value, kind)
     if 2 * HALF < D:

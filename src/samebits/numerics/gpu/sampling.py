@@ -72,6 +72,16 @@ class SamplingWorkspace:
     def rows(self) -> int:
         return self.kinds.shape[0]
 
+    @property
+    def chunks(self) -> int:
+        """of a row"""
+        return self.chunk_keys.shape[1]
+
+    @property
+    def chunks_padded(self) -> int:
+        """up to a power of two, as a program looks at all of them"""
+        return int(triton.next_power_of_2(self.chunks))
+
 
 def sampling_workspace(rows: int, vocabulary: int, device: torch.device) -> SamplingWorkspace:
     """Storage for batches of at most `rows` rows: 8 bytes a logit, and little else."""
@@ -122,28 +132,77 @@ def check_settings(batch: SamplingBatch, rows: int, vocabulary: int) -> None:
         check_tensor("allowed", batch.allowed, (torch.int32,), (rows, -(-vocabulary // 32)))
 
 
-def patch(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace) -> None:
+@dataclass(frozen=True)
+class Logits:
+    """What the kernels read ids from: the logits, or the orders of patched rows, and the allowed set."""
+
+    bits: Tensor
+    """int32 [rows, vocabulary]"""
+    allowed: Tensor | None
+    work: SamplingWorkspace
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, chunks)"""
+        return self.bits.shape[0], self.work.chunks
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.bits, self.work.orders, self._words, self.work.kinds
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Of the vocabulary, and words of the allowed set."""
+        return self.bits.shape[1], self._words.shape[1]
+
+    @property
+    def _words(self) -> Tensor:
+        return self.bits if self.allowed is None else self.allowed
+
+
+def classify(batch: SamplingBatch, work: SamplingWorkspace, vocabulary: int, want_processed: bool) -> None:
+    """Which paths each row asks for."""
+    start(
+        sampling_rows.classify_rows,
+        (batch.temperature.shape[0],),
+        work.kinds,
+        work.bad,
+        batch.top_k,
+        batch.top_p,
+        batch.min_p,
+        batch.presence_penalty,
+        batch.frequency_penalty,
+        batch.repetition_penalty,
+        batch.bias.start,
+        batch.forbidden.start,
+        batch.temperature,
+        vocabulary,
+        WANT_PROCESSED=want_processed,
+        launch=Launch(warps=1, stages=1),
+    )
+
+
+def patch(logits: Logits, batch: SamplingBatch) -> None:
     """Penalties, bias and masks of the rows that ask for them, into their orders."""
+    bits, work = logits.bits, logits.work
     rows, vocabulary = bits.shape
-    grid = (rows, work.chunk_keys.shape[1])
-    options = CHUNK_LAUNCH
     start(
         sampling_rows.clear_counts,
-        grid,
+        logits.grid,
         work.counts,
         work.kinds,
         vocabulary,
         CHUNK=work.chunk,
-        launch=options,
+        launch=CHUNK_LAUNCH,
     )
     prompt, output, bias, forbidden = batch.prompt, batch.output, batch.bias, batch.forbidden
     start(sampling_rows.count_tokens, (rows, LIST_PARTS), 
         work.counts, work.kinds, prompt.start, prompt.ids, output.start, output.ids, vocabulary, BLOCK=LIST_BLOCK,
-        launch=options,
+        launch=CHUNK_LAUNCH,
     )  # fmt: skip
     start(
         sampling_rows.patch_orders,
-        grid,
+        logits.grid,
         bits,
         work.orders,
         work.counts,
@@ -154,7 +213,7 @@ def patch(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace) -> None:
         batch.repetition_penalty,
         vocabulary,
         CHUNK=work.chunk,
-        launch=options,
+        launch=CHUNK_LAUNCH,
     )
     start(
         sampling_rows.patch_lists,
@@ -174,39 +233,20 @@ def patch(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace) -> None:
     )
 
 
-@dataclass(frozen=True)
-class AllowedIds:
-    """The allowed set as kernels take it."""
-
-    words: Tensor
-    given: bool
-
-    @classmethod
-    def of(cls, batch: SamplingBatch, bits: Tensor) -> AllowedIds:
-        return cls(bits if batch.allowed is None else batch.allowed, batch.allowed is not None)
-
-
-def find_borders(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace, chunks_padded: int) -> None:
+def find_borders(logits: Logits, batch: SamplingBatch) -> None:
     """Distances of the filtered rows, and the borders of their top-k and top-p."""
-    allowed = AllowedIds.of(batch, bits)
-    rows, vocabulary = bits.shape
-    grid = (rows, work.chunk_keys.shape[1])
-    options = CHUNK_LAUNCH
+    work, (rows, _), (vocabulary, _) = logits.work, logits.grid, logits.sizes
     start(
         sampling_rows.store_distances,
-        grid,
-        bits,
-        work.orders,
-        allowed.words,
-        work.kinds,
+        logits.grid,
+        *logits.tensors,
         work.chunk_keys,
         batch.temperature,
-        vocabulary,
-        allowed.words.shape[1],
-        HAS_ALLOWED=allowed.given,
+        *logits.sizes,
+        HAS_ALLOWED=logits.allowed is not None,
         CHUNK=work.chunk,
-        CHUNKS=chunks_padded,
-        launch=options,
+        CHUNKS=work.chunks_padded,
+        launch=CHUNK_LAUNCH,
     )
     start(filters.reset_borders, (rows,), work.borders, work.ties, launch=Launch(warps=1, stages=1))
     asked = (work.kinds, batch.top_k, batch.top_p, work.borders, work.ties, work.prefixes)
@@ -214,7 +254,7 @@ def find_borders(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace, ch
         for level in range(3):
             start(
                 filters.add_weights,
-                grid,
+                logits.grid,
                 work.orders,
                 *asked,
                 work.sums,
@@ -222,7 +262,7 @@ def find_borders(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace, ch
                 LEVEL=level,
                 MODE=mode,
                 CHUNK=work.chunk,
-                launch=options,
+                launch=CHUNK_LAUNCH,
             )
             start(
                 filters.next_digit,
@@ -237,31 +277,74 @@ def find_borders(bits: Tensor, batch: SamplingBatch, work: SamplingWorkspace, ch
             )
     start(
         filters.count_ties,
-        grid,
+        logits.grid,
         work.orders,
         work.kinds,
         work.borders,
         work.tie_counts,
         vocabulary,
         CHUNK=work.chunk,
-        launch=options,
+        launch=CHUNK_LAUNCH,
+    )
+
+
+def choose(logits: Logits, batch: SamplingBatch, filtered: bool, tokens: Tensor, faults: Tensor) -> None:
+    """Draw: the best rough score of each chunk, then the token. `filtered`: whether borders were found."""
+    work = logits.work
+    settings = (
+        batch.temperature,
+        batch.min_p,
+        work.borders,
+        work.ties,
+        work.tie_counts,
+        batch.seed,
+        batch.position,
+        batch.sample_index,
+    )
+    constants = {
+        "WITH_FILTERS": filtered,
+        "HAS_ALLOWED": logits.allowed is not None,
+        "CHUNK": work.chunk,
+        "CHUNKS": work.chunks_padded,
+        "NVIDIA": on_nvidia(),
+    }
+    start(
+        sampling_scores.scores_of_chunks,
+        logits.grid,
+        *logits.tensors,
+        work.chunk_keys,
+        work.chunk_scores,
+        *settings,
+        *logits.sizes,
+        launch=CHUNK_LAUNCH,
+        **constants,
+    )
+    start(
+        sampling_scores.choose_tokens,
+        logits.grid[:1],
+        *logits.tensors,
+        work.bad,
+        work.chunk_keys,
+        work.chunk_scores,
+        *settings,
+        tokens,
+        faults,
+        *logits.sizes,
+        work.chunks,
+        launch=ROW_LAUNCH,
+        **constants,
     )
 
 
 def processed_logprobs(
-    batch: SamplingBatch,
-    work: SamplingWorkspace,
-    tokens: Tensor,
-    faults: Tensor,
-    processed: Tensor,
-    padded: int,
+    batch: SamplingBatch, work: SamplingWorkspace, tokens: Tensor, faults: Tensor, processed: Tensor
 ) -> None:
     """Fill `processed` float32 [rows, vocabulary]."""
     rows, vocabulary = processed.shape
-    grid = (rows, work.chunk_keys.shape[1])
     state = (work.orders, work.kinds, work.borders, work.ties, work.tie_counts, batch.min_p, work.chunk_sums)
-    options = CHUNK_LAUNCH
-    start(filters.sum_survivors, grid, *state, vocabulary, CHUNK=work.chunk, CHUNKS=padded, launch=options)
+    constants = {"CHUNK": work.chunk, "CHUNKS": work.chunks_padded}
+    grid = (rows, work.chunks)
+    start(filters.sum_survivors, grid, *state, vocabulary, launch=CHUNK_LAUNCH, **constants)
     start(
         filters.write_processed,
         grid,
@@ -270,9 +353,8 @@ def processed_logprobs(
         faults,
         processed,
         vocabulary,
-        CHUNK=work.chunk,
-        CHUNKS=padded,
-        launch=options,
+        launch=CHUNK_LAUNCH,
+        **constants,
     )
 
 
@@ -297,99 +379,25 @@ def sample(
     processed = torch.empty_like(logits) if want_processed else None
     if rows == 0:
         return SampleResult(tokens, faults, processed)
-    bits = logits.view(torch.int32)
-    chunks = work.chunk_keys.shape[1]
-    padded = int(triton.next_power_of_2(chunks))
-    filtered = wants.filtered or want_processed
-    start(
-        sampling_rows.classify_rows,
-        (rows,),
-        work.kinds,
-        work.bad,
-        batch.top_k,
-        batch.top_p,
-        batch.min_p,
-        batch.presence_penalty,
-        batch.frequency_penalty,
-        batch.repetition_penalty,
-        batch.bias.start,
-        batch.forbidden.start,
-        batch.temperature,
-        vocabulary,
-        WANT_PROCESSED=want_processed,
-        launch=Launch(warps=1, stages=1),
-    )
+    classify(batch, work, vocabulary, want_processed)
+    read = Logits(logits.view(torch.int32), batch.allowed, work)
     if wants.patched:
-        patch(bits, batch, work)
-    options = CHUNK_LAUNCH
-    allowed = AllowedIds.of(batch, bits)
+        patch(read, batch)
     start(
         sampling_rows.best_of_chunks,
-        (rows, chunks),
-        bits,
-        work.orders,
-        allowed.words,
-        work.kinds,
+        read.grid,
+        *read.tensors,
         work.bad,
         work.chunk_keys,
-        vocabulary,
-        allowed.words.shape[1],
-        HAS_ALLOWED=allowed.given,
+        *read.sizes,
+        HAS_ALLOWED=batch.allowed is not None,
         CHUNK=work.chunk,
-        launch=options,
+        launch=CHUNK_LAUNCH,
     )
+    filtered = wants.filtered or want_processed
     if filtered:
-        find_borders(bits, batch, work, padded)
-    shared = (
-        bits,
-        work.orders,
-        allowed.words,
-        work.kinds,
-    )
-    settings = (
-        batch.temperature,
-        batch.min_p,
-        work.borders,
-        work.ties,
-        work.tie_counts,
-        batch.seed,
-        batch.position,
-        batch.sample_index,
-    )
-    sizes = (vocabulary, allowed.words.shape[1])
-    constants = {
-        "WITH_FILTERS": filtered,
-        "HAS_ALLOWED": allowed.given,
-        "CHUNK": work.chunk,
-        "CHUNKS": padded,
-        "NVIDIA": on_nvidia(),
-    }
-    start(
-        sampling_scores.scores_of_chunks,
-        (rows, chunks),
-        *shared,
-        work.chunk_keys,
-        work.chunk_scores,
-        *settings,
-        *sizes,
-        launch=options,
-        **constants,
-    )
-    start(
-        sampling_scores.choose_tokens,
-        (rows,),
-        *shared,
-        work.bad,
-        work.chunk_keys,
-        work.chunk_scores,
-        *settings,
-        tokens,
-        faults,
-        *sizes,
-        chunks,
-        launch=ROW_LAUNCH,
-        **constants,
-    )
+        find_borders(read, batch)
+    choose(read, batch, filtered, tokens, faults)
     if processed is not None:
-        processed_logprobs(batch, work, tokens, faults, processed, padded)
+        processed_logprobs(batch, work, tokens, faults, processed)
     return SampleResult(tokens, faults, processed)

@@ -288,3 +288,25 @@ def survivors(distance, border, ties, tie_counts, row, chunk, chunks, min_p, CHU
     if min_p > 0.0:
         kept = kept & (exp(-bits_float(distance)) >= min_p)
     return kept
+
+
+@triton.jit
+def load_survivors(
+    distances, borders, ties, tie_counts, min_p, row, chunk, chunks, vocabulary, CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """(distances as bits, which survive) of a chunk of a filtered row."""
+    ids = chunk * CHUNK + tl.arange(0, CHUNK)
+    distance = tl.load(distances + row * vocabulary + ids, mask=ids < vocabulary, other=EXCLUDED)
+    kept = survivors(
+        distance,
+        tl.load(borders + row),
+        tl.load(ties + row),
+        tie_counts,
+        row,
+        chunk,
+        chunks,
+        tl.load(min_p + row),
+        CHUNKS,
+    )
+    return distance, kept

@@ -32,8 +32,8 @@ from samebits.numerics.gpu.sampling_rows import (
     NOTHING_LEFT,
     best_key,
     load_orders,
+    load_survivors,
     smallest_key,
-    survivors,
 )
 
 NOISE_SPAN = tl.constexpr(25.9)
@@ -53,17 +53,8 @@ def load_distances(
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     kind = tl.load(kinds + row)
     if WITH_FILTERS and (kind & FILTERED) != 0:
-        bits = tl.load(orders + row * vocabulary + ids, mask=ids < vocabulary, other=EXCLUDED)
-        kept = survivors(
-            bits,
-            tl.load(borders + row),
-            tl.load(ties + row),
-            tie_counts,
-            row,
-            chunk,
-            chunks,
-            tl.load(min_p + row),
-            CHUNKS,
+        bits, kept = load_survivors(
+            orders, borders, ties, tie_counts, min_p, row, chunk, chunks, vocabulary, CHUNK, CHUNKS
         )
         distance = bits_float(bits)
     else:

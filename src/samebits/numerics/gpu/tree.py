@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from samebits.numerics.gpu.gemm_tile import begin_dependent, descriptor_sums, grouped_tile, store_tile
+from samebits.numerics.gpu.gemm_tile import begin_dependent, descriptor_sums, store_tile, tile_corner
 
 
 @triton.jit
@@ -131,9 +131,9 @@ def shared_tree_gemm(
     depth = depth_units * DEPTH_UNIT
     tile = tl.program_id(0) // PARTS
     part = tl.program_id(0) % PARTS
-    row_tile, column_tile = grouped_tile(tile, tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS), GROUP)
-    row_start = row_tile * ROWS
-    column_start = column_tile * COLUMNS
+    row_start, column_start = tile_corner(
+        tile, tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS), ROWS, COLUMNS, GROUP
+    )
     share = depth // PARTS
     if WAIT > 0:
         panel = weight_pointer + column_start.to(tl.int64) * depth + part * share
@@ -190,9 +190,7 @@ def parked_tree_gemm(
     for item in tl.range(0, mine, flatten=True):
         tile = tl.program_id(0) + item // 2 * programs
         second = item % 2
-        row_tile, column_tile = grouped_tile(tile, row_tiles, column_tiles, GROUP)
-        row_start = row_tile * ROWS
-        column_start = column_tile * COLUMNS
+        row_start, column_start = tile_corner(tile, row_tiles, column_tiles, ROWS, COLUMNS, GROUP)
         total, _ = descriptor_sums(
             x, weight, row_start, column_start, 0, second * half, (second + 1) * half,
             ROWS, COLUMNS, DEPTH, SWAP, LEAVES // 2, False,
