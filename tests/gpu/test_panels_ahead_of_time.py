@@ -1,4 +1,4 @@
-"""Products in panels and wide tiles, compiled for a GPU that is not here."""
+"""Products in panels, compiled for a GPU that is not here."""
 
 from __future__ import annotations
 
@@ -23,12 +23,10 @@ from samebits.numerics.gpu.panel_candidates import (
     PanelTile,
 )
 from samebits.numerics.gpu.tree_operator import TreeProblem, tiles_on
-from samebits.numerics.gpu.wide_candidates import WIDE_PAIRS, WIDE_SINGLES, WideTile, early_tile
 
 BF16 = torch.bfloat16
 SINGLE = single_panels(GemmProblem(4096, 4096, BF16, BF16))
 PAIR = GatedProblem(12288, 4096, BF16).panels
-SINGLE_WIDE = single_panels(GemmProblem(6144, 4096, BF16, BF16))
 LARGEST_PROGRAM = 227 << 10
 
 
@@ -60,44 +58,13 @@ def test_weights_are_asked_for_ahead_of_the_wait_and_x_behind_it(
     assert "griddepcontrol.launch_dependents" in ptx
 
 
-@pytest.mark.parametrize(
-    ("problem", "tile"),
-    [*((PAIR, tile) for tile in WIDE_PAIRS), *((SINGLE_WIDE, tile) for tile in WIDE_SINGLES)],
-    ids=str,
-)
-def test_wide_tiles_ask_for_weights_ahead_of_the_wait_and_spill_nothing(
-    problem: PanelProblem, tile: WideTile
+@pytest.mark.parametrize(("problem", "tile", "limit"), cases(), ids=str)
+def test_a_product_does_not_wait_for_the_one_before(
+    problem: PanelProblem, tile: PanelTile, limit: int
 ) -> None:
-    assert tile.fits(problem, tile.most_rows, "sm_90")
-    assert not tile.fits(problem, tile.most_rows + 1, "sm_90")
+    """A wait of the assembler's own stands in the machine code alone, and doubles a kernel's time."""
     compiled = tile.source(problem).compile(TARGETS["sm_90"])
-    assert compiled.metadata.shared <= LARGEST_PROGRAM
-    ptx = compiled.asm["ptx"]
-    assert fusable_operations(ptx) == []
-    assert estimates(ptx) == []
-    assert "ld.global" not in ptx
-    ahead, behind = ptx.split("griddepcontrol.wait", 1)
-    pieces = tile.depth // PIECE
-    copies = pieces * tile.groups * tile.lines // (64 if problem.panels == 2 else tile.unit)
-    assert ahead.count("cp.async.bulk.tensor") == copies
-    rest = copies if tile.ahead < tile.stages else 0
-    assert behind.count("cp.async.bulk.tensor") == pieces + rest + pieces + copies
-    machine_code = compiled.asm["sass"]
-    assert "STL" not in machine_code and "LDL" not in machine_code
-
-
-@pytest.mark.parametrize("bucket", [96, 128])
-def test_wide_tiles_serve_where_every_program_has_one(bucket: int) -> None:
-    assert early_tile(PAIR, bucket, "sm_90") in WIDE_PAIRS
-    assert early_tile(PAIR, 192, "sm_90") is None
-    assert early_tile(PAIR, bucket, "sm_100") is None
-    assert early_tile(GatedProblem(14336, 4096, BF16).panels, bucket, "sm_90") is None, "no whole tiles"
-    assert early_tile(GatedProblem(25536, 4096, BF16).panels, bucket, "sm_90") is None, "two tiles a program"
-
-
-def test_a_product_does_not_wait_for_the_one_before() -> None:
-    compiled = SINGLES[0][1][0].source(SINGLE).compile(TARGETS["sm_90"])
-    assert f"wgmma.wait_group.sync.aligned {SINGLES[0][1][0].depth // PIECE}" in compiled.asm["ptx"]
+    assert f"wgmma.wait_group.sync.aligned {tile.depth // PIECE}" in compiled.asm["ptx"]
     machine_code = compiled.asm["sass"]
     assert machine_code.count("WARPGROUP.DEPBAR") < machine_code.count("HGMMA") / 2
 

@@ -1,4 +1,4 @@
-"""Products in panels and wide tiles: the clause's bits, alone and behind kernels that still write what they read."""
+"""Products in panels have the clause's bits, alone and behind kernels that still write what they read."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from samebits.numerics.gpu.gemm_problem import GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import target_name
 from samebits.numerics.gpu.norm import rms_norm
-from samebits.numerics.gpu.panel_candidates import PAIRS, SINGLES, WIDEST_SINGLE, PanelProblem
+from samebits.numerics.gpu.panel_candidates import PAIRS, SINGLES, WIDEST_SINGLE, PanelProblem, PanelTile
 from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, Tensors
 from samebits.numerics.gpu.tree_operator import TreeProblem
 from samebits.numerics.gpu.tree_operator import reference_candidate as tree_reference
-from samebits.numerics.gpu.wide_candidates import WIDE_PAIRS, WIDE_SINGLES, EarlyTile
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter knows no Gluon")
-PANELS = [tile for _, tiles in SINGLES for tile in tiles]
-PAIR_TILES = [*(tile for _, tiles in PAIRS for tile in tiles), *WIDE_PAIRS]
-SINGLE_TILES = [*PANELS, *WIDE_SINGLES]
+PAIR_TILES = [tile for _, tiles in PAIRS for tile in tiles]
+SINGLE_TILES = [tile for _, tiles in SINGLES for tile in tiles]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +31,7 @@ def on_hopper() -> None:
         pytest.skip(f"panels are not for {target_name()}")
 
 
-def candidate_of(tile: EarlyTile, problem: PanelProblem, rows: int) -> Candidate:
+def candidate_of(tile: PanelTile, problem: PanelProblem, rows: int) -> Candidate:
     assert tile.fits(problem, rows, target_name())
     return tile.candidate(problem)
 
@@ -44,31 +42,30 @@ def pair_trials(problem: GatedProblem, rows: int, device: torch.device) -> RowTr
 
 
 @pytest.mark.parametrize("tile", SINGLE_TILES, ids=lambda tile: tile.name)
-def check_one_panel_has_the_bits_of_the_clause(tile: EarlyTile, device: torch.device) -> None:
+def check_one_panel_has_the_bits_of_the_clause(tile: PanelTile, device: torch.device) -> None:
     """A ring longer than K, and shorter; fewer rows than the tile has."""
-    for act, columns, depth in ((torch.bfloat16, WIDEST_SINGLE, 256), (torch.float16, 576, 4096)):
+    for act, columns, depth in ((torch.bfloat16, WIDEST_SINGLE, 256), (torch.float16, 544, 4096)):
         for out in (act, torch.float32):
             problem = GemmProblem(columns, depth, act, out)
-            for rows in (tile.most_rows, tile.most_rows - 3):
+            for rows in (tile.rows, tile.rows - 3):
                 candidate = candidate_of(tile, single_panels(problem), rows)
                 verdict = product_trials(problem, rows, device).trial(rows).prove(candidate)
                 assert isinstance(verdict, Proof), f"{problem.key}: {verdict}"
 
 
 @pytest.mark.parametrize("tile", PAIR_TILES, ids=lambda tile: tile.name)
-def check_gate_and_up_have_the_bits_of_the_pair(tile: EarlyTile, device: torch.device) -> None:
-    """Programs that walk two tiles, and such as have one."""
-    for act, width, depth in ((torch.bfloat16, 133 * 96, 256), (torch.float16, 576, 2048)):
+def check_gate_and_up_have_the_bits_of_the_pair(tile: PanelTile, device: torch.device) -> None:
+    for act, width, depth in ((torch.bfloat16, 4256, 256), (torch.float16, 544, 2048)):
         problem = GatedProblem(width, depth, act)
-        for rows in (tile.most_rows, tile.most_rows - 3):
+        for rows in (tile.rows, tile.rows - 3):
             candidate = candidate_of(tile, problem.panels, rows)
             verdict = pair_trials(problem, rows, device).trial(rows).prove(candidate)
             assert isinstance(verdict, Proof), f"{problem.key}: {verdict}"
 
 
 @pytest.mark.parametrize("leaves", [2, 4, 8])
-@pytest.mark.parametrize("tile", PANELS, ids=lambda tile: tile.name)
-def check_panels_sum_leaves_as_the_tree_does(tile: EarlyTile, leaves: int, device: torch.device) -> None:
+@pytest.mark.parametrize("tile", SINGLE_TILES, ids=lambda tile: tile.name)
+def check_panels_sum_leaves_as_the_tree_does(tile: PanelTile, leaves: int, device: torch.device) -> None:
     for act, out in ((torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)):
         problem = TreeProblem(544, 4096, leaves, act, out)
         inputs = proof_inputs(problem.product, tile.rows, device)
@@ -92,12 +89,12 @@ def check_up_for_gate_is_rejected(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("tile", SINGLE_TILES, ids=lambda tile: tile.name)
-def check_panels_that_start_early_read_nothing_stale(tile: EarlyTile, device: torch.device) -> None:
+def check_panels_that_start_early_read_nothing_stale(tile: PanelTile, device: torch.device) -> None:
     """Norm, gated pair and product in turns, each reading what the one ahead wrote, replayed with new inputs."""
-    width, layers, act = 768, 6, torch.bfloat16
+    width, layers, act = 1024, 6, torch.bfloat16
     gated, down = GatedProblem(width, width, act), GemmProblem(width, width, act, act)
-    pair = next(one for one in PAIR_TILES if (one.most_rows, one.wait) == (tile.most_rows, tile.wait))
-    rows = tile.most_rows - 3
+    pair = next(one for one in PAIR_TILES if (one.rows, one.wait) == (tile.rows, tile.wait))
+    rows = tile.rows - 3
     early = (candidate_of(pair, gated.panels, rows), candidate_of(tile, single_panels(down), rows))
     slow = (pair_candidate(gated, reference_candidate(gated.product)), reference_candidate(down))
     weights = [

@@ -30,9 +30,8 @@ from samebits.numerics.gpu.gemm_problem import GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import TYPE_NAMES, KernelSource, blocks, load, pointer, target_name
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
-from samebits.numerics.gpu.panel_candidates import PanelProblem
+from samebits.numerics.gpu.panel_candidates import PanelProblem, panel_recipe, panel_tile
 from samebits.numerics.gpu.prover import Candidate, Output, Tensors
-from samebits.numerics.gpu.wide_candidates import early_recipe, early_tile
 
 PAIR = "pair"
 
@@ -180,16 +179,16 @@ class GatedOperator:
         yield reference_source(problem.product)
         yield activation_source(problem)
         for bucket in buckets:
-            panels = early_tile(problem.panels, bucket, target_name())
+            panels = panel_tile(problem.panels, bucket, target_name())
             if panels is not None:
                 yield panels.source(problem.panels)
                 continue
             yield from (fused_source(tile, problem, bucket) for tile in self._tiles(problem, bucket))
 
     def recipes(self, problem: GatedProblem, bucket: int) -> Iterable[Recipe]:
-        panels = early_tile(problem.panels, bucket, target_name())
+        panels = panel_tile(problem.panels, bucket, target_name())
         if panels is not None:
-            yield early_recipe(panels, problem.panels)
+            yield panel_recipe(panels, problem.panels)
         pair = functools.partial(self._pair, problem, bucket)
         yield Recipe(PAIR, pair, fallback=panels is not None)
         for tile in () if panels is not None else self._tiles(problem, bucket):

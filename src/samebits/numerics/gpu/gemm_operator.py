@@ -26,9 +26,8 @@ from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, target_name
 from samebits.numerics.gpu.norm import rms_norm
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
-from samebits.numerics.gpu.panel_candidates import PanelProblem
+from samebits.numerics.gpu.panel_candidates import PanelProblem, PanelTile, panel_recipe, panel_tile
 from samebits.numerics.gpu.prover import Candidate, Tensors
-from samebits.numerics.gpu.wide_candidates import EarlyTile, early_recipe, early_tile
 
 LIBRARY_PROPOSALS = 8
 FEWER_PROPOSALS = ((32, 3), (64, 4), (512, 5))
@@ -93,13 +92,13 @@ def single_panels(problem: GemmProblem) -> PanelProblem:
 class Offer:
     """What is tried for a product."""
 
-    panels: EarlyTile | None
+    panels: PanelTile | None
     tiles: list[Tile]
 
     @staticmethod
     def of(problem: GemmProblem, bucket: int, target: str) -> Offer:
         """One kernel that starts early, and the portable tile; else all that fit."""
-        panels = early_tile(single_panels(problem), bucket, target)
+        panels = panel_tile(single_panels(problem), bucket, target)
         return Offer(panels, [PLAIN] if panels else tiles_on(problem, bucket, target))
 
     @property
@@ -113,7 +112,7 @@ class Offer:
 
     def recipes(self, problem: GemmProblem, bucket: int) -> Iterator[Recipe]:
         if self.panels is not None:
-            yield early_recipe(self.panels, single_panels(problem))
+            yield panel_recipe(self.panels, single_panels(problem))
         yield from (tile_recipe(tile, problem, bucket) for tile in self.tiles)
 
 

@@ -152,9 +152,8 @@ class Binary:
         self.compiled._init_handles()
         return int(self.compiled.function)
 
-    def launch(self, grid: tuple[int, int, int], *arguments: Any, cluster: int = 1) -> None:
-        """Run on the current stream of the current device. Tensors must be aligned to 16 bytes. With a `cluster` of
-        several programs those start together, and the grid counts clusters."""
+    def launch(self, grid: tuple[int, int, int], *arguments: Any) -> None:
+        """Run on the current stream of the current device. Tensors must be aligned to 16 bytes."""
         for argument in arguments:
             if isinstance(argument, Tensor) and argument.data_ptr() % ALIGNMENT:
                 raise NumericsError(
@@ -164,12 +163,8 @@ class Binary:
         kernel = self.compiled
         run = kernel.run
         stream = torch.cuda.current_stream().cuda_stream
-        metadata = kernel.packed_metadata
-        if cluster > 1:
-            warps, _, shared = metadata
-            metadata = (warps, cluster, shared)
         run(
-            *grid, stream, kernel.function, metadata, None, None, None,
+            *grid, stream, kernel.function, kernel.packed_metadata, None, None, None,
             *arguments, *self.source.constants,
         )  # fmt: skip
 

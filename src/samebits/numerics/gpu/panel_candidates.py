@@ -51,11 +51,6 @@ class PanelTile:
     """dependent launch, see gemm.py"""
 
     @property
-    def most_rows(self) -> int:
-        """At most so many are computed."""
-        return self.rows
-
-    @property
     def name(self) -> str:
         return f"panels {self.rows}x{PANEL}x{self.depth} s{self.stages} wait {self.wait}"
 
