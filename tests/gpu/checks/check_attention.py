@@ -185,9 +185,9 @@ def check_whole_pairs_have_the_reference_bits(device: torch.device, dtypes: list
         assert same_bits(by_kernels(inputs, TileLaunch(), RangeLaunch(programs), split_tokens=64), expected)
 
 
-def many_partials(device: torch.device, dtype: torch.dtype) -> Inputs:
+def many_partials(device: torch.device, dtype: torch.dtype, tokens: int = 2200) -> Inputs:
     """One row whose 35 splits of 64 tokens are more than one program folds by itself, and more than a group."""
-    return make_inputs(Case(HeadLayout(4, 2, 16), 64, (2200,), (1,)), device, dtype)
+    return make_inputs(Case(HeadLayout(4, 2, 16), 64, (tokens,), (1,)), device, dtype)
 
 
 @pytest.mark.parametrize("programs", [9, 40])
@@ -213,11 +213,15 @@ def swapped_at_the_border(begin, number, partials, programs, length, PINNED: tl.
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a compiled kernel keeps the functions that it was compiled with")
-@pytest.mark.parametrize("other", [from_the_last, swapped_at_the_border], ids=["from the last", "swapped"])
-def check_another_order_of_many_partials_is_noticed(
-    other: Any, device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("other", "tokens"),
+    [(from_the_last, 400), (from_the_last, 2200), (swapped_at_the_border, 2200)],
+    ids=["few from the last", "many from the last", "swapped"],
+)
+def check_another_order_of_partials_is_noticed(
+    other: Any, tokens: int, device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = many_partials(device, dtypes[0])
+    inputs = many_partials(device, dtypes[0], tokens)
     expected = by_reference(inputs, 64)
     monkeypatch.setattr(attention_fold, "partial_place", other)
     got = by_kernels(inputs, TileLaunch(), RangeLaunch(40), split_tokens=64)
