@@ -17,6 +17,7 @@ from torch import Tensor
 from samebits.numerics.batch import RaggedBatch
 from samebits.numerics.gpu import attention
 from samebits.numerics.gpu.attention import (
+    MOST_PROGRAMS,
     AttentionShape,
     Context,
     RangeBuffers,
@@ -136,7 +137,8 @@ class AttentionScheduler:
         if found is None or found.split_start.shape[0] <= units or found.plans.shape[0] < programs:
             room = max(units, self._room)
             splits = max(SPLITS_A_REQUEST * room, LEAST_SPLITS)
-            programs = max(programs, self._ranges(shape, room).programs)
+            # For any launch: captured steps of other buckets keep these addresses.
+            programs = max(programs, MOST_PROGRAMS * self._processors)
             capacity = splits * shape.heads.kv_heads + programs
             found = range_buffers(shape, room, UNIT_TOKENS, programs, capacity, self._device)
             self._buffers[shape] = found
