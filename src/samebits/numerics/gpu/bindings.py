@@ -181,6 +181,20 @@ def distinct_sources(wishes: Sequence[Wish[Any]]) -> list[KernelSource]:
     return list(dict.fromkeys(every))
 
 
+def unproven(wishes: Sequence[Wish[Any]], store: ProofStore) -> list[Wish[Any]]:
+    """The wishes, at the buckets of which the store knows nothing."""
+    return limited(wishes, lambda place: store.find(*place) is None)
+
+
+def compile_behind(sources: Iterable[KernelSource]) -> None:
+    """Begin to compile side by side, and wait for nothing: who asks for one of them waits for that one. One that fails
+    is met again where it is asked for."""
+    pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="samebits-compiler")
+    for source in dict.fromkeys(sources):
+        pool.submit(load, source)
+    pool.shutdown(wait=False)
+
+
 def compile_all(sources: Iterable[KernelSource], progress: Progress) -> None:
     """Compile side by side. One that fails is met again, and rejected, where it is tried."""
     distinct = list(dict.fromkeys(sources))
