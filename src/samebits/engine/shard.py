@@ -106,8 +106,9 @@ def load_shard(
     on_gpu = operators.device.type == "cuda"
     engine = filled_in(engine, operators.device)
     if on_gpu:
-        from samebits.engine.device.build import compile_ahead, prepare_operators
+        from samebits.engine.device.build import compile_ahead, foresee_kernels, prepare_operators
 
+        foresee_kernels(operators, read_model_files(model).spec, shard, engine)
     loaded = load_model(model, operators, progress, shard=shard)
     if on_gpu:
         compile_ahead(operators, engine)

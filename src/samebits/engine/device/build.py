@@ -22,7 +22,10 @@ from samebits.engine.sampling_stage import SCORED_ROWS_AT_ONCE
 from samebits.engine.shard import Shard
 from samebits.errors import ConfigError, NumericsError
 from samebits.models.digests import proof_folder
+from samebits.models.shards import ModelShard
+from samebits.models.spec import ModelSpec
 from samebits.numerics.gpu.buckets import BUCKETS, bucket_of
+from samebits.numerics.gpu.foreseen import ModelSizes
 from samebits.numerics.gpu.operators import GpuOperators
 from samebits.numerics.operators import Operators
 from samebits.schedule.scheduler import SchedulerLimits
@@ -69,6 +72,21 @@ def build_device_loop(
         log.info("no CUDA graphs: every step is eager")
     torch.cuda.synchronize()
     return DeviceLoop(runner, ahead=engine.loop == "overlapped", ranks=ranks)
+
+
+def foresee_kernels(operators: Operators, spec: ModelSpec, shard: ModelShard, engine: EngineConfig) -> None:
+    """Begin to compile what a start of this rank's part of a model launches, while its weights are loaded."""
+    if isinstance(operators, GpuOperators):
+        sizes = ModelSizes(
+            heads=shard.spec(spec).heads,
+            hidden=spec.hidden,
+            intermediate=spec.intermediate // shard.size,
+            vocabulary=spec.vocabulary,
+            normed=spec.qk_norm,
+            rotary_dim=spec.rope.rotary_dim,
+            page_tokens=engine.page_tokens,
+        )
+        operators.foresee(sizes)
 
 
 def compile_ahead(operators: Operators, engine: EngineConfig) -> None:

@@ -26,6 +26,7 @@ from samebits.numerics.gpu import (
 from samebits.numerics.gpu.attention_work import AttentionScheduler
 from samebits.numerics.gpu.bindings import ALONE, Sharing
 from samebits.numerics.gpu.buckets import buckets_up_to
+from samebits.numerics.gpu.foreseen import ModelSizes, compile_foreseen
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.products import FreeProducts, GpuLinear, Products, ProvenProducts, pack_linear
 from samebits.numerics.gpu.rank_group import RankGroup
@@ -176,6 +177,11 @@ class GpuOperators:
             if self._promises and width:
                 tree = self._trees is not None
                 prove_sums(self._group, width, self._part_type, self._act, tree, self._device)
+
+    def foresee(self, sizes: ModelSizes) -> None:
+        """Begin to compile what every start of a model of these sizes launches, before its weights are loaded."""
+        if self._promises:
+            compile_foreseen(sizes, self._act, self._split_tokens, self._device)
 
     def compile_ahead(self, step_rows: int, sampled_rows: int, page_tokens: int, folder: Path) -> None:
         """Begin to compile what `bind` will prove, and wait for nothing. Ranks share that work, and begin together."""
