@@ -74,7 +74,7 @@ def meeting_of(target: str) -> int:
 @pytest.mark.parametrize("name", KERNELS)
 def test_collectives_compile_everywhere_and_leave_nothing_to_fuse(name: str, target: str) -> None:
     kernel, arguments, constants = KERNELS[name]
-    for world in (2, 4):
+    for world in (2, 4, 8):
         constants = {**constants, "WORLD": world, "MEET": meeting_of(target)}
         texts = compile_for(target, kernel, arguments, constants, num_warps=8).asm
         if "ptx" in texts:

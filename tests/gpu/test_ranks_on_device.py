@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from samebits.config import EngineConfig, ModelConfig
+from samebits.engine.async_engine import AsyncEngine
+from samebits.engine.messages import EngineRequest, LogprobOptions
+from samebits.engine.process import ProcessTransport
+from samebits.engine.replicas import ReplicaTransport
+from samebits.sampling_params import ResolvedSampling
 
 pytestmark = [
     pytest.mark.gpu,
@@ -76,7 +85,7 @@ def test_sums_that_products_write_to_their_owners_have_the_bits_of_one_gpu(tmp_p
     path = tmp_path / "one.json"
     done = verify(*wide, "--write-golden", str(path))
     assert done.returncode == 0, done.stderr
-    for degree in (2, 4):
+    for degree in (2, 4, 8):
         if degree <= torch.cuda.device_count():
             done = verify(*wide, "--tp", str(degree), "--golden", str(path))
             assert done.returncode == 0, done.stdout + done.stderr
@@ -105,6 +114,40 @@ def test_exact_has_others(tmp_path: Path) -> None:
 def test_exact_keeps_its_promise() -> None:
     done = verify("all", "--tp", "2", "--n-trials", "5", "--max-new-tokens", "8")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_replicas_have_gpus_of_their_own_and_the_same_bits() -> None:
+    """`--dp 2`: the same request on both, and each holds the memory of a GPU."""
+    model = ModelConfig(device="cuda")
+    small = EngineConfig(data_parallel=2, kv_memory_mib=2048, max_running=16, step_tokens=512)
+    transports = [ProcessTransport(model, small, replica=replica) for replica in range(2)]
+    before = [torch.cuda.mem_get_info(device)[0] for device in range(2)]
+
+    async def answers() -> list[tuple[list[int], list[Any]]]:
+        engine = AsyncEngine(ReplicaTransport(transports))
+        await engine.start()
+        try:
+            for device in range(2):
+                assert before[device] - torch.cuda.mem_get_info(device)[0] > 2 << 30, device
+            sampling = ResolvedSampling(temperature=0.8, seed=5, max_new_tokens=24, ignore_eos=True)
+            found = []
+            for replica in range(2):
+                asked = EngineRequest(
+                    rid=f"on {replica}",
+                    prompt_ids=list(range(1, 200)),
+                    sampling=sampling,
+                    logprobs=LogprobOptions(output=True),
+                    replica=replica,
+                )
+                events = [event async for event in engine.stream(asked)]
+                tokens = [token for event in events for token in event.token_ids]
+                found.append((tokens, [one for event in events for one in event.logprobs or ()]))
+            return found
+        finally:
+            await engine.shutdown()
+
+    one, other = asyncio.run(answers())
+    assert one == other and len(one[0]) == 24
 
 
 def test_sums_of_nccl_are_refused_where_bits_are_promised() -> None:

@@ -11,13 +11,16 @@ import torch
 
 from samebits.config import ModelConfig
 from samebits.models import dummy
+from samebits.models.checkpoint import whole
 from samebits.models.decoder import forward, logits
-from samebits.models.dummy import Recipe, dummy_source
+from samebits.models.dummy import Part, Recipe, dummy_source, part_taken
 from samebits.models.family import WeightNames
 from samebits.models.load import LoadedModel, load_model, read_model_files
 from samebits.models.locate import shape_names
+from samebits.models.shards import ModelShard
 from samebits.models.spec import ModelSpec
-from samebits.models.weights import expected_shapes
+from samebits.models.weights import Cut, expected_shapes
+from samebits.numerics.operators import HeadLayout
 
 from .checkpoints import PAGE_TOKENS, plain_operators, ragged_batch
 
@@ -191,6 +194,40 @@ def test_weights_made_on_a_device_are_those_of_the_host(
         assert torch.equal(made.view(torch.int16), host.view(torch.int16))
     other = dummy.device_tensor("a.weight", shape, recipe, 4, torch.bfloat16, torch.device("cpu"))
     assert not torch.equal(other.view(torch.int16), host.view(torch.int16))
+
+
+SHARD = ModelShard(1, 4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "take", "part"),
+    [
+        ((64, 48), whole, None),
+        ((64, 48), SHARD.rows, Part(16, 16, 0, 48)),
+        ((64, 51), SHARD.rows, Part(16, 16, 0, 51)),
+        ((64, 48), SHARD.inputs, Part(0, 64, 12, 12)),
+        ((64, 52), SHARD.inputs, None),
+        ((64, 48), lambda tensor: SHARD.kv_rows(tensor, HeadLayout(4, 2, 32)), Part(0, 32, 0, 48)),
+        ((64, 48), SHARD.vocabulary, None),
+        ((64,), SHARD.rows, None),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1 << 26, 101])
+def test_a_part_made_on_a_device_is_cut_from_the_whole(
+    shape: tuple[int, ...], take: Cut, part: Part | None, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """52 columns over four ranks are 13 each, which begin in the middle of a pair."""
+    monkeypatch.setattr(dummy, "DEVICE_CHUNK_WEIGHTS", chunk)
+    assert part_taken(shape, take) == part
+    recipe = Recipe(0.1, mean=1.0, outlier_gain=6.0)
+    expected = take(dummy._tensor("a.weight", shape, recipe, 3, torch.bfloat16)).contiguous()
+    made = dummy.device_tensor("a.weight", shape, recipe, 3, torch.bfloat16, torch.device("cpu"), part)
+    made = take(made).contiguous() if part is None else made
+    assert torch.equal(made.view(torch.int16), expected.view(torch.int16))
+    if part is not None:
+        moved = replace(part, row=part.row + 1, rows=part.rows - 1)
+        other = dummy.device_tensor("a.weight", shape, recipe, 3, torch.bfloat16, torch.device("cpu"), moved)
+        assert not torch.equal(other.view(torch.int16), made[:-1].view(torch.int16))
 
 
 @pytest.mark.gpu

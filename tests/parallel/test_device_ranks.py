@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import queue
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from device_engine import power_of_two
 from gpu_engine import answers, mixed_requests
 from rank_threads import ThreadGroup, on_ranks
 
+import samebits.models
 from samebits.cache.pages import PagePool
 from samebits.config import ModelConfig
 from samebits.engine.decoder_runner import DecoderRunner
@@ -35,12 +38,13 @@ from samebits.schedule.scheduler import Scheduler, SchedulerLimits
 PAGES, PAGE_TOKENS, STEP_TOKENS, MAX_RUNNING = 40, 64, 96, 8
 SIZES = InputSizes(128, MAX_RUNNING, MAX_RUNNING, PAGES, PAGE_TOKENS, PAGES)
 BUCKETS = (1, 2, 4, 8)
+SHAPES = Path(samebits.models.__file__).parent / "shapes"
 Answers = dict[str, bytes]
 
 
-def shard_of(profile: str, group: Group) -> DecoderRunner:
+def shard_of(profile: str, group: Group, model: str = "tiny") -> DecoderRunner:
     operators = CpuOperators(threads=1, profile=profile, group=group)
-    config = ModelConfig(model="tiny", load_format="dummy", numerics=profile, device="cpu")
+    config = ModelConfig(model=model, load_format="dummy", numerics=profile, device="cpu")
     loaded = load_model(config, operators, shard=ModelShard(group.rank, group.size))
     kv = operators.allocate_kv(loaded.spec.layers, PAGES + 1, PAGE_TOKENS, loaded.spec.heads)
     return DecoderRunner(loaded.spec, loaded.weights, operators, loaded.rope, kv)
@@ -69,13 +73,15 @@ def asked(vocabulary: int, wishes: bool) -> list[Any]:
     return mixed_requests(11, vocabulary, wishes, tokens=6)
 
 
-def alone(profile: str, wishes: bool) -> Answers:
+def alone(profile: str, wishes: bool, model: str = "tiny") -> Answers:
     """One rank, one step after another."""
-    runner = shard_of(profile, SOLO)
+    runner = shard_of(profile, SOLO, model)
     return answers(engine_of(runner, SimpleLoop(runner)), asked(runner.vocabulary, wishes))
 
 
-def over_ranks(profile: str, size: int, captured: bool, wishes: bool, ahead: bool = True) -> Answers:
+def over_ranks(
+    profile: str, size: int, captured: bool, wishes: bool, ahead: bool = True, model: str = "tiny"
+) -> Answers:
     """The device's loop, whose orders travel as they do between processes."""
     orders: list[queue.Queue[bytes | None]] = [queue.Queue() for _ in range(size)]
 
@@ -84,7 +90,7 @@ def over_ranks(profile: str, size: int, captured: bool, wishes: bool, ahead: boo
             own.put(ForkingPickler.dumps(device_order(order)))
 
     def lead(group: ThreadGroup) -> Answers:
-        shard = shard_of(profile, group)
+        shard = shard_of(profile, group, model)
         runner = DeviceRunner(
             shard, Place(shard.operators.device), SIZES, power_of_two, StepRanks(group, tell)
         )
@@ -98,7 +104,7 @@ def over_ranks(profile: str, size: int, captured: bool, wishes: bool, ahead: boo
                 own.put(None)
 
     def follow(group: ThreadGroup) -> Answers:
-        shard = shard_of(profile, group)
+        shard = shard_of(profile, group, model)
         steps = RankSteps(shard, shard.spec.hidden, group, SIZES)
         if captured:
             steps.capture(BUCKETS, rerun)
@@ -118,6 +124,22 @@ def over_ranks(profile: str, size: int, captured: bool, wishes: bool, ahead: boo
 )
 def test_tp_invariant_has_the_bits_of_one_rank(size: int, captured: bool, ahead: bool, wishes: bool) -> None:
     assert over_ranks("tp-invariant", size, captured, wishes, ahead) == alone("tp-invariant", wishes)
+
+
+@pytest.fixture
+def eight_heads(tmp_path: Path) -> str:
+    """A model of 8 query heads over 2 of keys and values, which four ranks each hold, and a vocabulary of which most
+    ranks hold nothing but padding."""
+    config = json.loads((SHAPES / "tiny" / "config.json").read_text())
+    config |= {"num_attention_heads": 8, "num_hidden_layers": 2, "vocab_size": 1283}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return str(tmp_path)
+
+
+def test_eight_ranks_have_the_bits_of_one_rank(eight_heads: str) -> None:
+    expected = alone("tp-invariant", True, eight_heads)
+    assert over_ranks("tp-invariant", 8, True, True, model=eight_heads) == expected
+    assert over_ranks("exact", 8, True, True, model=eight_heads) != expected
 
 
 def test_exact_is_the_same_captured_and_eager_and_not_that_of_one_rank() -> None:

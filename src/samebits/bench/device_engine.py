@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -30,11 +30,15 @@ class TimedRunner:
 
     inner: DeviceRunner
     marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    queueing: float = 0.0
+    """seconds of the host in `launch`, all in all"""
 
     def launch(self, step: PreparedStep, before: Mapping[str, int]) -> Launched:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
+        started = time.perf_counter()
         launched = self.inner.launch(step, before)
+        self.queueing += time.perf_counter() - started
         end.record()
         self.marks.append((begin, end))
         return launched
@@ -55,24 +59,35 @@ class BenchEngine:
     engine: Engine
     runner: TimedRunner
     start_seconds: float
+    stages: dict[str, float] = field(default_factory=dict)
+    """seconds of the start from each stage's beginning to the next one's, by the stage's name"""
     fresh: int = 0
     """prompts that were made for prefills alone"""
+    joined: int = 0
+    """requests that were made to decode"""
 
     def step(self) -> list[RequestEvent]:
         return self.engine.step()
 
     def decode_together(self, count: int, prompt_tokens: int, temperature: float = 1.0) -> None:
-        """Submit `count` requests with prompts of their own and compute all prefills."""
-        for number in range(count):
+        """Submit `count` requests more with prompts of their own and compute all prefills."""
+        for number in range(self.joined, self.joined + count):
             self.engine.submit(long_request(number, prompt_tokens, self.engine.facts.vocabulary, temperature))
+        self.joined += count
         while self.engine.scheduler.waiting_count or any(
             request.uncomputed > 1 for request in self.engine.scheduler.running
         ):
             self.engine.step()
 
-    def prefill_seconds(self, count: int, prompt_tokens: int) -> float:
-        """What `count` new prompts take from their submission to their first tokens, nothing else running."""
+    def prefill(self, count: int, prompt_tokens: int, step_tokens: int) -> dict[str, float]:
+        """What `count` new prompts take, nothing else running, in steps of at most `step_tokens`: `seconds` from their
+        submission to their first tokens, the `steps`, and milliseconds a step on the device (`busy`) and of the host
+        to queue it (`queueing`)."""
+        scheduler, limits = self.engine.scheduler, self.engine.scheduler.limits
+        self.runner.busy_and_idle()
+        queued = self.runner.queueing
         started = time.perf_counter()
+        scheduler.limits = replace(limits, step_tokens=min(step_tokens, limits.step_tokens))
         for number in range(count):
             self.fresh += 1
             one = long_request(100_000 + self.fresh, prompt_tokens, self.engine.facts.vocabulary, 1.0)
@@ -81,7 +96,21 @@ class BenchEngine:
         while self.engine.has_work():
             self.engine.step()
         torch.cuda.synchronize()
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        scheduler.limits = limits
+        steps = max(len(self.runner.marks), 1)
+        busy, _ = self.runner.busy_and_idle()
+        queueing = 1e3 * (self.runner.queueing - queued) / steps
+        return {"seconds": seconds, "steps": steps, "busy": busy / steps, "queueing": queueing}
+
+    def prefill_kernels(self, count: int, prompt_tokens: int, step_tokens: int) -> dict[str, float]:
+        """Milliseconds a step of such prompts inside each kernel of this process's device, by the kernel's name."""
+
+        def work() -> int:
+            return int(self.prefill(count, prompt_tokens, step_tokens)["steps"])
+
+        steps, found = traced(work)
+        return {name: time / steps for name, time in found.items()}
 
     def keep(self, count: int) -> None:
         """Abort all running requests but `count`."""
@@ -103,23 +132,35 @@ class BenchEngine:
 
     def kernel_milliseconds(self, steps: int) -> dict[str, float]:
         """Milliseconds a step inside each kernel of this process's device, by the kernel's name."""
-        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as traced:
+
+        def work() -> int:
             for _ in range(steps):
                 self.engine.step()
-            torch.cuda.synchronize()
+            return steps
+
+        _, found = traced(work)
         self.runner.busy_and_idle()
-        return {
-            entry.key: entry.self_device_time_total / 1e3 / steps
-            for entry in traced.key_averages()
-            if entry.self_device_time_total
-        }
+        return {name: time / steps for name, time in found.items()}
 
     def context(self) -> int:
-        """Tokens of the first running request."""
-        return len(self.engine.scheduler.running[0].tokens)
+        """Tokens of a running request, on average."""
+        running = self.engine.scheduler.running
+        return sum(len(request.tokens) for request in running) // len(running)
 
     def close(self) -> None:
         self.engine.close()
+
+
+def traced(work: Callable[[], int]) -> tuple[int, dict[str, float]]:
+    """What `work` returns, and the milliseconds that this process's device spent in each kernel meanwhile."""
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as tracing:
+        returned = work()
+        torch.cuda.synchronize()
+    return returned, {
+        entry.key: entry.self_device_time_total / 1e3
+        for entry in tracing.key_averages()
+        if entry.self_device_time_total
+    }
 
 
 def long_request(number: int, prompt_tokens: int, vocabulary: int, temperature: float) -> EngineRequest:
@@ -133,21 +174,30 @@ def open_engine(model: ModelConfig, engine: EngineConfig, say: Any) -> BenchEngi
     """Build an engine on the GPU. Raises `ConfigError` on a machine without one."""
     if not torch.cuda.is_available():
         raise ConfigError("this benchmark measures a GPU, and torch finds none here")
-    seen: list[str] = []
+    begun: list[tuple[str, float]] = []
 
     def progress(stage: str, done: int, total: int) -> None:
-        if stage not in seen:
-            seen.append(stage)
+        if not begun or begun[-1][0] != stage:
+            begun.append((stage, time.perf_counter()))
             say(f"  {stage}")
 
     started = time.perf_counter()
     built = build_engine(model, engine, progress)
     torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
+    ended = time.perf_counter()
     assert isinstance(built.loop, DeviceLoop) and isinstance(built.loop.runner, DeviceRunner)
     timed = TimedRunner(built.loop.runner)
     built.loop.runner = timed
-    return BenchEngine(built, timed, seconds)
+    return BenchEngine(built, timed, ended - started, stage_seconds(begun, started, ended))
+
+
+def stage_seconds(begun: Sequence[tuple[str, float]], started: float, ended: float) -> dict[str, float]:
+    """Seconds of each stage, and of what came before the first one, from the moments in which they began."""
+    found: dict[str, float] = {}
+    moments = [("before any stage", started), *begun, ("", ended)]
+    for (name, begin), (_, end) in pairwise(moments):
+        found[name] = round(found.get(name, 0.0) + end - begin, 2)
+    return found
 
 
 def gpu_facts() -> dict[str, Any]:

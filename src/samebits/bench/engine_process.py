@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import traceback
@@ -15,7 +16,8 @@ CLOSE_SECONDS = 8.0
 
 
 class EngineProcess:
-    """Answers what a `BenchEngine` answers. Raises `EngineError` with the traceback of what went wrong there."""
+    """Answers what a `BenchEngine` answers. Raises `EngineError` with the traceback of what went wrong there. The
+    process is started at once and imports what it needs; the engine is built by `open`."""
 
     def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
         context = multiprocessing.get_context("spawn")
@@ -24,16 +26,24 @@ class EngineProcess:
         self._process = context.Process(target=_serve, args=(model, engine, theirs))
         self._process.start()
         theirs.close()
-        self.start_seconds = float(self._answer())
+        self.start_seconds = 0.0
+        self.stages: dict[str, float] = {}
+        """seconds of the start by stage"""
+
+    def open(self) -> None:
+        """Build the engine."""
+        self.start_seconds, self.stages = self._ask("open")
 
     def decode_together(self, count: int, prompt_tokens: int) -> None:
         self._ask("decode_together", count, prompt_tokens)
 
-    def prefill_seconds(self, count: int, prompt_tokens: int) -> float:
-        return float(self._ask("prefill_seconds", count, prompt_tokens))
+    def prefill(self, count: int, prompt_tokens: int, step_tokens: int) -> dict[str, float]:
+        found: dict[str, float] = self._ask("prefill", count, prompt_tokens, step_tokens)
+        return found
 
-    def keep(self, count: int) -> None:
-        self._ask("keep", count)
+    def prefill_kernels(self, count: int, prompt_tokens: int, step_tokens: int) -> dict[str, float]:
+        found: dict[str, float] = self._ask("prefill_kernels", count, prompt_tokens, step_tokens)
+        return found
 
     def timed_steps(self, steps: int) -> dict[str, float]:
         found: dict[str, float] = self._ask("timed_steps", steps)
@@ -47,7 +57,8 @@ class EngineProcess:
         return int(self._ask("context"))
 
     def close(self) -> None:
-        self._pipe.send(None)
+        with contextlib.suppress(OSError):  # the process is gone
+            self._pipe.send(None)
         self._process.join(CLOSE_SECONDS)
         if self._process.is_alive():
             self._process.kill()
@@ -72,8 +83,10 @@ def _serve(model: ModelConfig, engine: EngineConfig, pipe: Connection) -> None:
     from samebits.bench.device_engine import open_engine
 
     try:
+        if pipe.recv() is None:
+            return
         opened = open_engine(model, engine, lambda line: None)
-        pipe.send((True, opened.start_seconds))
+        pipe.send((True, (opened.start_seconds, opened.stages)))
         while (asked := pipe.recv()) is not None:
             name, arguments = asked
             pipe.send((True, getattr(opened, name)(*arguments)))

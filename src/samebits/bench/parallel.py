@@ -1,15 +1,16 @@
 """`samebits bench parallel`: decode steps and prompts of a model over several GPUs, beside what they must cost.
 
 A decode step must read its rank's share of the weights and of keys and values, and sum twice a layer. Every contender
-runs in a process of its own; those that are open at once are measured in turns.
+runs in a process of its own; those that are open at once are measured in turns. What was measured is written down at
+once, so a run that is cut leaves a file that says so (`whole`).
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,16 @@ from samebits.models.load import read_model_files
 from samebits.models.spec import ModelSpec
 from samebits.models.weights import expected_shapes
 
-BATCHES = (128, 32, 1)
-"""Largest first: the surplus is aborted, so that prompts are computed once."""
-PREFILL_PROMPTS, PREFILL_TOKENS = 8, 1024
+BATCHES = (1, 32, 128)
+"""Smallest first: others join, so that prompts are computed once, and a small batch is measured soon."""
+CONTEXT_TOKENS = 1408
+"""Room for keys and values of a request: its prompt and a token of every step."""
+PREFILL_TOKENS = 1024
+LEAST_PROMPTS, LEAST_STEPS = 8, 4
+"""Prompts that are computed at a time: this many, and enough for this many full steps."""
 TRACED_STEPS = 4
+NAMED_KERNELS = 16
+"""of a step of prompts"""
 EXCHANGING = ("one_shot", "two_shot", "gather_columns", "gather_rows", "all_gather", "meet_alone", "nccl")
 """Parts of the names of kernels in which ranks exchange values or wait for each other."""
 
@@ -70,121 +77,227 @@ def floor_milliseconds(
     return (weights / degree + kv) / TERABYTES_PER_SECOND / 1e9
 
 
+@dataclass(frozen=True)
+class Course:
+    """How contenders are measured."""
+
+    batches: Sequence[int]
+    repeats: int
+    steps: int
+    """of a round"""
+    prompt_steps: Sequence[int]
+    """most tokens of a step while prompts are computed, each measured by itself"""
+    at_once: int = 0
+    """contenders that are open at the same time, where memory does not hold all of them (0: all)"""
+
+    def groups(self, contenders: Sequence[Contender]) -> list[Sequence[Contender]]:
+        """Those that are measured in turns."""
+        count = self.at_once or len(contenders)
+        return [contenders[first : first + count] for first in range(0, len(contenders), count)]
+
+
+@dataclass
+class Measured:
+    """What is known of the contenders so far, by their names."""
+
+    model: ModelConfig
+    spec: ModelSpec
+    contenders: Sequence[Contender]
+    starts: dict[str, EngineProcess] = field(default_factory=dict)
+    prompts: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """by most tokens of a step"""
+    batches: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    alone: dict[int, dict[str, float]] = field(default_factory=dict)
+    """microseconds of one sum, by rows"""
+
+    def figures(self) -> dict[str, Any]:
+        """All of it, for the file."""
+        files = read_model_files(self.model)
+        shapes = expected_shapes(files.spec, files.family.names)
+        return {
+            "contenders": [one.name for one in self.contenders if one.name in self.starts],
+            "start seconds": {name: round(one.start_seconds, 2) for name, one in self.starts.items()},
+            "stages of the start, seconds": {name: one.stages for name, one in self.starts.items()},
+            "microseconds of one sum alone": {str(rows): found for rows, found in self.alone.items()},
+            "prompts": [_prompt_row(size, found) for size, found in self.prompts.items()],
+            "batches": [self._row(batch, shapes) for batch in self.batches],
+        }
+
+    def _row(self, batch: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The figures of one batch size."""
+        found = self.batches[batch]
+        wall = {name: median_of(figures["rounds"], "wall") for name, figures in found.items()}
+        row: dict[str, Any] = {
+            "batch": batch,
+            "context": {name: figures["context"] for name, figures in found.items()},
+            "milliseconds": {name: round(time, 4) for name, time in wall.items()},
+            **against_first(wall),
+        }
+        parts: dict[str, dict[str, Any]] = {"floor milliseconds": {}, "exchange share": {}}
+        parts |= {"exchanging kernels": {}, "rounds": {}}
+        for one in (one for one in self.contenders if one.name in found):
+            figures = found[one.name]
+            read = floor_milliseconds(self.spec, shapes, batch, figures["context"], one.degree)
+            floor = {"bytes": round(read, 3)}
+            if one.degree == 1:
+                floor["sums"] = 0.0
+            elif batch in self.alone:
+                floor["sums"] = round(2 * self.spec.layers * self.alone[batch][one.sums] / 1e3, 3)
+            parts["floor milliseconds"][one.name] = floor
+            parts["rounds"][one.name] = figures["rounds"]
+            if kernels := figures.get("kernels"):
+                share = exchanging(kernels) / sum(kernels.values())
+                parts["exchange share"][one.name] = round(share, 4)
+                parts["exchanging kernels"][one.name] = {
+                    name: round(time, 4) for name, time in kernels.items() if exchanges(name)
+                }
+        return row | parts
+
+
 def run(
     model: ModelConfig,
     engine: EngineConfig,
     contenders: Sequence[Contender],
-    batches: Sequence[int],
-    repeats: int,
-    steps: int,
-    at_once: int,
+    course: Course,
     output: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measure every contender at every batch size and write `output`. `at_once`: how many are open at the same time,
-    where memory does not hold all of them (0: all)."""
-    files = read_model_files(model)
-    spec, shapes = files.spec, expected_shapes(files.spec, files.family.names)
+    """Measure every contender at every batch size; `output` is written anew after every figure."""
     degree = max(one.degree for one in contenders)
-    say("sums alone")
-    alone = microseconds_alone(degree, sorted(batches), spec.hidden) if degree > 1 else {}
-    count = at_once or len(contenders)
-    groups = [contenders[first : first + count] for first in range(0, len(contenders), count)]
-    found: dict[str, dict[str, Any]] = {}
-    result: dict[str, Any] = {}
-
-    def keep(figures: dict[str, dict[str, Any]]) -> None:
-        """Write what there is: a later group may not fit into memory."""
-        found.update(figures)
-        measured = [one for one in contenders if one.name in found]
-        rows = [_row(batch, measured, found, spec, shapes, alone) for batch in sorted(batches, reverse=True)]
-        result.update(
-            contenders=[one.name for one in measured],
-            **{
-                "start seconds": {name: one["start"] for name, one in found.items()},
-                "prefill tokens per second": {name: one["prefill"] for name, one in found.items()},
-            },
-            batches=rows,
-        )
-        write_result(output, result)
-
-    result |= {
+    groups = course.groups(contenders)
+    measured = Measured(model, read_model_files(model).spec, contenders)
+    result: dict[str, Any] = {
         "benchmark": "parallel",
         **machine(),
         **gpu_facts(),
         "gpus": degree,
         "model": model.model,
         "prompt tokens": PROMPT_TOKENS,
-        "steps": steps,
-        "repeats": repeats,
+        "steps": course.steps,
+        "repeats": course.repeats,
         "interleaved": [[one.name for one in group] for group in groups],
-        "most tokens in a step": engine.step_tokens or "chosen by the engine",
-        "microseconds of one sum alone": {str(rows): figures for rows, figures in alone.items()},
+        "most tokens in a step": engine.step_tokens,
+        "whole": False,
     }
-    for group in groups:
-        _measure(group, model, engine, spec, batches, repeats, steps, keep, say)
+    started = time.monotonic()
+
+    def keep(line: str) -> None:
+        result.update(measured.figures())
+        write_result(output, result)
+        say(f"[{time.monotonic() - started:5.1f} s] {line}")
+
+    processes = {one.name: _process(one, model, engine, measured.spec, course) for one in contenders}
+    try:
+        for group in groups:
+            measure({one.name: processes[one.name] for one in group}, course, measured, keep)
+    finally:
+        for process in processes.values():
+            process.close()
+    # Last, for it is the least that a run that is cut may lack.
+    if degree > 1:
+        measured.alone = microseconds_alone(degree, sorted(course.batches), measured.spec.hidden)
+    result["whole"] = True
+    keep("sums alone")
     return result
 
 
-def _measure(
-    contenders: Sequence[Contender],
-    model: ModelConfig,
-    engine: EngineConfig,
-    spec: ModelSpec,
-    batches: Sequence[int],
-    repeats: int,
-    steps: int,
-    keep: Callable[[dict[str, dict[str, Any]]], None],
-    say: Callable[[str], None],
+def _process(
+    one: Contender, model: ModelConfig, engine: EngineConfig, spec: ModelSpec, course: Course
+) -> EngineProcess:
+    """A process for a contender, whose engine is to be opened."""
+    largest = max(course.batches)
+    memory = engine.kv_memory_mib or kv_mebibytes(spec, largest, CONTEXT_TOKENS) // one.degree
+    return EngineProcess(
+        replace(model, numerics=one.profile, device="cuda", tensor_parallel=one.degree),
+        replace(engine, max_running=largest, kv_memory_mib=memory, all_reduce=one.method),
+    )
+
+
+def measure(
+    opened: Mapping[str, EngineProcess], course: Course, measured: Measured, keep: Callable[[str], None]
 ) -> None:
-    """Hand figures by contender to `keep`; all of these are open at once, and take turns."""
-    largest = max(batches)
-    opened: dict[str, EngineProcess] = {}
-    found: dict[str, dict[str, Any]] = {}
-    try:
-        # One after another, for the start times kernels.
-        for one in contenders:
-            say(f"starting {one.name}")
-            memory = engine.kv_memory_mib or kv_mebibytes(spec, largest) // one.degree
-            opened[one.name] = EngineProcess(
-                replace(model, numerics=one.profile, device="cuda", tensor_parallel=one.degree),
-                replace(engine, max_running=largest, kv_memory_mib=memory, all_reduce=one.method),
-            )
-            found[one.name] = {"start": round(opened[one.name].start_seconds, 2)}
-        seconds: dict[str, list[float]] = {name: [] for name in opened}
-        for _ in range(repeats + 1):
-            for name, process in opened.items():
-                seconds[name].append(process.prefill_seconds(PREFILL_PROMPTS, PREFILL_TOKENS))
-        for name, process in opened.items():
-            found[name]["prefill"] = round(
-                PREFILL_PROMPTS * PREFILL_TOKENS / statistics.median(seconds[name][1:])
-            )
-            say(f"{name}: {found[name]['prefill']} prompt tokens/s")
-            process.decode_together(largest, PROMPT_TOKENS)
-        for batch in sorted(batches, reverse=True):
-            rounds: dict[str, list[dict[str, float]]] = {name: [] for name in opened}
-            for process in opened.values():
-                process.keep(batch)
-                process.timed_steps(WARM_STEPS)
-            for _ in range(repeats):
-                for name, process in opened.items():
-                    rounds[name].append(process.timed_steps(steps))
-            for name, process in opened.items():
-                kernels = process.kernel_milliseconds(TRACED_STEPS)
-                found[name][str(batch)] = {
-                    "context": process.context(),
-                    "rounds": rounds[name],
-                    "exchanging": round(exchanging(kernels), 4),
-                    "kernels": {
-                        kernel: round(time, 4) for kernel, time in kernels.items() if exchanges(kernel)
-                    },
-                    "computing": round(sum(kernels.values()) - exchanging(kernels), 4),
-                }
-                say(f"batch {batch}, {name}: {median_of(rounds[name], 'wall'):.3f} ms")
-        keep(found)
-    finally:
+    """Open these, measure them in turns, and close them. Each figure is handed to `keep` as it is found."""
+    # One after another, for the start times kernels.
+    for name, process in opened.items():
+        process.open()
+        measured.starts[name] = process
+        keep(f"started {name}: {process.stages}")
+    for size in course.prompt_steps:
+        _measure_prompts(opened, size, course.repeats, measured.prompts.setdefault(size, {}), keep)
+    running = 0
+    for batch in sorted(course.batches):
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in opened}
         for process in opened.values():
-            process.close()
+            process.decode_together(batch - running, PROMPT_TOKENS)
+            process.timed_steps(WARM_STEPS)
+        running = batch
+        for _ in range(course.repeats):
+            for name, process in opened.items():
+                rounds[name].append(process.timed_steps(course.steps))
+        found = measured.batches.setdefault(batch, {})
+        for name, process in opened.items():
+            found[name] = {"context": process.context(), "rounds": rounds[name]}
+            keep(f"batch {batch}, {name}: {median_of(rounds[name], 'wall'):.3f} ms")
+        for name, process in opened.items():
+            found[name]["kernels"] = process.kernel_milliseconds(TRACED_STEPS)
+    keep("traced")
+    for process in opened.values():
+        process.close()
+
+
+def _measure_prompts(
+    opened: Mapping[str, EngineProcess],
+    size: int,
+    repeats: int,
+    found: dict[str, dict[str, Any]],
+    keep: Callable[[str], None],
+) -> None:
+    """Prompts alone, in steps of at most `size` tokens."""
+    count = max(LEAST_PROMPTS, -(-LEAST_STEPS * size // PREFILL_TOKENS))
+    for process in opened.values():
+        process.prefill(count, PREFILL_TOKENS, size)  # what is made at the first call is not counted
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in opened}
+    for _ in range(repeats):
+        for name, process in opened.items():
+            rounds[name].append(process.prefill(count, PREFILL_TOKENS, size))
+    for name, process in opened.items():
+        middle = sorted(rounds[name], key=lambda one: one["seconds"])[repeats // 2]
+        kernels = process.prefill_kernels(count, PREFILL_TOKENS, size)
+        found[name] = {
+            "rate": count * PREFILL_TOKENS / middle["seconds"],
+            "step": {
+                "wall": 1e3 * middle["seconds"] / middle["steps"],
+                "busy": middle["busy"],
+                "queueing by the host": middle["queueing"],
+                "computing kernels": sum(kernels.values()) - exchanging(kernels),
+                "exchanging kernels": exchanging(kernels),
+            },
+            "kernels": longest(kernels),
+            "seconds": [one["seconds"] for one in rounds[name]],
+        }
+        step = ", ".join(f"{part} {time:.1f}" for part, time in found[name]["step"].items())
+        keep(f"steps of {size}, {name}: {found[name]['rate']:.0f} prompt tokens/s, ms a step: {step}")
+
+
+def _prompt_row(size: int, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of prompts in steps of at most `size` tokens."""
+    return {
+        "most tokens in a step": size,
+        "tokens per second": {name: round(one["rate"]) for name, one in found.items()},
+        **against_first({name: 1 / one["rate"] for name, one in found.items()}),
+        "milliseconds a step": {
+            name: {part: round(time, 3) for part, time in one["step"].items()} for name, one in found.items()
+        },
+        "seconds of a round": {
+            name: [round(time, 4) for time in one["seconds"]] for name, one in found.items()
+        },
+    }
+
+
+def against_first(times: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Times over that of the first contender."""
+    first = next(iter(times))
+    return {f"time against {first}": {name: round(time / times[first], 4) for name, time in times.items()}}
 
 
 def exchanges(kernel: str) -> bool:
@@ -192,63 +305,45 @@ def exchanges(kernel: str) -> bool:
     return any(part in kernel.lower() for part in EXCHANGING)
 
 
-def exchanging(kernels: dict[str, float]) -> float:
+def exchanging(kernels: Mapping[str, float]) -> float:
     """Milliseconds in kernels in which ranks exchange values or wait for each other."""
     return sum(time for name, time in kernels.items() if exchanges(name))
 
 
-def _row(
-    batch: int,
-    contenders: Sequence[Contender],
-    found: dict[str, dict[str, Any]],
-    spec: ModelSpec,
-    shapes: dict[str, tuple[int, ...]],
-    alone: dict[int, dict[str, float]],
-) -> dict[str, Any]:
-    """The figures of one batch size."""
-    row: dict[str, Any] = {"batch": batch}
-    wall = {one.name: median_of(found[one.name][str(batch)]["rounds"], "wall") for one in contenders}
-    row["milliseconds"] = {name: round(time, 4) for name, time in wall.items()}
-    row["floor milliseconds"], row["exchange share"], row["exchanging kernels"], row["rounds"] = (
-        {},
-        {},
-        {},
-        {},
-    )
-    for one in contenders:
-        figures = found[one.name][str(batch)]
-        read = floor_milliseconds(spec, shapes, batch, figures["context"], one.degree)
-        sums = 0.0
-        if one.degree > 1:
-            sums = 2 * spec.layers * alone[batch][one.sums] / 1e3
-        row["floor milliseconds"][one.name] = {"bytes": round(read, 3), "sums": round(sums, 3)}
-        traced = figures["exchanging"] + figures["computing"]
-        row["exchange share"][one.name] = round(figures["exchanging"] / traced, 4) if traced else None
-        row["exchanging kernels"][one.name] = figures["kernels"]
-        row["rounds"][one.name] = figures["rounds"]
-    first = contenders[0].name
-    row[f"time against {first}"] = {name: round(time / wall[first], 4) for name, time in wall.items()}
-    return row
+def longest(kernels: Mapping[str, float]) -> dict[str, float]:
+    """The kernels that take the most of a step."""
+    return {
+        name: round(kernels[name], 3)
+        for name in sorted(kernels, key=lambda name: -kernels[name])[:NAMED_KERNELS]
+    }
 
 
 def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """For people: one line a batch size and contender."""
+    """For people: one line a batch size and contender, and one for its prompts."""
     first = result["contenders"][0]
     rows: list[tuple[str, ...]] = [
-        ("batch", "contender", "ms a step", f"against {first}", "floor: bytes", "floor: sums", "exchanging")
+        ("batch", "contender", "", f"time against {first}", "floor: bytes", "floor: sums", "exchanging")
     ]
     for row in result["batches"]:
-        for name in result["contenders"]:
-            floor, share = row["floor milliseconds"][name], row["exchange share"][name]
+        against: dict[str, float] = next(
+            found for key, found in row.items() if key.startswith("time against")
+        )
+        for name, time_of in row["milliseconds"].items():
+            floor, share = row["floor milliseconds"][name], row["exchange share"].get(name)
             rows.append(
                 (
                     str(row["batch"]),
                     name,
-                    f"{row['milliseconds'][name]:.3f}",
-                    f"{row[f'time against {first}'][name]:.3f}x",
+                    f"{time_of:.3f} ms",
+                    f"{against[name]:.3f}x",
                     f"{floor['bytes']:.2f}",
-                    f"{floor['sums']:.2f}",
+                    f"{floor['sums']:.2f}" if "sums" in floor else "",
                     "" if share is None else f"{100 * share:.1f} %",
                 )
             )
+    for row in result["prompts"]:
+        against = next(found for key, found in row.items() if key.startswith("time against"))
+        for name, rate in row["tokens per second"].items():
+            size = row["most tokens in a step"]
+            rows.append((f"prompts by {size}", name, f"{rate} tokens/s", f"{against[name]:.3f}x", "", "", ""))
     return rows

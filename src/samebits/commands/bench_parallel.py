@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from samebits.commands.flags import add_settings, command, positive, settings_of
 from samebits.config import EngineConfig, ModelConfig
+from samebits.errors import ConfigError
 
 SHAPE = "qwen3-32b-shaped"
 EXAMPLES = """\
@@ -49,6 +51,14 @@ def add(kinds: Any) -> None:
         help="contenders that are open at the same time, where memory does not hold all (default: all)",
     )
     parser.add_argument(
+        "--prompt-steps",
+        nargs="+",
+        type=positive,
+        default=None,
+        metavar="N",
+        help="most tokens of a step while prompts are computed, each measured by itself (default: --step-tokens)",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         default=Path("results/parallel.json"),
@@ -60,23 +70,31 @@ def add(kinds: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from samebits.bench import parallel
+    from samebits.engine.sizes import GPU_STEP_TOKENS
     from samebits.tables import align
 
     if options.model is None:
         options.model, options.load_format = SHAPE, "dummy"
     model, engine = settings_of(options, ModelConfig), settings_of(options, EngineConfig)
+    engine = replace(engine, step_tokens=engine.step_tokens or GPU_STEP_TOKENS)
+    course = parallel.Course(
+        options.batches or parallel.BATCHES,
+        options.repeats,
+        options.steps,
+        options.prompt_steps or [engine.step_tokens],
+        options.at_once,
+    )
+    if max(course.prompt_steps) > engine.step_tokens:
+        raise ConfigError(f"--prompt-steps: no step holds more than --step-tokens = {engine.step_tokens}")
     contenders = [parallel.contender(text, model.tensor_parallel) for text in options.contenders]
     result = parallel.run(
         model,
         engine,
         contenders,
-        options.batches or parallel.BATCHES,
-        options.repeats,
-        options.steps,
-        options.at_once,
+        course,
         options.output,
         lambda line: print(line, file=sys.stderr, flush=True),
     )
     print("\n".join(align(parallel.table_rows(result))))
-    print(f"\nprompt tokens/s: {result['prefill tokens per second']}; every figure is in {options.output}")
+    print(f"\nevery figure is in {options.output}")
     return 0

@@ -25,6 +25,7 @@ from samebits.numerics.operators import Operators
 from samebits.plan import Plan
 from samebits.schedule.scheduler import Scheduler, SchedulerLimits
 
+STARTING_RANKS, JOINING_RANKS = "starting ranks", "joining the ranks"
 Progress = Callable[[str, int, int], None]
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,11 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
     size = model.tensor_parallel
     if size > 1:
         check_parallel(model, engine)
-    ranks = RankProcesses(model, engine, default_seed, size) if size > 1 else None
+    ranks = None
+    if size > 1:
+        progress(STARTING_RANKS, 0, size - 1)
+        ranks = RankProcesses(model, engine, default_seed, size)
+        progress(STARTING_RANKS, size - 1, size - 1)
     try:
         return _build(model, engine, default_seed, ranks, reading, progress)
     except BaseException as error:
@@ -65,8 +70,11 @@ def _build(
     progress: Progress,
 ) -> Engine:
     met = Ranks() if ranks is None else Ranks(ranks.group, ranks.meeting)
+    if ranks is not None:
+        progress(JOINING_RANKS, 0, 1)
     operators, group = make_numerics(model, engine, met)
     if ranks is not None:
+        progress(JOINING_RANKS, 1, 1)
         ranks.on_lost = group.abandon
     if not operators.promises_bits:
         log.warning(

@@ -26,6 +26,7 @@ import msgspec
 import zmq
 
 from samebits.config import EngineConfig, ModelConfig
+from samebits.engine.devices import take_devices
 from samebits.engine.folders import OwnedFolder
 from samebits.engine.logs import configure_logging
 from samebits.engine.messages import (
@@ -63,8 +64,9 @@ class ProcessTransport:
         build: str = BUILD_ENGINE,
         log_level: str = "warning",
         log_format: str = "text",
+        replica: int = 0,
     ) -> None:
-        self._settings = (model, engine, build, log_level, log_format)
+        self._settings = (model, engine, build, log_level, log_format, replica)
         self._process: SpawnProcess | None = None
         self._folder: OwnedFolder | None = None
         self._ready = False
@@ -212,6 +214,13 @@ def _describe_exit(code: int | None) -> str:
     return f"the engine process ended unexpectedly with exit status {code}"
 
 
+def _take_devices(model: ModelConfig, engine: EngineConfig, replica: int) -> None:
+    """Leave the GPUs of other replicas alone."""
+    import torch  # the parent, which shares this module, does without
+
+    take_devices(model, engine, replica, torch.cuda.device_count)
+
+
 class _SocketInbox:
     """Commands from the parent's socket."""
 
@@ -240,6 +249,7 @@ def engine_process(
     build: str,
     log_level: str,
     log_format: str,
+    replica: int,
     commands_address: str,
     events_address: str,
     parent: int,
@@ -263,6 +273,8 @@ def engine_process(
 
     status = 0
     try:
+        if engine.data_parallel > 1:
+            _take_devices(model, engine, replica)
         module, _, function = build.partition(":")
         build_engine: BuildEngine = getattr(importlib.import_module(module), function)
         with closing(build_engine(model, engine, progress_sender(send))) as built:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from samebits.plan import Plan
 Progress = Callable[[str, int, int], None]
 DEVICE_MEETING = ".device"
 """Ending of the path where the groups on the devices meet."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,6 @@ def check_parallel(model: ModelConfig, engine: EngineConfig) -> None:
     """Raises `ConfigError` where the ranks could not be held here, before any of them is started."""
     if choose_device(model.device).type != "cuda":
         return
-    if engine.data_parallel > 1:
-        raise ConfigError(
-            f"--data-parallel {engine.data_parallel} with --tensor-parallel {model.tensor_parallel}: every replica "
-            "would take the same GPUs; start servers with CUDA_VISIBLE_DEVICES of their own"
-        )
     from samebits.numerics.gpu.rank_group import check_ranks
 
     try:
@@ -82,7 +80,12 @@ def make_numerics(model: ModelConfig, engine: EngineConfig, ranks: Ranks) -> tup
 
 
 def _tensor_group(model: ModelConfig, engine: EngineConfig, ranks: Ranks) -> Group:
-    if ranks.group.size == 1 or choose_device(model.device).type != "cuda":
+    size = ranks.group.size
+    if size == 1:
+        return ranks.group
+    if choose_device(model.device).type != "cuda":
+        if ranks.group.rank == 0:
+            log.info("[AR] %d ranks on the CPU: all parts are gathered and added, for every size", size)
         return ranks.group
     from samebits.numerics.gpu.rank_group import open_rank_group
 

@@ -16,7 +16,6 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -78,9 +77,13 @@ class DummySource:
     def tensor(self, name: str, take: Cut = whole) -> Tensor:
         """What `take` takes of the named tensor, in the storage dtype of the spec, on `device`. Values are the same
         on every device, and of a part those of the whole."""
-        recipe = recipe_for(self.spec, self.names, name)
-        make = _tensor if self.device.type == "cpu" else partial(device_tensor, device=self.device)
-        return take(make(name, self.shapes[name], recipe, self.seed, getattr(torch, self.spec.dtype)))
+        recipe, shape = recipe_for(self.spec, self.names, name), self.shapes[name]
+        dtype: torch.dtype = getattr(torch, self.spec.dtype)
+        if self.device.type == "cpu":
+            return take(_tensor(name, shape, recipe, self.seed, dtype))
+        part = part_taken(shape, take)
+        made = device_tensor(name, shape, recipe, self.seed, dtype, self.device, part)
+        return take(made) if part is None else made
 
     def description(self) -> dict[str, str]:
         """What stands for the digests of weight files in the plan."""
@@ -147,6 +150,32 @@ def _tensor(
     return tensor.reshape(shape)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A block of a matrix."""
+
+    row: int
+    """the first one"""
+    rows: int
+    column: int
+    columns: int
+
+
+def part_taken(shape: tuple[int, ...], take: Cut) -> Part | None:
+    """What `take` takes of a matrix, read off one without memory. None where that is no block of it, or one whose
+    weights lie in halves of pairs: then all of it must be made."""
+    if len(shape) != 2:
+        return None
+    matrix = torch.empty(shape, device="meta")
+    taken = take(matrix)
+    if taken._base is not matrix or taken.dim() != 2 or taken.stride() != matrix.stride():
+        return None
+    row, column = divmod(int(taken.storage_offset()), shape[1])
+    part = Part(row, taken.shape[0], column, taken.shape[1])
+    halves = part.columns != shape[1] and (shape[1] % 2 or column % 2 or part.columns % 2)
+    return None if halves else part
+
+
 def device_tensor(
     name: str,
     shape: tuple[int, ...],
@@ -154,34 +183,53 @@ def device_tensor(
     seed: int,
     dtype: torch.dtype,
     device: torch.device,
+    part: Part | None = None,
 ) -> Tensor:
-    """What `_tensor` makes, with torch's operators on any device: products and sums are rounded one by one in both."""
-    rows, width = shape[0], math.prod(shape[1:])
+    """What `_tensor` makes, or a part of it, with torch's operators on any device: products and sums are rounded one by
+    one in both."""
+    whole_rows, width = shape[0], math.prod(shape[1:])
+    block = part or Part(0, whole_rows, 0, width)
     key = _key(seed, name)
     scale = float(np.float32(recipe.deviation / UNIT_DEVIATION))
-    outlier_key = _key(seed, name + "/outliers")
-    outliers = device_mix(outlier_key, 0, rows, device) & (OUTLIER_EVERY - 1) == 0
-    tensor = torch.empty((rows, width), dtype=dtype, device=device)
-    step = max(1, DEVICE_CHUNK_WEIGHTS // width)
-    for first in range(0, rows, step):
-        last = min(first + step, rows)
-        start, stop = first * width, last * width
-        halves = device_mix(key, start // 2, (stop + 1) // 2, device).view(torch.int32)
-        halves = halves[start % 2 : start % 2 + stop - start]
-        values = ((halves & 0xFFFF) + ((halves >> 16) & 0xFFFF) - 65535).to(torch.float32).mul_(scale)
-        values = values.view(last - first, width)
+    rows = torch.arange(whole_rows, dtype=torch.int64, device=device)
+    outliers = device_mix(_key(seed, name + "/outliers"), rows) & (OUTLIER_EVERY - 1) == 0
+    tensor = torch.empty((block.rows, block.columns), dtype=dtype, device=device)
+    step = max(1, DEVICE_CHUNK_WEIGHTS // block.columns)
+    for first in range(0, block.rows, step):
+        last = min(first + step, block.rows)
+        chunk = Part(block.row + first, last - first, block.column, block.columns)
+        values = _device_units(key, width, chunk, device).mul_(scale)
         if recipe.mean:
             values.add_(float(np.float32(recipe.mean)))
         if recipe.outlier_gain != 1.0:
             gained = values * float(np.float32(recipe.outlier_gain))
-            values = torch.where(outliers[first:last, None], gained, values)
+            values = torch.where(outliers[chunk.row : chunk.row + chunk.rows, None], gained, values)
         tensor[first:last] = values
-    return tensor.reshape(shape)
+    return tensor.reshape(shape) if part is None else tensor
 
 
-def device_mix(key: int, start: int, stop: int, device: torch.device) -> Tensor:
-    """`_mix` of the counters start .. stop - 1 as int64 bit patterns."""
-    z = torch.arange(start, stop, dtype=torch.int64, device=device)
+def _device_units(key: int, width: int, part: Part, device: torch.device) -> Tensor:
+    """`_units` of a block of a matrix of so many columns, float32 [rows, columns]."""
+
+    def counted(start: int, stop: int) -> Tensor:
+        return torch.arange(start, stop, dtype=torch.int64, device=device)
+
+    if part.columns == width:
+        start = part.row * width
+        stop = start + part.rows * width
+        halves = device_mix(key, counted(start // 2, (stop + 1) // 2)).view(torch.int32)
+        halves = halves[start % 2 : start % 2 + stop - start]
+    else:
+        pairs = counted(part.column // 2, (part.column + part.columns) // 2)
+        counters = counted(part.row, part.row + part.rows)[:, None] * (width // 2) + pairs
+        halves = device_mix(key, counters).view(torch.int32)
+    sums = (halves & 0xFFFF) + ((halves >> 16) & 0xFFFF) - 65535
+    return sums.to(torch.float32).view(part.rows, part.columns)
+
+
+def device_mix(key: int, counters: Tensor) -> Tensor:
+    """`_mix` of counters int64, whose memory it takes, as int64 bit patterns."""
+    z = counters
     z.mul_(_signed(GOLDEN)).add_(_signed((key + GOLDEN) & MASK64))
     z ^= (z >> 30) & (MASK64 >> 30)
     z.mul_(_signed(0xBF58476D1CE4E5B9))

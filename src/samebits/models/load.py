@@ -33,6 +33,7 @@ from samebits.numerics.rope import rope_table
 from samebits.plan import Plan
 from samebits.sampling_params import SamplingDefaults
 
+FIRST_TOKEN = "running a first token"
 DUMMY_DTYPE = "bfloat16"
 """Storage dtype of dummy weights whose config names none."""
 
@@ -120,7 +121,9 @@ def load_model(
         table = rope_table(files.context_length, rope.theta, rope.rotary_dim, rope.kind, dict(rope.scaling))
         table = table.to(operators.device)
         weights = build_weights(spec, files.family.names, source, operators, progress, shard)
+        progress(FIRST_TOKEN, 0, 1)
         _run_one_token(shard.spec(spec), weights, operators, table)
+        progress(FIRST_TOKEN, 1, 1)
     except NumericsError as error:
         raise UnsupportedModelError(
             f"{files.folder}: the numerics profile '{operators.profile}' cannot run this model: {error}"

@@ -99,7 +99,8 @@ def _transport(model: ModelConfig, engine: EngineConfig, config: ServerConfig, b
     if count > 1 and not engine.threads:
         engine = replace(engine, threads=default_threads(count * model.tensor_parallel))
     replicas = [
-        ProcessTransport(model, engine, build, config.log_level, config.log_format) for _ in range(count)
+        ProcessTransport(model, engine, build, config.log_level, config.log_format, replica)
+        for replica in range(count)
     ]
     return replicas[0] if count == 1 else ReplicaTransport(replicas)
 

@@ -108,7 +108,7 @@ def push_shot(parts: list[Tensor], tree: bool, act: torch.dtype) -> list[Tensor]
     return results
 
 
-CASES = [(2, False), (4, False), (2, True), (4, True), (8, True)]
+CASES = [(size, tree) for size in (2, 4, 8) for tree in (False, True)]
 
 
 @pytest.mark.parametrize(("size", "tree"), CASES)

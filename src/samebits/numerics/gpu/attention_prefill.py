@@ -152,6 +152,7 @@ def tiles(
     return output
 
 
+@functools.cache
 def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; 1 where there is none."""
     if device.type != "cuda":

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samebits.numerics.gpu.launch import KernelSource, load, pointer
+from samebits.numerics.gpu.launch import TYPE_NAMES, KernelSource, load, pointer
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,13 @@ class Launch:
     stages: int = 2
 
 
+POINTERS = {dtype: pointer(dtype) for dtype in TYPE_NAMES}
+
+
 def kind_of(argument: Any) -> str:
     """Triton's type of a run-time argument: a tensor's pointer, an int32 or a float32."""
     if isinstance(argument, Tensor):
-        return pointer(argument.dtype)
+        return POINTERS[argument.dtype]
     if isinstance(argument, int):
         return "i32"
     return "fp32"

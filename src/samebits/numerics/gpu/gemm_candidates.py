@@ -203,18 +203,15 @@ def launch_tile(
     if tile.kind == POINTERS:
         kernel.launch((tiles, 1, 1), x, weight, bias, out, *lengths)
         return
-    maps = (mapped(x, (tile.rows, tile.depth)), mapped(weight, (tile.columns, tile.depth)))
+    rows_of_box = HOPPER_ROWS if tile.kind == HOPPER else tile.rows
+    columns_of_box = AHEAD_COLUMNS if tile.kind == AHEAD else tile.columns
+    maps = (mapped(x, (rows_of_box, tile.depth)), mapped(weight, (columns_of_box, tile.depth)))
     if tile.kind == DESCRIPTORS:
         kernel.launch((tiles, 1, 1), *maps, weight, bias, out, *lengths)
         return
     programs = min(tiles, processors(out.device))
-    if tile.kind == HOPPER:
-        lines = mapped(x, (HOPPER_ROWS, tile.depth))
-        kernel.launch((programs, 1, 1), lines, maps[1], out, *lengths)
-        return
-    if tile.kind == AHEAD:
-        lines = mapped(weight, (AHEAD_COLUMNS, tile.depth))
-        kernel.launch((programs, 1, 1), maps[0], lines, out, *lengths)
+    if tile.kind in (HOPPER, AHEAD):
+        kernel.launch((programs, 1, 1), *maps, out, *lengths)
         return
     kernel.launch((programs, 1, 1), *maps, bias, out, *lengths, programs)
 

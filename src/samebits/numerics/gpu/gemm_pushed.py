@@ -15,18 +15,27 @@ from samebits.numerics.gpu.gemm_hopper import GROUP_ROWS, copy_x, tile_place, ti
 
 
 @gluon.jit
-def shifted_place(
-    tile, row_tiles, column_tiles, share_rows, rank, GROUP: gl.constexpr, GROUPS: gl.constexpr
+def dealt_place(
+    tile, row_tiles, column_tiles, share_rows, rank, GROUP: gl.constexpr, GROUPS: gl.constexpr, TURNS: gl.constexpr
 ):  # fmt: skip
-    """As `tile_place`, from the rows of the next rank on, so that no two ranks write to the same one at a time."""
+    """As `tile_place`, from the rows of the next rank on. TURNS: rows of all ranks in turn, so that what travels is
+    spread over the whole product; shares that are no whole number of tiles, and all of them without it, come one after
+    the other."""
     row_tile, column_tile = tile_place(tile, row_tiles, column_tiles, GROUP)
-    return (row_tile + (rank + 1) * share_rows // (GROUPS * GROUP_ROWS)) % row_tiles, column_tile
+    dealt = (row_tile + (rank + 1) * share_rows // (GROUPS * GROUP_ROWS)) % row_tiles
+    if TURNS:
+        if share_rows % (GROUPS * GROUP_ROWS) == 0:
+            share_tiles = share_rows // (GROUPS * GROUP_ROWS)
+            ranks = row_tiles // share_tiles
+            dealt = (row_tile + rank + 1) % ranks * share_tiles + row_tile // ranks
+    return dealt, column_tile
 
 
 @gluon.jit
 def produce(
     x, weight, rows, columns, depth, share_rows, rank, x_ring, weight_ring, ready, free,
     COLUMNS: gl.constexpr, DEPTH: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr,
+    TURNS: gl.constexpr,
 ):  # fmt: skip
     """Copy both operands' blocks of every tile of this program into the rings."""
     row_tiles = gl.cdiv(rows, GROUPS * GROUP_ROWS)
@@ -34,7 +43,9 @@ def produce(
     slot = 0
     phase = 1
     for tile in range(gl.program_id(0), row_tiles * column_tiles, gl.num_programs(0)):
-        row_tile, column_tile = shifted_place(tile, row_tiles, column_tiles, share_rows, rank, GROUP, GROUPS)
+        row_tile, column_tile = dealt_place(
+            tile, row_tiles, column_tiles, share_rows, rank, GROUP, GROUPS, TURNS
+        )
         for start in range(0, depth, DEPTH):
             mbarrier.wait(free.index(slot), phase)
             mbarrier.expect(ready.index(slot), GROUPS * x.block_type.nbytes + weight.block_type.nbytes)
@@ -52,7 +63,7 @@ def produce(
 def consume(
     peers, rows, columns, depth, share_rows, rank, x_ring, weight_ring, ready, free,
     COLUMNS: gl.constexpr, DEPTH: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr, LEAVES: gl.constexpr,
-    GROUPS: gl.constexpr, FLAT: gl.constexpr, WHICH: gl.constexpr,
+    GROUPS: gl.constexpr, FLAT: gl.constexpr, TURNS: gl.constexpr, WHICH: gl.constexpr,
 ):  # fmt: skip
     """The rows WHICH * GROUP_ROWS .. of every tile of this program."""
     row_tiles = gl.cdiv(rows, GROUPS * GROUP_ROWS)
@@ -67,7 +78,9 @@ def consume(
         total, slot, phase = tile_sum(
             total, steps, slot, phase, x_ring, weight_ring, ready, free, ready, STAGES, GROUPS, WHICH, LEAVES, False,
         )  # fmt: skip
-        row_tile, column_tile = shifted_place(tile, row_tiles, column_tiles, share_rows, rank, GROUP, GROUPS)
+        row_tile, column_tile = dealt_place(
+            tile, row_tiles, column_tiles, share_rows, rank, GROUP, GROUPS, TURNS
+        )
         if FLAT:  # whole lines travel better than a product's layout of eight bytes a thread
             flat: gl.constexpr = gl.BlockedLayout([1, 4], [128 // COLUMNS, COLUMNS // 4], [4, 1], [1, 0])
             total = gl.convert_layout(total, flat)
@@ -106,6 +119,7 @@ def pushed_gemm(
     LEAVES: gl.constexpr,
     GROUPS: gl.constexpr,
     FLAT: gl.constexpr,
+    TURNS: gl.constexpr,
 ):
     """Grid (programs,), any number. Row r is owned by rank r // share_rows, whose memory float32 [ranks, share_rows,
     columns] begins at peers[owner]; this rank writes to place `rank` of each. At most four leaves."""
@@ -125,11 +139,11 @@ def pushed_gemm(
             [
                 (consume, (
                     peers, rows, columns, depth, share_rows, rank, x_ring, weight_ring, ready, free,
-                    COLUMNS, DEPTH, GROUP, STAGES, LEAVES, GROUPS, FLAT, 0,
+                    COLUMNS, DEPTH, GROUP, STAGES, LEAVES, GROUPS, FLAT, TURNS, 0,
                 )),
                 (produce, (
                     x, weight, rows, columns, depth, share_rows, rank, x_ring, weight_ring, ready, free,
-                    COLUMNS, DEPTH, GROUP, STAGES, GROUPS,
+                    COLUMNS, DEPTH, GROUP, STAGES, GROUPS, TURNS,
                 )),
             ],
             [1],
@@ -140,15 +154,15 @@ def pushed_gemm(
             [
                 (consume, (
                     peers, rows, columns, depth, share_rows, rank, x_ring, weight_ring, ready, free,
-                    COLUMNS, DEPTH, GROUP, STAGES, LEAVES, GROUPS, FLAT, 0,
+                    COLUMNS, DEPTH, GROUP, STAGES, LEAVES, GROUPS, FLAT, TURNS, 0,
                 )),
                 (consume, (
                     peers, rows, columns, depth, share_rows, rank, x_ring, weight_ring, ready, free,
-                    COLUMNS, DEPTH, GROUP, STAGES, LEAVES, GROUPS, FLAT, 1,
+                    COLUMNS, DEPTH, GROUP, STAGES, LEAVES, GROUPS, FLAT, TURNS, 1,
                 )),
                 (produce, (
                     x, weight, rows, columns, depth, share_rows, rank, x_ring, weight_ring, ready, free,
-                    COLUMNS, DEPTH, GROUP, STAGES, GROUPS,
+                    COLUMNS, DEPTH, GROUP, STAGES, GROUPS, TURNS,
                 )),
             ],
             [4, 1],

@@ -272,17 +272,22 @@ class RankCollectives:
 
     def describe(self) -> str:
         """Which collective serves which size, for the log."""
-        one, push = limit_of(ONE_SHOT_BYTES, self.size), limit_of(PUSH_BYTES, self.size)
-        order = "balanced tree" if self._tree else "ascending ranks"
-        if self._method != "auto":
-            served = f"{self._method} for every size, as asked for"
-        elif one >= 1 << 40:
-            served = "one-shot for every size"
-        else:
-            served = f"one-shot up to {one >> 10} KiB, two-shot above, push from {push >> 10} KiB on"
-        if self._tree and self._method == "auto":
-            served += f"; from {PUSHED_BYTES >> 10} KiB on, products write to the ranks that add"
-        return f"{self.size} ranks, {order}, float32: {served}"
+        return served(self.size, self._tree, self._method)
+
+
+def served(size: int, tree: bool, method: str) -> str:
+    """Which collective of `size` ranks serves which size of message."""
+    one, push = limit_of(ONE_SHOT_BYTES, size), limit_of(PUSH_BYTES, size)
+    order = "balanced tree" if tree else "ascending ranks"
+    if method != "auto":
+        by_size = f"{method} for every size, as asked for"
+    elif one >= 1 << 40:
+        by_size = "one-shot for every size"
+    else:
+        by_size = f"one-shot up to {one >> 10} KiB, two-shot above, push from {push >> 10} KiB on"
+    if tree and method == "auto":
+        by_size += f"; from {PUSHED_BYTES >> 10} KiB on, products write to the ranks that add"
+    return f"{size} ranks, {order}, float32: {by_size}"
 
 
 def limit_of(limits: dict[int, int], size: int) -> int:

@@ -44,12 +44,18 @@ class PushedTile:
     stages: int
     flat: bool
     """results are laid out in whole lines before they are written"""
+    turns: bool = False
+    """rows of the ranks come in turn, not one rank's after the other's"""
     most_rows: int = MOST_ROWS
     """the largest bucket for which it is worth trying: the tuner sees no rank but its own"""
 
     @property
     def name(self) -> str:
-        return f"pushed {self.rows}x{self.columns}x{DEPTH} s{self.stages}" + " flat" * self.flat
+        return (
+            f"pushed {self.rows}x{self.columns}x{DEPTH} s{self.stages}"
+            + " flat" * self.flat
+            + " in turn" * self.turns
+        )
 
     @property
     def groups(self) -> int:
@@ -76,18 +82,20 @@ class PushedTile:
         units = (unit_of(problem.columns), unit_of(problem.depth))
         return KernelSource(
             pushed_gemm, (*maps, "*i64", "i32", "i32", "i32", "i32", "i32"),
-            (*units, self.columns, DEPTH, GROUP, self.stages, problem.leaves, self.groups, self.flat), 4, 1,
+            (*units, self.columns, DEPTH, GROUP, self.stages, problem.leaves, self.groups, self.flat, self.turns), 4, 1,
         )  # fmt: skip
 
 
 TILES = (
-    PushedTile(128, 128, 4, flat=True),
-    PushedTile(128, 64, 6, flat=True),
-    PushedTile(64, 128, 7, flat=True),
+    PushedTile(128, 128, 4, flat=True, turns=True),
+    PushedTile(128, 64, 6, flat=True, most_rows=512),
+    PushedTile(64, 128, 7, flat=True, most_rows=768),
     PushedTile(64, 128, 9, flat=False, most_rows=256),
     PushedTile(128, 128, 6, flat=False, most_rows=256),
 )
-"""With many rows the way is full, and only whole lines fill it well."""
+"""With many rows the way is full, and only whole lines fill it well; it is full for less of the time where rows of all
+ranks come in turn. With few rows, and narrower tiles, that gains nothing. From 1,024 rows on there is one tile: which
+of several is fastest depends on the way, of which a tuner on one GPU sees nothing."""
 
 
 class PushedProduct:
