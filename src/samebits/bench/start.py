@@ -11,13 +11,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from samebits.bench.device_engine import gpu_facts
+from samebits.bench.device_engine import gpu_facts, stage_seconds
 from samebits.bench.facts import machine, write_result
 from samebits.config import ModelConfig
 
@@ -25,7 +24,6 @@ CACHES = ("XDG_CACHE_HOME", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR", "CUDA_CACHE_P
 """variables that say where compiled kernels and proofs are kept"""
 LOGGING = ("--log-level=debug", "--log-format=json")
 """flags of a server whose log says when each stage began"""
-BEFORE = "before any stage"
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,11 @@ class Started:
 
     def stages(self) -> dict[str, float]:
         """Seconds of each stage, from its beginning to that of the next, and of what came before the first."""
-        moments = [(BEFORE, self.begun), *self._beginnings(), ("", self.begun + self.seconds)]
-        found: dict[str, float] = {}
-        for (name, begin), (_, end) in pairwise(moments):
-            found[name] = round(found.get(name, 0.0) + end - begin, 2)
-        return found
+        return stage_seconds(list(self._beginnings()), self.begun, self.begun + self.seconds)
 
     def _beginnings(self) -> Iterator[tuple[str, float]]:
         """What the log says of stages, `compiling kernels: 0 of 37`, and when."""
-        last = BEFORE
+        last = ""
         for line in self.log.splitlines():
             try:
                 entry = json.loads(line)

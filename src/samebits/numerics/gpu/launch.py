@@ -21,6 +21,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -225,8 +226,9 @@ def _loaded_once(source: KernelSource) -> Binary:
 def _loaded(source: KernelSource) -> Binary:
     compiled = source.compile(current_target())
     # The C code through which Triton calls a kernel takes longer to compile than many a kernel, and Triton does so at
-    # the first launch, one after another. Made here it is found on disk then.
-    triton.runtime.driver.active.launcher_cls(compiled.src, compiled.metadata)
+    # the first launch, one after another. Made here it is found on disk then; what fails here is met again there.
+    with suppress(Exception):
+        triton.runtime.driver.active.launcher_cls(compiled.src, compiled.metadata)
     return Binary(source, hashlib.sha256(compiled.kernel).hexdigest(), compiled)
 
 
