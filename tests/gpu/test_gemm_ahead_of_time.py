@@ -18,6 +18,8 @@ from samebits.numerics.gpu.buckets import BUCKETS
 from samebits.numerics.gpu.gemm_candidates import (
     AHEAD,
     DECODE,
+    DECODE_32,
+    DECODE_64,
     DESCRIPTORS,
     FLOAT32_TILES,
     HOPPER,
@@ -155,6 +157,23 @@ def test_weights_are_asked_for_ahead_of_the_wait_and_x_behind_it(leaves: int, wa
         assert behind.count("cp.async.bulk.tensor") == 6
         assert "ld.global" not in ptx
     assert ptx.count("add.rn.f32") == (8 * 3 if leaves == 8 else 0)
+
+
+@pytest.mark.parametrize("leaves", [1, 8])
+@pytest.mark.parametrize(
+    "tile",
+    [
+        *(tile for tile in (*DECODE, *DECODE_32, *DECODE_64) if tile.kind == AHEAD),
+        *(one.tile for one in tree_operator.MIDDLE if one.tile.kind == HOPPER),
+    ],
+    ids=lambda tile: tile.name,
+)
+def test_tensor_core_products_stay_in_flight(tile: Tile, leaves: int) -> None:
+    """Of a group's waits one stands in the loop and one behind it. The assembler adds others where it takes an
+    accumulator to be in use, without a word, and a kernel then takes twice as long."""
+    groups = 1 if tile.kind == AHEAD else tile.rows // 64
+    machine_code = texts_of(tile.source(EVEN, tile.rows, leaves), "sm_90")["sass"]
+    assert machine_code.count("WARPGROUP.DEPBAR") == 2 * groups < machine_code.count("HGMMA")
 
 
 def representatives() -> list[tuple[Tile, int]]:
