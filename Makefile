@@ -73,10 +73,12 @@ gpu-results: $(DEVELOPMENT)
 
 gpu-results-parallel: $(DEVELOPMENT)
 	-$(BIN)/python -m pytest tests/gpu/test_ranks_on_device.py
-	-$(SAMEBITS) bench allreduce --output results/allreduce-$(CARD)x$(TP).json
-	-$(SAMEBITS) bench parallel --tp $(TP) --model qwen3-32b-shaped --load-format dummy \
+	-$(SAMEBITS) bench allreduce --ranks $(TP) --output results/allreduce-$(CARD)x$(TP).json
+	-$(SAMEBITS) bench parallel --tp $(TP) --model qwen3-8b-shaped --load-format dummy --prompt-steps 8192 2048 \
+		--contenders exact tp-invariant --output results/parallel-8b-tp$(TP)-$(CARD).json
+	-$(SAMEBITS) bench parallel --tp $(TP) --model qwen3-32b-shaped --load-format dummy --step-tokens 2048 --at-once 2 \
 		--contenders exact tp-invariant unpinned --output results/parallel-32b-tp$(TP)-$(CARD).json
-	-$(SAMEBITS) bench parallel --tp $(TP) --model llama-3.1-70b-shaped --load-format dummy --at-once 1 \
+	-$(SAMEBITS) bench parallel --tp $(TP) --model llama-3.1-70b-shaped --load-format dummy --step-tokens 2048 --at-once 1 \
 		--contenders exact tp-invariant unpinned --output results/parallel-70b-tp$(TP)-$(CARD).json
 
 check: $(DEVELOPMENT)

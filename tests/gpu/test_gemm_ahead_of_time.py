@@ -112,7 +112,7 @@ def test_products_that_push_sum_leaves_apart_and_write_wide(
     tile: tree_pushed.PushedTile, leaves: int
 ) -> None:
     problem = tree_operator.TreeProblem(5120, 6400, leaves, BF16, FP32)
-    assert tile.fits(problem, 128, "sm_90")
+    assert tile.fits(problem, max(128, tile.least_rows), "sm_90")
     ptx = texts_of(tile.source(problem), "sm_90")["ptx"]
     assert fusable_operations(ptx) == []
     assert estimates(ptx) == []
@@ -123,12 +123,21 @@ def test_products_that_push_sum_leaves_apart_and_write_wide(
 
 def test_products_that_push_declare_where_they_run() -> None:
     tile = tree_pushed.TILES[0]
-    assert not tile.fits(tree_operator.TreeProblem(5120, 6400, 2, BF16, FP32), 128, "sm_100")
-    assert not tile.fits(tree_operator.TreeProblem(5120, 6400, 2, BF16, BF16), 128, "sm_90")
-    assert not tile.fits(tree_operator.TreeProblem(5120, 25600, 8, BF16, FP32), 128, "sm_90")
-    assert not tile.fits(tree_operator.TreeProblem(5120, 64, 2, BF16, FP32), 128, "sm_90"), (
+    assert tile.fits(tree_operator.TreeProblem(5120, 6400, 2, BF16, FP32), 1024, "sm_90")
+    assert not tile.fits(tree_operator.TreeProblem(5120, 6400, 2, BF16, FP32), 1024, "sm_100")
+    assert not tile.fits(tree_operator.TreeProblem(5120, 6400, 2, BF16, BF16), 1024, "sm_90")
+    assert not tile.fits(tree_operator.TreeProblem(5120, 25600, 8, BF16, FP32), 1024, "sm_90")
+    assert not tile.fits(tree_operator.TreeProblem(5120, 64, 2, BF16, FP32), 1024, "sm_90"), (
         "leaves of half a block"
     )
+
+
+@pytest.mark.parametrize("bucket", [bucket for bucket in BUCKETS if bucket > 64])
+def test_products_of_every_bucket_have_a_tile_that_pushes(bucket: int) -> None:
+    for leaves in (1, 2, 4):
+        problem = tree_operator.TreeProblem(5120, 6400, leaves, BF16, FP32)
+        fitting = [tile.name for tile in tree_pushed.TILES if tile.fits(problem, bucket, "sm_90")]
+        assert fitting and (len(fitting) == 1) == (bucket >= 768)
 
 
 @pytest.mark.parametrize("leaves", [1, 8])

@@ -46,8 +46,9 @@ class PushedTile:
     """results are laid out in whole lines before they are written"""
     turns: bool = False
     """rows of the ranks come in turn, not one rank's after the other's"""
+    least_rows: int = 1
     most_rows: int = MOST_ROWS
-    """the largest bucket for which it is worth trying: the tuner sees no rank but its own"""
+    """the buckets for which it is worth trying: the tuner sees no rank but its own"""
 
     @property
     def name(self) -> str:
@@ -63,7 +64,7 @@ class PushedTile:
 
     def fits(self, problem: TreeProblem, bucket: int, target: str) -> bool:
         """Whether a leaf is a whole number of blocks, at least two, and registers and shared memory hold the sums."""
-        if bucket > self.most_rows:
+        if not self.least_rows <= bucket <= self.most_rows:
             return False
         if target != "sm_90" or problem.act.itemsize != 2 or problem.out is not torch.float32:
             return False
@@ -87,15 +88,15 @@ class PushedTile:
 
 
 TILES = (
-    PushedTile(128, 128, 4, flat=True, turns=True),
+    PushedTile(128, 128, 4, flat=True, turns=True, least_rows=1024),
     PushedTile(128, 64, 6, flat=True, most_rows=512),
     PushedTile(64, 128, 7, flat=True, most_rows=768),
     PushedTile(64, 128, 9, flat=False, most_rows=256),
     PushedTile(128, 128, 6, flat=False, most_rows=256),
 )
 """With many rows the way is full, and only whole lines fill it well; it is full for less of the time where rows of all
-ranks come in turn. With few rows, and narrower tiles, that gains nothing. From 1,024 rows on there is one tile: which
-of several is fastest depends on the way, of which a tuner on one GPU sees nothing."""
+ranks come in turn. With few rows, and narrower tiles, that gains nothing. One tile serves from 1,024 rows on, others
+below: which of the two is faster depends on the way, of which a tuner on one GPU sees nothing."""
 
 
 class PushedProduct:
