@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ PREFILL = """\
 SERVING = """\
   samebits bench serving                                 256 requests of 1k/1k, of 4k/4k and of mixed lengths
   samebits bench serving --loads 1k/1k --profiles exact unpinned
-  samebits bench serving --loads 4k/4k --requests 64
+  samebits bench serving --loads 4k/4k --seconds 300     stopped after five minutes
 """
 EXAMPLES = DECODE + PREFILL + SERVING
 
@@ -46,6 +47,13 @@ def add(kinds: Any) -> None:
         "--requests", type=positive, default=REQUESTS, metavar="N", help="of each load (default: %(default)s)"
     )
     serving.add_argument("--profiles", nargs="+", default=["exact"], metavar="PROFILE")
+    serving.add_argument(
+        "--seconds",
+        type=positive,
+        default=None,
+        metavar="N",
+        help="stop a load after so long; the result says how many requests had ended (default: never)",
+    )
     serving.add_argument("--plot", type=Path, default=None, metavar="FILE", help="draw the latencies, too")
 
 
@@ -100,7 +108,8 @@ def run_serving(options: argparse.Namespace) -> int:
         check_plotting()
     model, engine = settings_of_shape(options)
     wanted = [load for load in loads(options.requests) if load.name in options.loads]
-    result = device_serving.run(model, engine, options.profiles, wanted, options.output, _progress)
+    most = options.seconds or math.inf
+    result = device_serving.run(model, engine, options.profiles, wanted, options.output, _progress, most)
     print("\n".join(align(device_serving.table_rows(result))))
     if options.plot:
         device_serving.plot(result, options.plot)
