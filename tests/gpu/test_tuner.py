@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 from rank_threads import ThreadGroup, on_ranks
 
 from samebits.errors import NumericsError
-from samebits.numerics.gpu import launch, tuner
+from samebits.numerics.gpu import bindings, launch, tuner
 from samebits.numerics.gpu.bindings import Sharing, bind_all
 from samebits.numerics.gpu.gemm_trials import RowTrials, windows
 from samebits.numerics.gpu.launch import KernelSource
@@ -254,6 +254,55 @@ def test_threads_compile_a_kernel_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no compiler" in {str(error) for error in errors}
     assert launch._loaded_once("a kernel") == "A KERNEL"  # type: ignore[arg-type, comparison-overlap]
     assert not launch._under_way
+
+
+def test_what_fails_behind_is_met_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker goes on behind a kernel that does not compile, whatever it raises."""
+    seen, ended = list[str](), threading.Event()
+
+    def load(source: str) -> None:
+        seen.append(source)
+        if source == "last":
+            ended.set()
+        raise KeyboardInterrupt if source == "first" else ValueError("no compiler")
+
+    monkeypatch.setattr(bindings, "load", load)
+    monkeypatch.setattr(bindings, "compilers", lambda: 1)
+    bindings.compile_behind(["first", "second", "first", "last"])  # type: ignore[list-item]
+    assert ended.wait(30)
+    assert seen == ["first", "second", "last"]
+    stages = list[int]()
+    bindings.compile_all(["third"], lambda stage, done, total: stages.append(done))  # type: ignore[list-item]
+    assert seen[-1] == "third" and stages == [0, 1]
+
+
+ENDING = """
+import threading, time
+from samebits.numerics.gpu import bindings
+
+def load(source):
+    if source == "first":
+        begun.set()
+        threading.main_thread().join()
+    else:
+        time.sleep(3600)
+
+begun = threading.Event()
+bindings.load, bindings.compilers = load, lambda: 1
+bindings.compile_behind(["first", "second"])
+begun.wait()
+raise {how}
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("SystemExit(7)", 7), ("KeyboardInterrupt", None), ("ValueError", 1)]
+)
+def test_a_process_that_ends_waits_for_kernels_under_way_alone(how: str, code: int | None) -> None:
+    """A start that fails, or is interrupted, while kernels compile behind it."""
+    found = subprocess.run([sys.executable, "-c", ENDING.format(how=how)], capture_output=True, timeout=120)
+    assert found.returncode == code if code is not None else found.returncode != 0
+    assert b"Exception in thread" not in found.stderr
 
 
 def test_few_rows_are_tried_in_several_places() -> None:

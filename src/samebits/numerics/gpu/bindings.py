@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from samebits.errors import NumericsError
@@ -194,11 +197,23 @@ def compilers() -> int:
 
 def compile_behind(sources: Iterable[KernelSource]) -> None:
     """Begin to compile side by side, and wait for nothing: who asks for one of them waits for that one. One that fails
-    is met again where it is asked for."""
-    pool = ThreadPoolExecutor(compilers(), thread_name_prefix="samebits-compiler")
+    is met again where it is asked for. A process that ends waits for those under way, and begins no more."""
+    waiting = SimpleQueue[KernelSource]()
     for source in dict.fromkeys(sources):
-        pool.submit(load, source)
-    pool.shutdown(wait=False)
+        waiting.put(source)
+
+    def work() -> None:
+        # No pool: at its end a process would wait for all that a pool holds.
+        while threading.main_thread().is_alive():
+            try:
+                source = waiting.get_nowait()
+            except Empty:
+                return
+            with suppress(BaseException):
+                load(source)
+
+    for number in range(min(compilers(), waiting.qsize())):
+        threading.Thread(target=work, name=f"samebits-compiler-{number}").start()
 
 
 def compile_all(sources: Iterable[KernelSource], progress: Progress) -> None:
@@ -207,7 +222,11 @@ def compile_all(sources: Iterable[KernelSource], progress: Progress) -> None:
     progress(COMPILING, 0, len(distinct))
     with ThreadPoolExecutor(compilers()) as pool:
         waiting = [pool.submit(load, source) for source in distinct]
-        for done, future in enumerate(as_completed(waiting), start=1):
-            if future.exception() is not None:
-                logger.debug("a kernel did not compile: %s", future.exception())
-            progress(COMPILING, done, len(distinct))
+        try:
+            for done, future in enumerate(as_completed(waiting), start=1):
+                if future.exception() is not None:
+                    logger.debug("a kernel did not compile: %s", future.exception())
+                progress(COMPILING, done, len(distinct))
+        except BaseException:  # such as Ctrl-C: what has not begun need not be waited for
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
