@@ -94,6 +94,28 @@ def test_help_examples_parse() -> None:
     assert [line for line in commands if not parses(shlex.split(line)[1:])] == []
 
 
+def missing_tests(text: str) -> list[str]:
+    """Tests that a document names and nobody can run."""
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    sources = {path: (ROOT / path).read_text() if (ROOT / path).exists() else "" for path, _ in named}
+    return [
+        f"{path} {name}"
+        for path, name in named
+        if not sources[path] or (name and f"def {name}(" not in sources[path])
+    ]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_tests_that_exist(path: Path) -> None:
+    assert missing_tests(path.read_text()) == []
+
+
+def test_a_planted_name_of_a_test_is_found() -> None:
+    here = "`tests/test_docs.py::test_a_planted_name_of_a_test_is_found`"
+    assert missing_tests(f"{here} and `tests/test_docs.py`") == []
+    assert len(missing_tests("`tests/test_docs.py::test_nothing` and `tests/test_nothing.py`")) == 2
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -38,6 +38,7 @@ def test_every_token_is_counted(tmp_path: Path) -> None:
     found = serve(opened, load, first=7)
     engine.close()
     assert load.tokens == 94
+    assert found["requests that ended"] == 3
     assert found["output tokens per second"] == pytest.approx(10 / found["seconds"])
     assert found["total tokens per second"] == pytest.approx(94 / found["seconds"])
     assert found["idle share"] == 0.01
@@ -48,6 +49,23 @@ def test_every_token_is_counted(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plot({"model": "tiny", "gpu": "none", "loads": [row, row]}, tmp_path / "new" / "plot.png")
     assert (tmp_path / "new" / "plot.png").stat().st_size > 10_000
+
+
+def test_a_load_that_is_cut_says_so() -> None:
+    """What was computed counts, and the engine is free for the next load."""
+    config = ModelConfig(model="tiny", load_format="dummy", device="cpu", context_length=256)
+    engine = build_engine(config, EngineConfig(kv_pages=16, max_running=4), lambda *news: None)
+    opened: Any = SimpleNamespace(engine=engine, runner=SimpleNamespace(busy_and_idle=lambda: (0.0, 0.0)))
+    load = Load("long", (Asking(5, 200), Asking(9, 200)))
+    found = serve(opened, load, first=0, most_seconds=1e-9)
+    assert found["requests that ended"] == 0 and found["output tokens per second"] == 0
+    assert not engine.has_work()
+    assert serve(opened, Load("short", (Asking(4, 2),)), first=9)["requests that ended"] == 1
+    engine.close()
+    row = {"profile": "exact", **load.facts(), **found}
+    row |= {name: {"50": 1.0, "99": 2.0} for name in ("time to first token", "inter-token seconds")}
+    assert "cut after" in line_of(row) and "0 ended" in line_of(row)
+    assert table_rows({"loads": [row]})[1][1] == "0 of 2"
 
 
 def test_percentiles() -> None:

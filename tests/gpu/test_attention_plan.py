@@ -14,6 +14,7 @@ from samebits.errors import NumericsError
 from samebits.numerics.gpu.attention import AttentionShape, default_ranges, softmax_factor
 from samebits.numerics.gpu.attention_plan import Units, plan_attention
 from samebits.numerics.gpu.attention_prefill import default_tile
+from samebits.numerics.gpu.attention_work import AttentionScheduler
 from samebits.numerics.operators import HeadLayout
 
 LENGTHS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 70)), min_size=1, max_size=9)
@@ -76,3 +77,24 @@ def test_launches_hold_whole_tokens(group: int, dtype: torch.dtype) -> None:
     assert default_tile(shape, dtype).tokens(group) >= 1
     for units in (1, 256):
         assert default_ranges(shape, dtype, 3, units, 8).rows >= 3 * group
+
+
+def test_pairs_choose_how_many_programs_share_them() -> None:
+    """Two a multiprocessor for few units, and where a pair for each nearly fills them."""
+    for kv_heads, units in ((8, (32,)), (4, (64,)), (2, (128,)), (1, (256,)), (32, (8,))):
+        shape = AttentionShape(HeadLayout(4 * kv_heads, kv_heads, 128), 64)
+        for bucket in (1, 4, 8, 16, 32, 64, 96, 128, 256):
+            launch = default_ranges(shape, torch.bfloat16, 1, bucket, 132, pinned=False)
+            assert launch.programs == (264 if bucket in (1, 4, *units) else 528), (kv_heads, bucket)
+
+
+def test_buffers_serve_the_launches_of_every_bucket() -> None:
+    """A captured step keeps the addresses that it was captured with, whatever is captured after it."""
+    shape = AttentionShape(HeadLayout(8, 8, 64), 64)
+    scheduler = AttentionScheduler(torch.device("cpu"), 256)
+    scheduler._processors = 132
+    scheduler.reserve(32)
+    launches = [default_ranges(shape, torch.bfloat16, 1, units, 132) for units in (32, 16, 8, 4, 1)]
+    assert launches[0].programs < launches[1].programs
+    found = [scheduler._buffers_for(shape, 32, launch.programs) for launch in launches]
+    assert all(one is found[0] for one in found)

@@ -8,7 +8,7 @@ parts were changed apart from each other fail here, and not on a GPU.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from samebits.engine.device.inputs import InputSizes, StepInputs, StepShape, rag
 from samebits.engine.device.place import Place
 from samebits.engine.device.sampling import plain_constants, sample_plain
 from samebits.models import decoder
-from samebits.models.load import load_model
+from samebits.models.load import load_model, read_model_files
 from samebits.numerics.gpu import (
     attention,
     attention_prefill,
@@ -30,6 +30,7 @@ from samebits.numerics.gpu import (
     gemm_operator,
 )
 from samebits.numerics.gpu.buckets import BUCKETS
+from samebits.numerics.gpu.foreseen import ModelSizes, foreseen_sources
 from samebits.numerics.gpu.gated_operator import GatedOperator, GatedProblem
 from samebits.numerics.gpu.gemm_operator import GemmOperator
 from samebits.numerics.gpu.gemm_problem import GemmProblem
@@ -63,7 +64,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     recorder = Recorder()
     for module in LOADERS:
         monkeypatch.setattr(module, "load", recorder)
-    for module in (gated_operator, gemm_operator):
+    for module in (attention, gated_operator, gemm_operator):
         monkeypatch.setattr(module, "target_name", lambda: "sm_90")
     for module in (configuration, gated_operator):
         monkeypatch.setattr(module, "dependent_launches", lambda: True)
@@ -136,6 +137,24 @@ def test_every_candidate_of_an_8b_model_is_described(recorder: Recorder) -> None
     assert {source.name for source in sources} >= {"panel_gemm", "ahead_gemm", "descriptor_gemm"}
     for source in sources:
         check_described(source)
+
+
+def test_what_a_start_launches_was_foreseen(recorder: Recorder) -> None:
+    """But for the references of products, whose shapes are known once the weights are loaded."""
+    operators = GpuOperators(CPU, torch.bfloat16, 256, ProvenProducts(CPU))
+    operators.probe_digests([torch.bfloat16])
+    run_steps(operators)
+    launched = {source for source in recorder.sources if source.name != "chain_gemm"}
+    recorder.sources.clear()
+    spec = read_model_files(ModelConfig(model="tiny", load_format="dummy")).spec
+    sizes = ModelSizes(
+        spec.heads, spec.hidden, spec.intermediate, spec.vocabulary, spec.qk_norm, spec.rope.rotary_dim, 64
+    )
+    foreseen = foreseen_sources(sizes, torch.bfloat16, 256, 1)
+    assert not recorder.sources  # nothing was launched
+    assert launched <= set(foreseen)
+    other = foreseen_sources(replace(sizes, hidden=256), torch.bfloat16, 256, 1)
+    assert not launched <= set(other)
 
 
 def test_a_parameter_too_many_is_seen(recorder: Recorder) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ pytest.importorskip("triton")
 from rank_threads import ThreadGroup, on_ranks
 
 from samebits.errors import NumericsError
-from samebits.numerics.gpu import tuner
+from samebits.numerics.gpu import launch, tuner
 from samebits.numerics.gpu.bindings import Sharing, bind_all
 from samebits.numerics.gpu.gemm_trials import RowTrials, windows
 from samebits.numerics.gpu.launch import KernelSource
@@ -231,6 +233,27 @@ def test_what_another_process_saved_meanwhile_stays(tmp_path: Path) -> None:
     early.save()
     places = {record.place for record in ProofStore(tmp_path, KEY).entries}
     assert places == {("doubling", "4 wide", 1), ("doubling", "4 wide", 2), ("doubling", "8 wide", 2)}
+
+
+def test_threads_compile_a_kernel_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits for the first; an error reaches both, and is not kept."""
+    asked, go = list[str](), threading.Event()
+
+    def loaded(source: str) -> str:
+        asked.append(source)
+        assert go.wait(10)
+        if len(asked) == 1:
+            raise ValueError("no compiler")
+        return source.upper()
+
+    monkeypatch.setattr(launch, "_loaded", loaded)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(launch._loaded_once, "a kernel") for _ in range(2)]  # type: ignore[arg-type]
+        go.set()
+        errors = [future.exception() for future in both]
+    assert "no compiler" in {str(error) for error in errors}
+    assert launch._loaded_once("a kernel") == "A KERNEL"  # type: ignore[arg-type, comparison-overlap]
+    assert not launch._under_way
 
 
 def test_few_rows_are_tried_in_several_places() -> None:

@@ -7,6 +7,7 @@ tokens are counted where the engine hands tokens out.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from samebits.bench.load.report import percentile
 from samebits.bench.loads import Asking, Load, uniform
 from samebits.bench.plotting import check_plotting
 from samebits.config import EngineConfig, ModelConfig
-from samebits.engine.messages import EngineRequest
+from samebits.engine.messages import AbortRequest, EngineRequest
 
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
 WARM_UP = uniform("warm-up", 8, 256, 16)
@@ -35,9 +36,11 @@ def run(
     loads: Sequence[Load],
     output: Path,
     say: Callable[[str], None],
+    most_seconds: float = math.inf,
 ) -> dict[str, Any]:
-    """Each load once under each profile, after a short one that warms up. One profile has the card at a time, so that
-    each has the KV memory that a server would have. `output` is written anew after every load."""
+    """Each load once under each profile, for at most so many seconds, after a short one that warms up. One profile has
+    the card at a time, so that each has the KV memory that a server would have. `output` is written anew after every
+    load."""
     rows: list[dict[str, Any]] = []
     starts: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
@@ -47,7 +50,7 @@ def run(
         starts.append(start_facts(one))
         serve(one, WARM_UP, first=1_000_000)
         for number, load in enumerate(loads):
-            found = serve(one, load, first=10_000 * number)
+            found = serve(one, load, 10_000 * number, most_seconds)
             rows.append({"profile": profile, **load.facts(), **found})
             say(line_of(rows[-1]))
             result = {"benchmark": "serving", **gpu_machine(model), "starts": starts, "loads": rows}
@@ -66,8 +69,9 @@ def asked(number: int, lengths: Asking, vocabulary: int) -> EngineRequest:
     return msgspec.structs.replace(request, sampling=sampling, use_prefix_cache=False)
 
 
-def serve(opened: BenchEngine, load: Load, first: int) -> dict[str, Any]:
-    """Submit everything, run to the end. `first` is the number of the first request."""
+def serve(opened: BenchEngine, load: Load, first: int, most_seconds: float = math.inf) -> dict[str, Any]:
+    """Submit everything, run to the end, or for `most_seconds`: what has not ended by then is aborted, and only what
+    was computed counts. `first` is the number of the first request."""
     engine = opened.engine
     opened.runner.busy_and_idle()
     preemptions = engine.scheduler.preemptions
@@ -81,25 +85,34 @@ def serve(opened: BenchEngine, load: Load, first: int) -> dict[str, Any]:
     begun: dict[str, float] = {}
     last: dict[str, float] = {}
     gaps: list[float] = []
-    steps = 0
-    while engine.has_work():
+    steps = new_tokens = ended = 0
+    while engine.has_work() and time.perf_counter() - started < most_seconds:
         events = engine.step()
         now = time.perf_counter()
         steps += 1
         for event in events:
+            ended += event.finish is not None
             if event.token_ids:
+                new_tokens += len(event.token_ids)
                 begun.setdefault(event.rid, now - started)
                 if event.rid in last:
                     gaps.append(now - last[event.rid])
                 last[event.rid] = now
     seconds = time.perf_counter() - started
     busy, idle = opened.runner.busy_and_idle()
+    preemptions = engine.scheduler.preemptions - preemptions
+    prompt_tokens = sum(len(request.prompt_ids) for request in requests if request.rid in begun)
+    for left in engine.scheduler.requests():
+        engine.abort(AbortRequest(rid=left.rid))
+    while engine.has_work():
+        engine.step()
     return {
+        "requests that ended": ended,
         "seconds": seconds,
         "steps": steps,
-        "preemptions": engine.scheduler.preemptions - preemptions,
-        "total tokens per second": load.tokens / seconds,
-        "output tokens per second": load.new_tokens / seconds,
+        "preemptions": preemptions,
+        "total tokens per second": (prompt_tokens + new_tokens) / seconds,
+        "output tokens per second": new_tokens / seconds,
         "time to first token": percentiles(list(begun.values())),
         "inter-token seconds": percentiles(gaps),
         "idle share": idle / (busy + idle) if busy else 0.0,
@@ -130,12 +143,18 @@ def gpu_machine(model: ModelConfig) -> dict[str, Any]:
 def line_of(row: dict[str, Any]) -> str:
     """A load's figures in one line."""
     first, gap = row["time to first token"], row["inter-token seconds"]
+    cut = "" if ended_all(row) else f" (cut after {row['seconds']:.0f} s: {row['requests that ended']} ended)"
     return (
-        f"{row['profile']}, {row['requests']} of {row['name']}: {row['total tokens per second']:.0f} tokens/s "
+        f"{row['profile']}, {row['requests']} of {row['name']}{cut}: {row['total tokens per second']:.0f} tokens/s "
         f"({row['output tokens per second']:.0f} of output), first token {first['50']:.2f} s "
         f"(p99 {first['99']:.2f}), between tokens {1e3 * gap.get('50', 0):.1f} ms "
         f"(p99 {1e3 * gap.get('99', 0):.1f}), idle {row['idle share']:.2%}"
     )
+
+
+def ended_all(row: dict[str, Any]) -> bool:
+    """Whether a load ran to its end."""
+    return bool(row["requests that ended"] == row["requests"])
 
 
 def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -148,7 +167,9 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         rows.append(
             (
                 row["name"],
-                str(row["requests"]),
+                str(row["requests"])
+                if ended_all(row)
+                else f"{row['requests that ended']} of {row['requests']}",
                 row["profile"],
                 f"{row['total tokens per second']:.0f}",
                 f"{row['output tokens per second']:.0f}",

@@ -5,36 +5,55 @@ Empty are the caches of kernels, proofs and digests; the system's own of files a
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from samebits.bench.device_engine import gpu_facts
+from samebits.bench.device_engine import gpu_facts, stage_seconds
 from samebits.bench.facts import machine, write_result
 from samebits.config import ModelConfig
 
 CACHES = ("XDG_CACHE_HOME", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR", "CUDA_CACHE_PATH")
 """variables that say where compiled kernels and proofs are kept"""
-STAGE = re.compile(r": ([^:\n]+): done in ([0-9.]+) s")
+LOGGING = ("--log-level=debug", "--log-format=json")
+"""flags of a server whose log says when each stage began"""
 
 
 @dataclass(frozen=True)
 class Started:
     """One start of a server."""
 
+    begun: float
+    """moment of its command line, in seconds of the clock"""
     seconds: float
-    """from its command line until it was ready"""
+    """until it was ready"""
     log: str
+    """with LOGGING"""
 
     def stages(self) -> dict[str, float]:
-        """Seconds of each stage that lasted long enough for the log to name it."""
-        return {name: float(seconds) for name, seconds in STAGE.findall(self.log)}
+        """Seconds of each stage, from its beginning to that of the next, and of what came before the first."""
+        return stage_seconds(list(self._beginnings()), self.begun, self.begun + self.seconds)
+
+    def _beginnings(self) -> Iterator[tuple[str, float]]:
+        """What the log says of stages, `compiling kernels: 0 of 37`, and when."""
+        last = ""
+        for line in self.log.splitlines():
+            try:
+                entry = json.loads(line)
+                stage, colon, news = entry["message"].rpartition(": ")
+                moment = datetime.fromisoformat(entry["time"]).timestamp()
+            except (ValueError, TypeError, KeyError):  # a line of somebody else
+                continue
+            if colon and entry.get("logger") == "samebits.server" and " of " in news and stage != last:
+                last = stage
+                yield stage, moment
 
 
 def run(
@@ -54,7 +73,7 @@ def run(
             started = start(environment)
             caches = "empty" if number == 0 else "filled"
             rows.append({"caches": caches, "seconds": round(started.seconds, 2), "stages": started.stages()})
-            say(f"{caches} caches: ready after {started.seconds:.1f} s")
+            say(f"{caches} caches: ready after {started.seconds:.1f} s ({stages_of(rows[-1])})")
             write_result(output, result)
     if torch.cuda.is_available():  # last, for to ask the card is to take some of its memory
         result |= gpu_facts()
@@ -62,10 +81,14 @@ def run(
     return result
 
 
+def stages_of(row: dict[str, Any]) -> str:
+    """The stages that last, in one line."""
+    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["stages"].items() if seconds >= 0.1)
+
+
 def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """For people."""
-    rows: list[tuple[str, ...]] = [("caches", "seconds", "stages of more than two seconds")]
+    rows: list[tuple[str, ...]] = [("caches", "seconds", "of these")]
     for row in result["starts"]:
-        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["stages"].items())
-        rows.append((row["caches"], f"{row['seconds']:.1f}", stages or "none"))
+        rows.append((row["caches"], f"{row['seconds']:.1f}", stages_of(row)))
     return rows

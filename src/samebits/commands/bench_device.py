@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ DECODE = """\
   samebits bench decode --profiles exact --batches 1 64
 """
 PREFILL = """\
-  samebits bench prefill
+  samebits bench prefill                                 exact against unpinned, Qwen3-8B shape, dummy weights
+  samebits bench prefill --profiles exact
 """
 SERVING = """\
   samebits bench serving                                 256 requests of 1k/1k, of 4k/4k and of mixed lengths
   samebits bench serving --loads 1k/1k --profiles exact unpinned
-  samebits bench serving --loads 4k/4k --requests 64
+  samebits bench serving --loads 4k/4k --seconds 300     stopped after five minutes
 """
 EXAMPLES = DECODE + PREFILL + SERVING
 
@@ -35,7 +37,9 @@ def add(kinds: Any) -> None:
         "--steps", type=positive, default=24, metavar="N", help="steps of a round (default: 24)"
     )
     decode.add_argument("--plot", type=Path, default=None, metavar="FILE", help="draw the steps, too")
-    _add(kinds, "prefill", "prompt tokens a second on a GPU", PREFILL, run_prefill)
+    prefill = _add(kinds, "prefill", "prompt tokens a second on a GPU", PREFILL, run_prefill)
+    prefill.add_argument("--profiles", nargs="+", default=["exact", "unpinned"], metavar="PROFILE")
+    prefill.add_argument("--plot", type=Path, default=None, metavar="FILE", help="draw the rates, too")
     serving = _add(
         kinds, "serving", "whole batches of requests through the engine on a GPU", SERVING, run_serving
     )
@@ -46,6 +50,13 @@ def add(kinds: Any) -> None:
         "--requests", type=positive, default=REQUESTS, metavar="N", help="of each load (default: %(default)s)"
     )
     serving.add_argument("--profiles", nargs="+", default=["exact"], metavar="PROFILE")
+    serving.add_argument(
+        "--seconds",
+        type=positive,
+        default=None,
+        metavar="N",
+        help="stop a load after so long; the result says how many requests had ended (default: never)",
+    )
     serving.add_argument("--plot", type=Path, default=None, metavar="FILE", help="draw the latencies, too")
 
 
@@ -82,11 +93,17 @@ def run_decode(options: argparse.Namespace) -> int:
 
 def run_prefill(options: argparse.Namespace) -> int:
     from samebits.bench import prefill
+    from samebits.bench.plotting import check_plotting
+    from samebits.tables import align
 
+    if options.plot:
+        check_plotting()
     model, engine = settings_of_shape(options)
-    result = prefill.run(model, engine, options.repeats, options.output, _progress)
-    for row in result["prefill"]:
-        print(f"prompts of {row['prompt tokens']} tokens: {row['tokens per second']:.0f} tokens/s")
+    result = prefill.run(model, engine, options.profiles, options.repeats, options.output, _progress)
+    print("\n".join(align(prefill.table_rows(result))))
+    if options.plot:
+        prefill.plot(result, options.plot)
+    print(f"\npeer: {prefill.PEER['name']}; every figure is in {options.output}")
     return 0
 
 
@@ -100,7 +117,8 @@ def run_serving(options: argparse.Namespace) -> int:
         check_plotting()
     model, engine = settings_of_shape(options)
     wanted = [load for load in loads(options.requests) if load.name in options.loads]
-    result = device_serving.run(model, engine, options.profiles, wanted, options.output, _progress)
+    most = options.seconds or math.inf
+    result = device_serving.run(model, engine, options.profiles, wanted, options.output, _progress, most)
     print("\n".join(align(device_serving.table_rows(result))))
     if options.plot:
         device_serving.plot(result, options.plot)

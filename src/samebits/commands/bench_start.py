@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +56,17 @@ def run_start(options: argparse.Namespace) -> int:
     return 0
 
 
-def _start(model: ModelConfig, engine: EngineConfig, environment: dict[str, str]) -> tuple[float, str]:
-    """Seconds until a new server was ready, and its log. Raises `EngineError` where it does not start."""
+def _start(model: ModelConfig, engine: EngineConfig, environment: dict[str, str]) -> tuple[float, float, str]:
+    """When a server was started, seconds until it was ready, its log. Raises `EngineError` where it does not start."""
+    from samebits.bench.start import LOGGING
     from samebits.commands.server_process import serve_arguments, server_process
 
-    begun = time.perf_counter()
-    with server_process(partial(serve_arguments, model, engine), STOP_SECONDS, environment) as server:
-        seconds = time.perf_counter() - begun
+    def arguments(port: int) -> list[str]:
+        return [*serve_arguments(model, engine, port), *LOGGING]
+
+    begun = time.time()
+    with server_process(arguments, STOP_SECONDS, environment) as server:
+        seconds = time.time() - begun
         server.process.terminate()
         server.process.wait(STOP_SECONDS)
-        return seconds, server.output()
+        return begun, seconds, server.output()

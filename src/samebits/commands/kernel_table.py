@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import msgspec
 import torch
 
 from samebits.errors import ConfigError
-from samebits.models.digests import user_cache_folder
+from samebits.models.digests import proof_folder
 from samebits.numerics.gpu.proofs import ProofRecord, ProofStore
 from samebits.numerics.gpu.roofline import Ceilings, measure_ceilings
 from samebits.tables import align
-
-
-def proof_folder() -> Any:
-    """Where proofs are kept."""
-    return user_cache_folder() / "proofs"
 
 
 def show(as_json: bool) -> int:

@@ -106,14 +106,18 @@ def load_shard(
     differ, and what loading raises."""
     operators.compile(lambda name, done, total: progress("compiling kernels", done, total))
     shard = ModelShard(ranks.group.rank, ranks.group.size)
-    loaded = load_model(model, operators, progress, shard=shard)
-    plan = make_plan(loaded, operators, default_seed)
-    check_fingerprints(ranks.group, plan)
     on_gpu = operators.device.type == "cuda"
     engine = filled_in(engine, operators.device)
     if on_gpu:
-        from samebits.engine.device.build import prepare_operators
+        from samebits.engine.device.build import compile_ahead, foresee_kernels, prepare_operators
 
+        foresee_kernels(operators, read_model_files(model).spec, shard, engine)
+    loaded = load_model(model, operators, progress, shard=shard)
+    if on_gpu:
+        compile_ahead(operators, engine)
+    plan = make_plan(loaded, operators, default_seed)
+    check_fingerprints(ranks.group, plan)
+    if on_gpu:
         prepare_operators(operators, engine, progress)
     bytes_per_page = operators.kv_bytes_per_token(loaded.spec.layers, loaded.spec.heads) * engine.page_tokens
     own = kv_page_count(engine, bytes_per_page, device_memory(operators.device) if on_gpu else None)

@@ -36,6 +36,11 @@ def user_cache_folder() -> Path:
     return Path(root).expanduser() / "samebits"
 
 
+def proof_folder() -> Path:
+    """Where the proofs of GPU kernels are kept."""
+    return user_cache_folder() / "proofs"
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex. Raises `ModelFileError` naming the file."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from attention_cases import Case, Inputs, in_float64, make_inputs
 from conftest import INTERPRETED
 from samebits.numerics.gpu import attention, attention_fold, attention_prefill
 from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch
-from samebits.numerics.gpu.attention_plan import plan_attention
+from samebits.numerics.gpu.attention_plan import Units, plan_attention
 from samebits.numerics.gpu.attention_prefill import TileLaunch
 from samebits.numerics.operators import HeadLayout
 
@@ -143,17 +144,58 @@ def check_widths_and_pages(
     assert same_bits(got, expected)
 
 
-def many_partials(device: torch.device, dtype: torch.dtype) -> Inputs:
-    """One row whose 21 splits of 64 tokens are more than one program folds by itself."""
-    return make_inputs(Case(HeadLayout(4, 2, 16), 64, (1300,), (1,)), device, dtype)
+def planned(lengths: tuple[int, ...], programs: int, device: torch.device) -> list[list[int]]:
+    """(begin, end, whether pairs are cut) of each range over units of one row; a length of 0 is a unit that is
+    skipped."""
+    shape = AttentionShape(HeadLayout(4, 2, 16), 64)
+    positions = torch.tensor([max(length, 1) - 1 for length in lengths], device=device)
+    places = torch.arange(len(lengths), dtype=torch.int32, device=device)
+    units = Units(places, (torch.tensor(lengths, device=device) > 0).int(), places)
+    buffers = attention.range_buffers(shape, len(lengths), 1, programs, 4096, device)
+    table = torch.zeros(len(lengths), 64, dtype=torch.int32, device=device)
+    attention.plan_ranges(shape, positions, table, units, buffers, RangeLaunch(programs))
+    return buffers.plans[:, [0, 1, 4]].tolist()
 
 
-@pytest.mark.parametrize(("programs", "unroll"), [(9, 16), (40, 8)])
+def check_pairs_are_whole_where_that_is_even(device: torch.device) -> None:
+    """Twelve pairs of three splits: two for each of six programs, skipped units or not; and nearly even lengths."""
+    even = [[6 * number, 6 * number + 6, 0] for number in range(6)]
+    assert planned((700,) * 6, 6, device) == even
+    assert planned((0, 700, 700, 0, 0, 700, 700, 700, 700, 0), 6, device) == even
+    nearly = planned((1100, 1200, 1100, 1300, 1280, 1250), 6, device)
+    assert nearly == [[10 * number, 10 * number + 10, 0] for number in range(3)] + [
+        [30, 42, 0],
+        [42, 52, 0],
+        [52, 62, 0],
+    ]
+
+
+def check_pairs_are_cut_where_whole_ones_are_uneven(device: torch.device) -> None:
+    for lengths, programs in (((700,) * 6, 5), ((700,) * 5 + (2000,), 6), ((9000,), 8)):
+        plan = planned(lengths, programs, device)
+        assert all(cut for begin, end, cut in plan if begin < end)
+        assert max(end - begin for begin, end, _ in plan) - min(end - begin for begin, end, _ in plan) <= 1
+        assert [begin for begin, _, _ in plan[1:]] == [end for _, end, _ in plan[:-1]]
+
+
+def check_whole_pairs_have_the_reference_bits(device: torch.device, dtypes: list[torch.dtype]) -> None:
+    inputs = make_inputs(Case(HeadLayout(4, 2, 16), 64, (130, 90, 150, 170), (1,) * 4), device, dtypes[0])
+    expected = by_reference(inputs, 64)
+    for programs in (3, 4, 8):
+        assert same_bits(by_kernels(inputs, TileLaunch(), RangeLaunch(programs), split_tokens=64), expected)
+
+
+def many_partials(device: torch.device, dtype: torch.dtype, tokens: int = 2200) -> Inputs:
+    """One row whose 35 splits of 64 tokens are more than one program folds by itself, and more than a group."""
+    return make_inputs(Case(HeadLayout(4, 2, 16), 64, (tokens,), (1,)), device, dtype)
+
+
+@pytest.mark.parametrize("programs", [9, 40])
 def check_many_partials_are_folded_in_order(
-    programs: int, unroll: int, device: torch.device, dtypes: list[torch.dtype]
+    programs: int, device: torch.device, dtypes: list[torch.dtype]
 ) -> None:
     inputs = many_partials(device, dtypes[0])
-    ranges = RangeLaunch(programs, unroll=unroll)
+    ranges = RangeLaunch(programs)
     assert same_bits(by_kernels(inputs, TileLaunch(), ranges, split_tokens=64), by_reference(inputs, 64))
 
 
@@ -163,13 +205,25 @@ def from_the_last(begin, number, partials, programs, length, PINNED: tl.constexp
     return tl.maximum(partials - 1 - number, 0)
 
 
+@triton.jit
+def swapped_at_the_border(begin, number, partials, programs, length, PINNED: tl.constexpr):
+    """`attention_fold.partial_place` with the last partial of the first group after the first of the second."""
+    swapped = tl.where(number == 31, 32, tl.where(number == 32, 31, number))
+    return tl.minimum(swapped, partials - 1)
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="a compiled kernel keeps the functions that it was compiled with")
-def check_another_order_of_many_partials_is_noticed(
-    device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("other", "tokens"),
+    [(from_the_last, 400), (from_the_last, 2200), (swapped_at_the_border, 2200)],
+    ids=["few from the last", "many from the last", "swapped"],
+)
+def check_another_order_of_partials_is_noticed(
+    other: Any, tokens: int, device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = many_partials(device, dtypes[0])
+    inputs = many_partials(device, dtypes[0], tokens)
     expected = by_reference(inputs, 64)
-    monkeypatch.setattr(attention_fold, "partial_place", from_the_last)
-    got = by_kernels(inputs, TileLaunch(), RangeLaunch(40, unroll=3), split_tokens=64)
+    monkeypatch.setattr(attention_fold, "partial_place", other)
+    got = by_kernels(inputs, TileLaunch(), RangeLaunch(40), split_tokens=64)
     assert not same_bits(got, expected)
     assert (got - expected).abs().max() <= BOUNDS[dtypes[0]] * inputs.values.abs().max()

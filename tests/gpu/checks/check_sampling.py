@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import fields
@@ -14,6 +15,7 @@ from conftest import INTERPRETED
 from samebits.numerics.adversarial import wide_rows
 from samebits.numerics.batch import SamplingBatch, TokenLists
 from samebits.numerics.cpu.operators import CpuOperators
+from samebits.numerics.gpu.log_sum_exp import log_sum_exp, token_logprobs
 from samebits.numerics.gpu.sampling import FEW_ROWS, Wants, sample, sampling_workspace
 from samebits.numerics.gpu.top import top_tokens
 from samebits.numerics.probe_sampling import ROWS, VOCABULARY, probe_batch
@@ -97,6 +99,36 @@ def check_random_rows(seed: int, cpu: CpuOperators, device: torch.device) -> Non
 @pytest.mark.skipif(INTERPRETED, reason="takes minutes in the interpreter")
 def check_probe_rows(cpu: CpuOperators, device: torch.device) -> None:
     expect_equal(cpu, wide_rows(51, ROWS, VOCABULARY, 2), probe_batch(torch.device("cpu")), device)
+
+
+def check_a_bad_logit_in_any_lane_fails_its_row(cpu: CpuOperators, device: torch.device) -> None:
+    vocabulary, count = (301, 9) if INTERPRETED else (5000, 256)
+    logits = torch.randn((count, vocabulary), generator=torch.Generator().manual_seed(1))
+    for row in range(1, count):
+        logits[row, row * (vocabulary // count) + row % 7] = (math.nan, -math.nan, math.inf)[row % 3]
+    rows = [Row(temperature=float(row % 2)) for row in range(count)]
+    expect_equal(cpu, logits, make_batch(rows, vocabulary), device)
+    faults = sample(logits.to(device), moved(make_batch(rows, vocabulary), device)).faults
+    assert faults.ne(0).tolist() == [False] + [True] * (count - 1)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="takes 9 GB")
+def check_offsets_beyond_32_bits(device: torch.device) -> None:
+    """The last of so many rows that an element's place needs 33 bits."""
+    vocabulary = 151_936
+    logits = torch.zeros((2**31 // vocabulary + 9, vocabulary), device=device)
+    last = torch.randn((5, vocabulary), generator=torch.Generator().manual_seed(2)).to(device)
+    logits[-5:] = last
+    ids = torch.tensor([0, 7, vocabulary - 1], device=device)
+    rows = torch.tensor([0, 2, 4], device=device)
+    many, few = log_sum_exp(logits), log_sum_exp(last)
+    assert torch.equal(many[-5:].view(torch.int32), few.view(torch.int32))
+    far = token_logprobs(logits, many, rows + logits.shape[0] - 5, ids)
+    assert torch.equal(far.view(torch.int32), token_logprobs(last, few, rows, ids).view(torch.int32))
+    for one, other in zip(top_tokens(logits, 4), top_tokens(last, 4), strict=True):
+        assert torch.equal(one[-5:], other)
+    # The inverse: the rows whose places have 32 bits less are others.
+    assert not torch.equal(many[:5], few)
 
 
 @pytest.mark.parametrize("vocabulary", [17, 5000])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -20,8 +21,11 @@ from samebits.engine.ranks import RankProcesses
 from samebits.engine.sampling_stage import SCORED_ROWS_AT_ONCE
 from samebits.engine.shard import Shard
 from samebits.errors import ConfigError, NumericsError
-from samebits.models.digests import user_cache_folder
+from samebits.models.digests import proof_folder
+from samebits.models.shards import ModelShard
+from samebits.models.spec import ModelSpec
 from samebits.numerics.gpu.buckets import BUCKETS, bucket_of
+from samebits.numerics.gpu.foreseen import ModelSizes
 from samebits.numerics.gpu.operators import GpuOperators
 from samebits.numerics.operators import Operators
 from samebits.schedule.scheduler import SchedulerLimits
@@ -70,6 +74,35 @@ def build_device_loop(
     return DeviceLoop(runner, ahead=engine.loop == "overlapped", ranks=ranks)
 
 
+def foresee_kernels(operators: Operators, spec: ModelSpec, shard: ModelShard, engine: EngineConfig) -> None:
+    """Begin to compile what a start of this rank's part of a model launches, while its weights are loaded."""
+    if isinstance(operators, GpuOperators):
+        sizes = ModelSizes(
+            heads=shard.spec(spec).heads,
+            hidden=spec.hidden,
+            intermediate=spec.intermediate // shard.size,
+            vocabulary=spec.vocabulary,
+            normed=spec.qk_norm,
+            rotary_dim=spec.rope.rotary_dim,
+            page_tokens=engine.page_tokens,
+        )
+        operators.foresee(sizes)
+
+
+def compile_ahead(operators: Operators, engine: EngineConfig) -> None:
+    """Begin to compile what `prepare_operators` will prove, while the probes run."""
+    if isinstance(operators, GpuOperators):
+        check_device_sizes(engine)
+        with suppress(NumericsError):  # proofs that are no good are named by `prepare_operators`
+            operators.compile_ahead(*_rows(engine), engine.page_tokens, proof_folder())
+
+
+def _rows(engine: EngineConfig) -> tuple[int, int]:
+    """Of the largest step, and those of it that get logits at once."""
+    sampled = max(bucket_of(engine.max_running), bucket_of(SCORED_ROWS_AT_ONCE))
+    return bucket_of(engine.step_tokens), sampled
+
+
 def prepare_operators(operators: Operators, engine: EngineConfig, progress: Progress) -> None:
     """Prove the kernels of the model, or find their proofs, before KV pages take the memory. Raises `ConfigError`
     where nothing is proven for one, or where a step could hold more rows than any bucket."""
@@ -77,10 +110,8 @@ def prepare_operators(operators: Operators, engine: EngineConfig, progress: Prog
     if not isinstance(operators, GpuOperators):
         return
     started = time.monotonic()
-    rows = bucket_of(engine.step_tokens)
-    sampled = max(bucket_of(engine.max_running), bucket_of(SCORED_ROWS_AT_ONCE))
     try:
-        operators.bind(rows, sampled, engine.page_tokens, user_cache_folder() / "proofs", progress)
+        operators.bind(*_rows(engine), engine.page_tokens, proof_folder(), progress)
     except NumericsError as error:
         raise ConfigError(str(error)) from error
     log.info("kernels bound in %.1f s", time.monotonic() - started)

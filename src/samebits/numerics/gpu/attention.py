@@ -136,29 +136,24 @@ def reference_source(shape: AttentionShape, dtype: torch.dtype) -> KernelSource:
 
 @dataclass(frozen=True)
 class RangeLaunch:
-    """How the shared ranges are walked. `programs` is the number of ranges; `unroll`: partials that are read at
-    once where a cut pair is folded; `polls`: how often a program that has nothing else to do looks whether it can
-    help with that."""
+    """How the shared ranges are walked. `programs` is the number of ranges; `polls`: how often a program that
+    has nothing else to do looks whether it can help to fold a cut pair."""
 
     programs: int
     rows: int = SMALLEST_TILE
     warps: int = 2
     stages: int = 3
-    unroll: int = 16
     polls: int = 32
     specialised: bool = False
     """the kernel for Hopper, one program a multiprocessor"""
 
 
-FEW_UNITS = 96
-"""Up to these, a program keeps two key blocks on their way, and two programs a multiprocessor share the work; beyond,
-four with one block each."""
-
-
 SPECIALISED_ROWS = 8
 """Query rows of a tile of the kernel for Hopper."""
-SPECIALISED_UNITS = 4
-"""Up to these it is the faster one: a split takes it half as long, but it has one program a multiprocessor."""
+MOST_PROGRAMS = 4
+"""Programs a multiprocessor that a launch has at most."""
+FEW_UNITS = 4
+"""Up to these the kernel for Hopper is the faster one, and where there is none, two programs a multiprocessor are."""
 SPECIALISED_REGISTERS = 128
 """of a thread of it at the start: half of a multiprocessor's, so that it can be set up beside the kernel ahead"""
 
@@ -175,20 +170,32 @@ def specialised_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int) -
     )
 
 
+def most_filling_units(shape: AttentionShape, processors: int) -> int:
+    """The most units that make no more pairs with the key-value heads than two programs a multiprocessor are."""
+    return 2 * processors // shape.heads.kv_heads
+
+
+def two_programs_pay(shape: AttentionShape, units: int, processors: int) -> bool:
+    """Whether two programs a multiprocessor, which keep two key blocks each on their way, are faster than four that
+    keep one: for few units, and where a whole pair for each program nearly fills them."""
+    pairs, programs = units * shape.heads.kv_heads, 2 * processors
+    return units <= FEW_UNITS or 5 * programs <= 6 * pairs <= 6 * programs
+
+
 def default_ranges(
     shape: AttentionShape, dtype: torch.dtype, tokens: int, units: int, processors: int, pinned: bool = True
 ) -> RangeLaunch:
     """A launch that suits a model's heads, for `units` units of at most `tokens` rows on a GPU of so many
     multiprocessors. Where splits are not `pinned`, a portable one."""
-    if pinned and units <= SPECIALISED_UNITS and specialised_ranges(shape, dtype, tokens):
+    if pinned and units <= FEW_UNITS and specialised_ranges(shape, dtype, tokens):
         return RangeLaunch(processors, SPECIALISED_ROWS, 4, 3, specialised=True)
     rows = shape.rows_for(tokens)
     kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
     if kibibytes > 16:
         return RangeLaunch(2 * processors, rows, warps=4, stages=2 if kibibytes <= 32 else 1)
-    if units <= FEW_UNITS:
+    if two_programs_pay(shape, units, processors):
         return RangeLaunch(2 * processors, rows, warps=2, stages=3)
-    return RangeLaunch(4 * processors, rows, warps=2, stages=2)
+    return RangeLaunch(MOST_PROGRAMS * processors, rows, warps=2, stages=2)
 
 
 @dataclass(frozen=True)
@@ -331,7 +338,6 @@ def range_source(
         "PADDED": int(triton.next_power_of_2(stride)),
         "PINNED": pinned,
         "STAGES": launch.stages,
-        "UNROLL": launch.unroll,
         "POLLS": launch.polls,
         **shape.constants(),
     }

@@ -52,23 +52,13 @@ def attend(scores, v, top, lanes, acc, visible, factor, MASKED: tl.constexpr, KE
 
 
 @triton.jit
-def across(of_rows):
-    """A value a row, beside the columns of a tile; that of a single row is a scalar and stays one."""
-    if of_rows.type.is_block():
-        return of_rows[:, None]
-    else:
-        return of_rows
-
-
-@triton.jit
 def fold(top, total, acc, split_top, split_total, split_acc, factor):
-    """Fold one split's partial [ROWS], [ROWS], [ROWS, D] into those of the splits before it; or that of a single
-    row: two scalars and [D]."""
+    """Fold one split's partial [ROWS], [ROWS], [ROWS, D] into those of the splits before it."""
     new_top = tl.maximum(top, split_top)
     keep = tl.exp2((top - new_top) * factor)
     take = tl.exp2((split_top - new_top) * factor)
     total = tl.fma(total, keep, split_total * take)
-    acc = tl.fma(acc, across(keep), split_acc * across(take))
+    acc = tl.fma(acc, keep[:, None], split_acc * take[:, None])
     return new_top, total, acc
 
 
@@ -80,7 +70,7 @@ def fold_lanes(lanes):
 
 @triton.jit
 def finish(total, acc):
-    """The output of finished rows: A / L, and -0 made +0. float32 [ROWS, D], or [D] of a single row.
+    """The output of finished rows: A / L, and -0 made +0. float32, `acc` with an axis more than `total`.
 
     The quotient is made of an estimate of 1 / L and two corrections, which is IEEE-754 division where nothing is
     subnormal: L lies between 1 and the number of keys. A division would be a call, and a kernel with calls waits
@@ -88,9 +78,9 @@ def finish(total, acc):
     """
     estimate = 1.0 / total
     inverse = tl.fma(estimate, tl.fma(-total, estimate, 1.0), estimate)
-    quotient = acc * across(inverse)
-    rest = tl.fma(-across(total), quotient, acc)
-    return tl.fma(rest, across(inverse), quotient) + 0.0
+    quotient = acc * tl.expand_dims(inverse, -1)
+    rest = tl.fma(-tl.expand_dims(total, -1), quotient, acc)
+    return tl.fma(rest, tl.expand_dims(inverse, -1), quotient) + 0.0
 
 
 @triton.jit

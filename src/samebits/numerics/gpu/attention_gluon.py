@@ -97,21 +97,3 @@ def finish(total, acc):
     quotient = acc * inverse
     rest = gl.fma(-total, quotient, acc)
     return gl.fma(rest, inverse, quotient) + 0.0
-
-
-@gluon.jit
-def fold_row(top, total, acc, one_top, one_total, one_acc, factor):
-    """Fold one split's partial of one row, which all threads know the maximum and the sum of, into those before."""
-    new_top = gl.maximum(top, one_top)
-    keep = gl.exp2((top - new_top) * factor)
-    take = gl.exp2((one_top - new_top) * factor)
-    return new_top, gl.fma(total, keep, one_total * take), gl.fma(acc, keep, one_acc * take)
-
-
-@gluon.jit
-def finish_row(total, acc):
-    """`finish` of one row; total and acc [columns]."""
-    estimate = gl.fdiv(gl.full_like(total, 1.0), total)
-    inverse = gl.fma(estimate, gl.fma(-total, estimate, 1.0), estimate)
-    quotient = acc * inverse
-    return gl.fma(gl.fma(-total, quotient, acc), inverse, quotient) + 0.0

@@ -19,11 +19,11 @@ from torch import Tensor
 from samebits.errors import NumericsError
 from samebits.numerics.gpu import attention
 from samebits.numerics.gpu.attention import (
-    FEW_UNITS,
     AttentionShape,
     Context,
     RangeLaunch,
     default_ranges,
+    most_filling_units,
 )
 from samebits.numerics.gpu.attention_plan import Units, split_units
 from samebits.numerics.gpu.attention_prefill import (
@@ -41,8 +41,8 @@ from samebits.numerics.gpu.prover import Candidate, Case, Output, Proof, Tensors
 TILES = 0
 """The bucket of prefill."""
 TILE_ROWS = (16, 32, 64, 128)
-RANGE_OPTIONS = ((2, 3, 16), (2, 2, 16), (4, 5, 16))
-"""(warps, stages, partials read at once) of shared ranges."""
+RANGE_OPTIONS = ((2, 3), (2, 2), (4, 5))
+"""(warps, stages) of shared ranges."""
 RANGES_A_PROCESSOR = (2, 4)
 UNIT_INPUTS = 6
 """Inputs before the units: queries, keys, values, positions, page table, row's request."""
@@ -231,10 +231,7 @@ def range_candidate(
 def range_name(launch: RangeLaunch) -> str:
     if launch.specialised:
         return f"{launch.programs} ranges, a split at a time, {launch.stages} stages"
-    return (
-        f"{launch.programs} ranges of {launch.rows} rows, {launch.warps} warps, {launch.stages} stages, "
-        f"{launch.unroll} at once"
-    )
+    return f"{launch.programs} ranges of {launch.rows} rows, {launch.warps} warps, {launch.stages} stages"
 
 
 class AttentionOperator:
@@ -303,7 +300,8 @@ def prove_defaults(
     wanted = [(prefill, tile_candidate(problem, default_tile(shape, act)))]
     decode = Trial.of(reference, proof_cases(problem, 1, device))
     units = decode.cases[0].inputs[UNIT_INPUTS].shape[0]
-    counts = (1, FEW_UNITS, FEW_UNITS + 1)
+    filling = most_filling_units(shape, processors)
+    counts = (1, filling, filling + 1)
     for ranges in dict.fromkeys(default_ranges(shape, act, 1, count, processors) for count in counts):
         wanted.append((decode, range_candidate(problem, 1, ranges, units, device)))
     proofs = []

@@ -1,10 +1,10 @@
 """Attention of few rows over long contexts: a fixed number of programs share all splits evenly (decode, verify).
 
 A *unit* is a tile of query rows of one request; a *pair* is a unit and a key-value head. All splits of all pairs
-stand in one line, pair after pair; program i of n walks the i-th n-th of it. A pair that lies in one program's
-range is folded there; of a pair that is cut, every split's partial is written, and folded when all are there
-(`attention_fold`). So the cost follows the real lengths, which are read on the device, and one captured graph serves
-any.
+stand in one line, pair after pair; program i of n walks the i-th n-th of it, or of the pairs where that is nearly as
+even. A pair that lies in one program's range is folded there; of a pair that is cut, every split's partial is written,
+and folded when all are there (`attention_fold`). So the cost follows the real lengths, which are read on the device,
+and one captured graph serves any.
 """
 
 from __future__ import annotations
@@ -45,9 +45,27 @@ def unit_splits(positions, unit_first, unit_count, unit, known, SPLIT: tl.conste
 
 @triton.jit
 def whole_pairs_pay(length, longest, pairs, programs, capacity):
-    """Whether no pair shall be cut: their partials have no room, or one pair for a program is nearly even."""
-    is_even = (pairs <= programs) & (longest.to(tl.int64) * programs * 5 <= length * 6)
-    return (length > capacity) | is_even
+    """Whether no pair shall be cut: their partials have no room, or as many whole pairs for each program are nearly
+    even."""
+    most = (pairs + programs - 1) // programs * longest
+    return (length > capacity) | (most.to(tl.int64) * programs * 5 <= length * 6)
+
+
+@triton.jit
+def pair_start(pair, positions, unit_first, unit_count, units, KV_HEADS: tl.constexpr, SPLIT: tl.constexpr):
+    """The place in the line at which a pair begins, counted over the units that have rows. int64."""
+    wanted, head = pair // KV_HEADS, pair % KV_HEADS
+    filled = tl.zeros((), tl.int32)
+    place = tl.zeros((), tl.int32)
+    for block in range(0, units, UNITS_AT_ONCE):
+        unit = block + tl.arange(0, UNITS_AT_ONCE)
+        splits = unit_splits(positions, unit_first, unit_count, unit, unit < units, SPLIT)
+        exists = (splits > 0).to(tl.int32)
+        number = filled + tl.cumsum(exists, 0) - exists
+        ahead = tl.where(number < wanted, splits * KV_HEADS, 0)
+        place += tl.sum(ahead + tl.where(number == wanted, splits * head, 0), 0)
+        filled += tl.sum(exists, 0)
+    return place.to(tl.int64)
 
 
 @triton.jit
@@ -92,8 +110,14 @@ def plan_ranges(
     if program == 0:
         tl.store(split_start + units, total)
     length = total.to(tl.int64) * KV_HEADS
-    whole = whole_pairs_pay(length, longest, filled * KV_HEADS, programs, capacity)
+    pairs = filled * KV_HEADS
+    whole = whole_pairs_pay(length, longest, pairs, programs, capacity)
     start, end = range_start(program, programs, length), range_start(program + 1, programs, length)
+    if whole:
+        first_pair = range_start(program, programs, pairs).to(tl.int32)
+        next_pair = range_start(program + 1, programs, pairs).to(tl.int32)
+        start = pair_start(first_pair, positions, unit_first, unit_count, units, KV_HEADS, SPLIT)
+        end = pair_start(next_pair, positions, unit_first, unit_count, units, KV_HEADS, SPLIT)
     passed = tl.zeros((), tl.int32)
     found = tl.zeros((), tl.int32)
     base = tl.zeros((), tl.int32)
@@ -109,17 +133,6 @@ def plan_ranges(
     plan = plans + program * PLAN_WORDS
     if start < end:
         splits = unit_splits(positions, unit_first, unit_count, found, True, SPLIT)
-        if whole & (offset % splits != 0):
-            skipped = splits - offset % splits
-            start += skipped
-            offset += skipped
-            if (offset == splits * KV_HEADS) & (start < end):
-                offset = 0
-                found += 1
-                splits = unit_splits(positions, unit_first, unit_count, found, True, SPLIT)
-                while splits == 0:
-                    found += 1
-                    splits = unit_splits(positions, unit_first, unit_count, found, True, SPLIT)
         first, count = tl.load(unit_first + found), tl.load(unit_count + found)
         tl.store(plan + 2, found)
         tl.store(plan + 3, offset)
@@ -183,7 +196,6 @@ def attention_ranges(
     PADDED: tl.constexpr,
     PINNED: tl.constexpr,
     STAGES: tl.constexpr,
-    UNROLL: tl.constexpr,
     POLLS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -248,7 +260,7 @@ def attention_ranges(
             polls = tl.where(place + taken == end, POLLS, 0)
             fold_cut_pair(
                 output, tops, totals, accumulators, arrival, taken, polls, place - begin, splits, first, count,
-                kv_head, length, programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PADDED, PINNED, UNROLL,
+                kv_head, length, programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PADDED, PINNED,
             )  # fmt: skip
         place += taken
         offset += taken

@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from samebits.numerics.gpu.attention_gluon import HIDDEN, SUM_LANES, block_sums, finish, fold, fold_lanes
-from samebits.numerics.gpu.attention_gluon_fold import share_fold
+from samebits.numerics.gpu.attention_gluon_fold import TOGETHER, share_fold
 from samebits.numerics.gpu.attention_hopper import following
 
 ROWS = gl.constexpr(8)
@@ -251,8 +251,8 @@ def attend_split(
 def consume(
     place, end, unit, offset, may_cut, splits, first, count, request, last, length,
     queries, output, positions, unit_first, unit_count, unit_request, split_start, tops, totals, accumulators,
-    arrivals, factor, q, p, ring, ready, free, QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr,
-    KEYS: gl.constexpr, SPLIT: gl.constexpr, STRIDE: gl.constexpr, STAGES: gl.constexpr, UNROLL: gl.constexpr,
+    arrivals, factor, q, p, tile, ring, ready, free, QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr,
+    KEYS: gl.constexpr, SPLIT: gl.constexpr, STRIDE: gl.constexpr, STAGES: gl.constexpr,
     POLLS: gl.constexpr,
 ):  # fmt: skip
     """Walk this program's range."""
@@ -320,9 +320,9 @@ def consume(
             gl.thread_barrier()
             polls = gl.where(place + taken == end, POLLS, 0)
             share_fold(
-                output, tops, totals, accumulators, arrivals + (unit * KV_HEADS + kv_head) * 2, taken, polls,
+                output, tops, totals, accumulators, tile, arrivals + (unit * KV_HEADS + kv_head) * 2, taken, polls,
                 place - begin, splits, first, count, kv_head, length, programs, factor, QUERY_HEADS, GROUP, D,
-                STRIDE, UNROLL,
+                STRIDE,
             )  # fmt: skip
         place, unit, offset, splits, first, count, request, last = following_pair(
             taken, place, end, unit, offset, splits, first, count, request, last, positions, unit_first, unit_count,
@@ -335,7 +335,7 @@ def attention_ranges_hopper(
     queries, keys, values, output, positions, unit_first, unit_count, unit_request, split_start, plans, page_table,
     tops, totals, accumulators, arrivals, units, table_width, factor, QUERY_HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr, D: gl.constexpr, PAGE: gl.constexpr, KEYS: gl.constexpr, SPLIT: gl.constexpr,
-    STRIDE: gl.constexpr, STAGES: gl.constexpr, UNROLL: gl.constexpr, POLLS: gl.constexpr, DEPENDENT: gl.constexpr,
+    STRIDE: gl.constexpr, STAGES: gl.constexpr, POLLS: gl.constexpr, DEPENDENT: gl.constexpr,
 ):  # fmt: skip
     """Grid (programs,). As `attention_ranges`, pinned; `keys` and `values` are descriptors of [rows, D]. The ring holds
     STAGES times the keys or the values of a split."""
@@ -364,6 +364,8 @@ def attention_ranges_hopper(
     p_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, KEYS], act)
     q = gl.allocate_shared_memory(act, [ROWS, D], q_layout)
     p = gl.allocate_shared_memory(act, [BLOCKS, ROWS, KEYS], p_layout)
+    t_layout: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    tile = gl.allocate_shared_memory(gl.float32, [TOGETHER, D], t_layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for group in gl.static_range(STAGES):
@@ -379,8 +381,8 @@ def attention_ranges_hopper(
             (consume, (
                 place, end, unit, offset, may_cut, splits, first, count, request, last, length,
                 queries, output, positions, unit_first, unit_count, unit_request, split_start, tops, totals,
-                accumulators, arrivals, factor, q, p, ring, ready, free, QUERY_HEADS, KV_HEADS, D, KEYS, SPLIT,
-                STRIDE, STAGES, UNROLL, POLLS,
+                accumulators, arrivals, factor, q, p, tile, ring, ready, free, QUERY_HEADS, KV_HEADS, D, KEYS, SPLIT,
+                STRIDE, STAGES, POLLS,
             )),
             (produce, (
                 place, end, unit, offset, may_cut, splits, first, count, request, last, page_0, page_1, page_2, page_3,

@@ -44,6 +44,34 @@ def read_block(
 
 
 @triton.jit
+def walk(
+    begin, end, top, total, acc, split_top, lanes, split_acc, q, keys, values, page_table, request, table_width,
+    kv_head, last, position, exists, factor, KV_HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+    PAGE: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr, MASKED: tl.constexpr, DESCRIBED: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """The key blocks that begin at the absolute keys begin .. end - 1; without MASKED, every row sees all of them.
+
+    A split is folded when the next one begins, after that one's first scores: there the split's accumulator has
+    been waited for anyway, and folding the empty state before the first split changes nothing."""
+    for key in tl.range(begin, end, KEYS, num_stages=STAGES):
+        place = block_row(page_table, request, table_width, kv_head, key, KV_HEADS, PAGE)
+        k = read_block(keys, place, key, last, D, WIDTH, KEYS, False, DESCRIBED)
+        v = read_block(values, place, key, last, D, WIDTH, KEYS, MASKED, DESCRIBED)
+        scores = score(q, k)
+        if key % SPLIT == 0:
+            top, total, acc = fold(top, total, acc, split_top, fold_lanes(lanes), split_acc, factor)
+            split_top, lanes, split_acc = empty_split(top.shape[0], WIDTH)
+        visible = exists[:, None]
+        if MASKED:
+            visible = (key + tl.arange(0, KEYS))[None, :] <= position[:, None]
+        split_top, lanes, split_acc = attend(
+            scores, v, split_top, lanes, split_acc, visible, factor, MASKED, KEYS
+        )
+    return top, total, acc, split_top, lanes, split_acc
+
+
+@triton.jit
 def attention_tiles(
     queries,
     keys,
@@ -68,10 +96,7 @@ def attention_tiles(
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """A split is folded when the next one begins, after that one's first scores: there the split's accumulator has
-    been waited for anyway, and folding the empty state before the first split changes nothing.
-
-    Grid (tiles * KV_HEADS,). Tile t is the batch rows tile_first[t] .. + tile_count[t] - 1, at most
+    """Grid (tiles * KV_HEADS,). Tile t is the batch rows tile_first[t] .. + tile_count[t] - 1, at most
     ROWS div group of them, of the request tile_request[t]."""
     wait_ahead(DEPENDENT)
     tile, kv_head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
@@ -88,29 +113,16 @@ def attention_tiles(
         top, total, acc = empty_partial(ROWS, WIDTH)
         split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
         seen_by_all = (lowest + 1) // KEYS * KEYS
-        for key in tl.range(0, seen_by_all, KEYS, num_stages=STAGES):
-            place = block_row(page_table, request, table_width, kv_head, key, KV_HEADS, PAGE)
-            k = read_block(keys, place, key, last, D, WIDTH, KEYS, False, DESCRIBED)
-            v = read_block(values, place, key, last, D, WIDTH, KEYS, False, DESCRIBED)
-            scores = score(q, k)
-            if key % SPLIT == 0:
-                top, total, acc = fold(top, total, acc, split_top, fold_lanes(lanes), split_acc, factor)
-                split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
-            split_top, lanes, split_acc = attend(
-                scores, v, split_top, lanes, split_acc, exists[:, None], factor, False, KEYS
-            )
-        for key in tl.range(seen_by_all, last + 1, KEYS, num_stages=STAGES):
-            place = block_row(page_table, request, table_width, kv_head, key, KV_HEADS, PAGE)
-            k = read_block(keys, place, key, last, D, WIDTH, KEYS, False, DESCRIBED)
-            v = read_block(values, place, key, last, D, WIDTH, KEYS, True, DESCRIBED)
-            scores = score(q, k)
-            if key % SPLIT == 0:
-                top, total, acc = fold(top, total, acc, split_top, fold_lanes(lanes), split_acc, factor)
-                split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
-            visible = (key + tl.arange(0, KEYS))[None, :] <= position[:, None]
-            split_top, lanes, split_acc = attend(
-                scores, v, split_top, lanes, split_acc, visible, factor, True, KEYS
-            )
+        top, total, acc, split_top, lanes, split_acc = walk(
+            0, seen_by_all, top, total, acc, split_top, lanes, split_acc, q, keys, values, page_table, request,
+            table_width, kv_head, last, position, exists, factor, KV_HEADS, D, WIDTH, PAGE, KEYS, SPLIT, False,
+            DESCRIBED, STAGES,
+        )  # fmt: skip
+        top, total, acc, split_top, lanes, split_acc = walk(
+            seen_by_all, last + 1, top, total, acc, split_top, lanes, split_acc, q, keys, values, page_table, request,
+            table_width, kv_head, last, position, exists, factor, KV_HEADS, D, WIDTH, PAGE, KEYS, SPLIT, True,
+            DESCRIBED, STAGES,
+        )  # fmt: skip
         top, total, acc = fold(top, total, acc, split_top, fold_lanes(lanes), split_acc, factor)
         result = finish(total, acc).to(output.dtype.element_ty)
         tl.store(row_places(output, rows, heads, columns, QUERY_HEADS, D), result, mask=wanted)

@@ -17,6 +17,7 @@ from torch import Tensor
 from samebits.numerics.batch import RaggedBatch
 from samebits.numerics.gpu import attention
 from samebits.numerics.gpu.attention import (
+    MOST_PROGRAMS,
     AttentionShape,
     Context,
     RangeBuffers,
@@ -32,7 +33,14 @@ from samebits.numerics.gpu.attention_operator import (
 )
 from samebits.numerics.gpu.attention_plan import AttentionWork, Units, plan_attention
 from samebits.numerics.gpu.attention_prefill import AnyTile, default_tile, tile_launches, tiles
-from samebits.numerics.gpu.bindings import ALONE, Sharing, bind_all
+from samebits.numerics.gpu.bindings import (
+    ALONE,
+    Sharing,
+    bind_all,
+    compile_behind,
+    distinct_sources,
+    unproven,
+)
 from samebits.numerics.gpu.device_key import device_key
 from samebits.numerics.gpu.launch import target_name
 from samebits.numerics.gpu.operator import Wish
@@ -91,13 +99,23 @@ class AttentionScheduler:
         the fastest. Raises `NumericsError` where none is proven. Heads are those that `prepare` was told."""
         if self._shape is None or self._device.type != "cuda":
             return
-        problem = AttentionProblem(replace(self._shape, page_tokens=page_tokens), self._dtype)
-        operator = AttentionOperator(self._device)
+        wish = self._wish(self._shape, page_tokens)
         store = ProofStore(folder, device_key(self._device))
-        bindings = bind_all([Wish(operator, problem, (TILES,))], store, progress, sharing=sharing)
-        chosen = bindings.candidate(operator.clause, problem, TILES).name
+        bindings = bind_all([wish], store, progress, sharing=sharing)
+        problem = wish.problem
+        chosen = bindings.candidate(wish.operator.clause, problem, TILES).name
         launches = tile_launches(problem.shape, problem.act, target_name())
         self._tiles[problem] = next(launch for launch in launches if launch.name == chosen)
+
+    def compile_ahead(self, page_tokens: int, folder: Path) -> None:
+        """Begin to compile what `bind` will prove, and wait for nothing."""
+        if self._shape is not None and self._device.type == "cuda":
+            store = ProofStore(folder, device_key(self._device))
+            compile_behind(distinct_sources(unproven([self._wish(self._shape, page_tokens)], store)))
+
+    def _wish(self, shape: AttentionShape, page_tokens: int) -> Wish[AttentionProblem]:
+        problem = AttentionProblem(replace(shape, page_tokens=page_tokens), self._dtype)
+        return Wish(AttentionOperator(self._device), problem, (TILES,))
 
     def tile(self, shape: AttentionShape, dtype: torch.dtype) -> AnyTile:
         """The launch that serves prefill: what was bound, or until then what `prepare` proved."""
@@ -136,7 +154,8 @@ class AttentionScheduler:
         if found is None or found.split_start.shape[0] <= units or found.plans.shape[0] < programs:
             room = max(units, self._room)
             splits = max(SPLITS_A_REQUEST * room, LEAST_SPLITS)
-            programs = max(programs, self._ranges(shape, room).programs)
+            # For any launch: captured steps of other buckets keep these addresses.
+            programs = max(programs, MOST_PROGRAMS * self._processors)
             capacity = splits * shape.heads.kv_heads + programs
             found = range_buffers(shape, room, UNIT_TOKENS, programs, capacity, self._device)
             self._buffers[shape] = found

@@ -21,6 +21,7 @@ from samebits.numerics.gpu.prover import Candidate
 from samebits.numerics.gpu.tuner import Stopwatch, bind, tuning_seconds
 
 COMPILING, PROVING = "compiling kernels", "proving kernels"
+MOST_COMPILERS = 32
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total)"""
 logger = logging.getLogger(__name__)
@@ -181,11 +182,30 @@ def distinct_sources(wishes: Sequence[Wish[Any]]) -> list[KernelSource]:
     return list(dict.fromkeys(every))
 
 
+def unproven(wishes: Sequence[Wish[Any]], store: ProofStore) -> list[Wish[Any]]:
+    """The wishes, at the buckets of which the store knows nothing."""
+    return limited(wishes, lambda place: store.find(*place) is None)
+
+
+def compilers() -> int:
+    """Kernels that compile side by side: where there are many processors, Python's lock lets no more of them in."""
+    return min(os.cpu_count() or 1, MOST_COMPILERS)
+
+
+def compile_behind(sources: Iterable[KernelSource]) -> None:
+    """Begin to compile side by side, and wait for nothing: who asks for one of them waits for that one. One that fails
+    is met again where it is asked for."""
+    pool = ThreadPoolExecutor(compilers(), thread_name_prefix="samebits-compiler")
+    for source in dict.fromkeys(sources):
+        pool.submit(load, source)
+    pool.shutdown(wait=False)
+
+
 def compile_all(sources: Iterable[KernelSource], progress: Progress) -> None:
     """Compile side by side. One that fails is met again, and rejected, where it is tried."""
     distinct = list(dict.fromkeys(sources))
     progress(COMPILING, 0, len(distinct))
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(compilers()) as pool:
         waiting = [pool.submit(load, source) for source in distinct]
         for done, future in enumerate(as_completed(waiting), start=1):
             if future.exception() is not None:

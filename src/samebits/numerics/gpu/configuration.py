@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +57,28 @@ def named_source(
     return KernelSource(kernel, arguments, values, launch.warps, launch.stages, dependent)
 
 
+_thread = threading.local()
+
+
+def launches_of(work: Callable[[], object]) -> list[KernelSource]:
+    """The binaries that `work` would launch by `start`. In this thread nothing is launched meanwhile, so what `work`
+    computes is void."""
+    noted: list[KernelSource] = []
+    _thread.noted = noted
+    try:
+        work()
+    finally:
+        _thread.noted = None
+    return list(dict.fromkeys(noted))
+
+
 def start(kernel: Any, grid: tuple[int, ...], *arguments: Any, launch: Launch, **constants: Any) -> None:
     """Launch `kernel` on the current stream: run-time arguments in order, constants by name. Of the arguments'
     values, only the types choose the binary."""
     x, y, z = (*grid, 1, 1)[:3]
     source = named_source(kernel, tuple(map(kind_of, arguments)), constants, launch)
+    noted: list[KernelSource] | None = getattr(_thread, "noted", None)
+    if noted is not None:
+        noted.append(source)
+        return
     load(source).launch((x, y, z), *arguments)

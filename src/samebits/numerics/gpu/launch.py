@@ -18,7 +18,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,7 +200,35 @@ def load(source: KernelSource) -> Binary | Interpreted:
     """The kernel of `source` on this process's GPU, compiled on first use, or in the interpreter."""
     if isinstance(source.function, InterpretedFunction):
         return Interpreted(source)
+    return _loaded_once(source)
+
+
+_under_way: dict[KernelSource, Future[Binary]] = {}
+_guard = threading.Lock()
+
+
+def _loaded_once(source: KernelSource) -> Binary:
+    """What a thread asks for while another compiles it, it waits for."""
+    with _guard:
+        first = source not in _under_way
+        future = _under_way.setdefault(source, Future())
+    if first:
+        try:
+            future.set_result(_loaded(source))
+        except BaseException as error:
+            future.set_exception(error)
+        finally:
+            with _guard:
+                del _under_way[source]
+    return future.result()
+
+
+def _loaded(source: KernelSource) -> Binary:
     compiled = source.compile(current_target())
+    # The C code through which Triton calls a kernel takes longer to compile than many a kernel, and Triton does so at
+    # the first launch, one after another. Made here it is found on disk then; what fails here is met again there.
+    with suppress(Exception):
+        triton.runtime.driver.active.launcher_cls(compiled.src, compiled.metadata)
     return Binary(source, hashlib.sha256(compiled.kernel).hexdigest(), compiled)
 
 

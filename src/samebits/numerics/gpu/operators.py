@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from samebits.numerics.gpu import (
 from samebits.numerics.gpu.attention_work import AttentionScheduler
 from samebits.numerics.gpu.bindings import ALONE, Sharing
 from samebits.numerics.gpu.buckets import buckets_up_to
+from samebits.numerics.gpu.foreseen import ModelSizes, compile_foreseen
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.products import FreeProducts, GpuLinear, Products, ProvenProducts, pack_linear
 from samebits.numerics.gpu.rank_group import RankGroup
@@ -152,12 +154,9 @@ class GpuOperators:
         up to `sampled_rows` get logits at once, and the attention of prefill over pages of `page_tokens`; proofs are
         kept in `folder`. Raises `NumericsError` where nothing is proven for a shape."""
 
-        def buckets(problem: GemmProblem) -> Sequence[int]:
-            gives_logits = problem.out == torch.float32 != self._act
-            return buckets_up_to(sampled_rows if gives_logits else max(step_rows, sampled_rows))
-
         group = self._group
         sharing = ALONE if group is None else Sharing(group.rank, group.size, group.meet)
+        buckets = partial(self._buckets, step_rows, sampled_rows)
         self.products.bind(self._problems, buckets, folder, progress, sharing)
         activation.estimates_serve(self._act, self._device)  # proven once, before any step
         self._attention.bind(page_tokens, folder, progress, sharing)
@@ -178,6 +177,23 @@ class GpuOperators:
             if self._promises and width:
                 tree = self._trees is not None
                 prove_sums(self._group, width, self._part_type, self._act, tree, self._device)
+
+    def foresee(self, sizes: ModelSizes) -> None:
+        """Begin to compile what every start of a model of these sizes launches, before its weights are loaded."""
+        if self._promises:
+            compile_foreseen(sizes, self._act, self._split_tokens, self._device)
+
+    def compile_ahead(self, step_rows: int, sampled_rows: int, page_tokens: int, folder: Path) -> None:
+        """Begin to compile what `bind` will prove, and wait for nothing. Ranks share that work, and begin together."""
+        if self._group is None:
+            buckets = partial(self._buckets, step_rows, sampled_rows)
+            self.products.compile_ahead(self._problems, buckets, folder)
+            self._attention.compile_ahead(page_tokens, folder)
+
+    def _buckets(self, step_rows: int, sampled_rows: int, problem: GemmProblem) -> Sequence[int]:
+        """The row counts of a product, for steps of up to `step_rows` of which up to `sampled_rows` get logits."""
+        gives_logits = problem.out == torch.float32 != self._act
+        return buckets_up_to(sampled_rows if gives_logits else max(step_rows, sampled_rows))
 
     def _pushes(self, problem: TreeProblem, rows: int) -> bool:
         """Whether ranks are better served where a product of so many rows writes to those who add."""

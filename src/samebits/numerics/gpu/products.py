@@ -6,13 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from samebits.errors import NumericsError
-from samebits.numerics.gpu.bindings import ALONE, Sharing, bind_all
+from samebits.numerics.gpu.bindings import (
+    ALONE,
+    Sharing,
+    bind_all,
+    compile_behind,
+    distinct_sources,
+    unproven,
+)
 from samebits.numerics.gpu.device_key import device_key
 from samebits.numerics.gpu.gated_operator import GatedOperator, GatedProblem
 from samebits.numerics.gpu.gemm_operator import GemmOperator, reference_candidate
@@ -77,6 +84,14 @@ class Products(Protocol):
         """Make ready what the problems need at their buckets; proofs are kept in `folder`. Afterwards nothing else
         may run."""
 
+    def compile_ahead(
+        self,
+        problems: Sequence[GemmProblem],
+        buckets: Callable[[GemmProblem], Sequence[int]],
+        folder: Path,
+    ) -> None:
+        """Begin to compile what `bind` will prove, and wait for nothing."""
+
     def run(self, x: Tensor, linear: GpuLinear, out: Tensor | None = None) -> Tensor:
         """x act [bucket, in] -> `linear.out` [bucket, out features], written to `out` where it is given."""
 
@@ -122,24 +137,43 @@ class ProvenProducts:
         sharing: Sharing = ALONE,
     ) -> None:
         store = ProofStore(folder, device_key(self._device))
-        operator = GemmOperator(self._device)
-        wishes = [Wish(operator, problem, tuple(buckets(problem))) for problem in dict.fromkeys(problems)]
-        bindings = bind_all(wishes, store, progress, sharing=sharing)
+        bindings = bind_all(self._wishes(problems, buckets), store, progress, sharing=sharing)
         self._serving.bind(bindings)
         gated = GatedOperator(self._device, partial(bindings.candidate, GemmOperator.clause))
-        few = {
+        fused = bind_all(self._fused_wishes(gated, buckets), store, progress, sharing=sharing)
+        for problem, some in self._few(buckets).items():
+            for bucket in some:
+                self._fused[problem, bucket] = fused.candidate(gated.clause, self._gated[problem], bucket)
+
+    def compile_ahead(
+        self,
+        problems: Sequence[GemmProblem],
+        buckets: Callable[[GemmProblem], Sequence[int]],
+        folder: Path,
+    ) -> None:
+        store = ProofStore(folder, device_key(self._device))
+        gated = GatedOperator(self._device, self._serving.candidate)
+        wishes = [*self._wishes(problems, buckets), *self._fused_wishes(gated, buckets)]
+        compile_behind(distinct_sources(unproven(wishes, store)))
+
+    def _wishes(
+        self, problems: Sequence[GemmProblem], buckets: Callable[[GemmProblem], Sequence[int]]
+    ) -> list[Wish[Any]]:
+        operator = GemmOperator(self._device)
+        return [Wish(operator, problem, tuple(buckets(problem))) for problem in dict.fromkeys(problems)]
+
+    def _fused_wishes(
+        self, gated: GatedOperator, buckets: Callable[[GemmProblem], Sequence[int]]
+    ) -> list[Wish[Any]]:
+        few = self._few(buckets).items()
+        return [Wish(gated, self._gated[problem], tuple(some)) for problem, some in few if some]
+
+    def _few(self, buckets: Callable[[GemmProblem], Sequence[int]]) -> dict[GemmProblem, list[int]]:
+        """Row counts at which products are fused with the activation behind them."""
+        return {
             problem: [bucket for bucket in buckets(problem) if bucket <= MOST_FUSED_ROWS]
             for problem in self._gated
         }
-        fused = bind_all(
-            [Wish(gated, self._gated[problem], tuple(some)) for problem, some in few.items() if some],
-            store,
-            progress,
-            sharing=sharing,
-        )
-        for problem, some in few.items():
-            for bucket in some:
-                self._fused[problem, bucket] = fused.candidate(gated.clause, self._gated[problem], bucket)
 
     def run(self, x: Tensor, linear: GpuLinear, out: Tensor | None = None) -> Tensor:
         rows = x.shape[0]
@@ -179,6 +213,14 @@ class FreeProducts:
         sharing: Sharing = ALONE,
     ) -> None:
         """There is nothing to prove."""
+
+    def compile_ahead(
+        self,
+        problems: Sequence[GemmProblem],
+        buckets: Callable[[GemmProblem], Sequence[int]],
+        folder: Path,
+    ) -> None:
+        """There is nothing to compile."""
 
     def run_gated(self, x: Tensor, linear: GpuLinear) -> Tensor | None:
         return None

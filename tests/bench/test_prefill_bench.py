@@ -1,0 +1,36 @@
+"""`samebits bench prefill`: what is counted and told. No figure of a machine is asserted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from samebits.bench.prefill import line_of, operations_of_token, plot, row_of, table_rows
+from samebits.config import ModelConfig
+from samebits.models.load import read_model_files
+from samebits.models.weights import expected_shapes
+
+
+def test_a_tokens_operations_are_those_of_its_products_and_attention() -> None:
+    files = read_model_files(ModelConfig(model="qwen3-8b-shaped", load_format="dummy"))
+    shapes = expected_shapes(files.spec, files.family.names)
+    layers = 36 * (6144 * 4096 + 4096 * 4096 + 24576 * 4096 + 4096 * 12288)
+    attention = 4 * 36 * 4096 * 1025 / 2
+    expected = 2 * layers + attention + 2 * 151936 * 4096 / 1024
+    assert operations_of_token(files.spec, shapes, 1024) == pytest.approx(expected)
+
+
+def test_the_first_round_warms_up_and_profiles_stand_beside_each_other(tmp_path: Path) -> None:
+    row = row_of(1024, {"exact": [1.0, 44.0, 46.0, 45.0], "unpinned": [9.0, 40.0, 36.0, 38.0]}, 1e10)
+    assert row["tokens per second"] == {"exact": 45.0, "unpinned": 38.0}
+    assert row["speed against unpinned"] == round(45 / 38, 4)
+    row["floor tokens per second"] = 50.0
+    assert line_of(row) == "1024: exact 45, unpinned 38 tokens/s"
+    alone = row_of(2048, {"exact": [1.0, 2.0]}, 1e10) | {"floor tokens per second": 50.0}
+    assert "speed against unpinned" not in alone
+    rows = table_rows({"prefill": [row]})
+    assert len({len(cells) for cells in rows}) == 1
+    pytest.importorskip("matplotlib")
+    plot({"model": "tiny", "gpu": "none", "prefill": [row, row]}, tmp_path / "new" / "plot.png")
+    assert (tmp_path / "new" / "plot.png").stat().st_size > 10_000
