@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from samebits.numerics.gpu import gated, gated_cluster
+from samebits.numerics.gpu import gated
 from samebits.numerics.gpu.activation import BLOCK, silu_mul_rows
 from samebits.numerics.gpu.configuration import dependent_launches
 from samebits.numerics.gpu.gemm_candidates import (
@@ -134,7 +134,7 @@ def fused_candidate(tile: Tile, problem: GatedProblem, bucket: int) -> Candidate
 
 def tiles_for(problem: GatedProblem, bucket: int) -> tuple[Tile, ...]:
     """Fused tiles that are worth trying. With more rows than these the library's product wins by more than the
-    activation costs, until there are so many that `gated_cluster` does."""
+    activation costs."""
     if problem.act is torch.float32:
         return ()
     limits = ((16, DECODE), (32, DECODE_32), (64, DECODE_64))
@@ -191,8 +191,6 @@ class GatedOperator:
             yield panel_recipe(panels, problem.panels)
         pair = functools.partial(self._pair, problem, bucket)
         yield Recipe(PAIR, pair, fallback=panels is not None)
-        if gated_cluster.fits(problem.width, problem.depth, problem.act, bucket, target_name()):
-            yield Recipe(gated_cluster.CANDIDATE, gated_cluster.candidate)
         for tile in () if panels is not None else self._tiles(problem, bucket):
             make = functools.partial(fused_candidate, tile, problem, bucket)
             yield Recipe(f"fused {tile.name}", make)

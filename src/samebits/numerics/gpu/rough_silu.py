@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Mapping, Sequence
 
 import torch
 import triton
@@ -98,9 +97,8 @@ PAIR = ({"out": "$0", "gate": "$2", "up": "$4"}, {"out": "$1", "gate": "$3", "up
 """Two elements at once, so that they share a branch."""
 
 
-def of_both(text: str, pair: Sequence[Mapping[str, str]] = PAIR) -> str:
-    """A text for both elements, with the names of their registers."""
-    return "".join(text.format(**names) for names in pair)
+def of_both(text: str) -> str:
+    return "".join(text.format(**names) for names in PAIR)
 
 
 GATED = tl.constexpr(
