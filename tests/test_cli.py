@@ -18,7 +18,7 @@ import pytest
 from tiny_tokenizer import write_tokenizer
 
 import samebits
-from samebits import __version__
+from samebits import __version__, cli
 from samebits.cli import build_parser, main
 from samebits.commands.flags import sampling_of, settings_of
 from samebits.config import EngineConfig, ModelConfig, ServerConfig, flag_text, mistyped_variables
@@ -370,3 +370,22 @@ def test_the_help_of_serve_is_short_and_grouped(capsys: pytest.CaptureFixture[st
     ):
         assert f"\n{title}\n" in shown
     assert shown.count("\n") < 110
+
+
+class Left(BaseException):
+    """The process has ended."""
+
+
+@pytest.mark.parametrize("ranks", [False, True])
+def test_a_rank_leaves_without_taking_its_group_down(ranks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed
+
+    def leave(status: int) -> None:
+        raise Left(status)
+
+    monkeypatch.setattr(cli, "main", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: ranks)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(Left if ranks else SystemExit) as left:
+        cli.console()
+    assert left.value.args == (1,)

@@ -1,8 +1,6 @@
 """`python -m samebits`."""
 
-import sys
-
-from samebits.cli import main
+from samebits.cli import console
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

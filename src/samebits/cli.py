@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from samebits import __version__
 from samebits.commands import bench, chat, demo, generate, info, serve, verify
@@ -71,6 +73,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader went away (`| head`). Python would complain again while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
+
+
+def console() -> NoReturn:
+    """The command `samebits`: `main`, and the end of the process."""
+    status = main()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        # This process was a rank. The others are gone, and nothing is left to save; torch would take its group down
+        # one piece after the other, and wait for them.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _version(options: argparse.Namespace) -> int:
