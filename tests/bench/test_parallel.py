@@ -126,6 +126,7 @@ def test_figures_of_a_run(at_once: int) -> None:
         assert row["tokens per second"] == {"exact": size, "unpinned": round(size / 1.5)}
         assert row["milliseconds a step"]["unpinned"]["wall"] == 1500
         assert row["milliseconds a step"]["exact"]["exchanging kernels"] == 200
+        assert list(row["kernels, milliseconds a step"]["exact"]) == ["tile_gemm", "two_shot"]
     assert len(table_rows(found)) == 1 + 2 * 2 + 2 * 2
     assert not any(process.is_open for process in processes.values())
 

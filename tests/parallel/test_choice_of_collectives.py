@@ -15,6 +15,7 @@ from rank_threads import on_ranks
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.shard import Ranks, check_fingerprints, make_numerics
 from samebits.errors import NumericsError
+from samebits.numerics.gpu import ranks
 from samebits.numerics.gpu.rank_group import ALL_METHODS, GatheringGroup, check_method
 from samebits.numerics.gpu.ranks import served
 
@@ -67,6 +68,19 @@ def test_sums_of_nccl_are_for_the_profile_that_promises_nothing(profile: str) ->
             check_method(method, profile)
     with pytest.raises(NumericsError, match="must be one of auto, one-shot, two-shot, push, gather, nccl"):
         check_method("ring", profile)
+
+
+def test_gpus_that_do_not_reach_each_other_are_told_what_does_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def empty(*size: int, **how: object) -> torch.Tensor:
+        raise RuntimeError("no peer access")
+
+    monkeypatch.setattr(ranks.symmetric_memory, "empty", empty)
+    with pytest.raises(
+        NumericsError, match=r"cannot read each other's memory, .*--all-reduce gather does without"
+    ):
+        ranks.peer_buffer(1024, torch.device("cpu"), "group")
 
 
 @dataclass(frozen=True)

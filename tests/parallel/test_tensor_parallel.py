@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from samebits import LLM, SamplingParams
 from samebits.engine.build import build_engine
 from samebits.engine.engine import Engine
+from samebits.engine.rank_worker import Logits
 from samebits.errors import ConfigError, EngineError, UnsupportedModelError
 from samebits.verify import golden
 from samebits.verify.local import LocalTarget
@@ -98,6 +100,17 @@ def test_a_dying_rank_ends_the_engine_and_says_so(busy: bool) -> None:
             while not llm._engine.failed.is_set() and time.monotonic() < deadline:
                 time.sleep(0.1)
         with pytest.raises(EngineError, match="rank 1 ended unexpectedly with exit status -9"):
+            llm.generate([1, 2, 3])
+
+
+def test_a_rank_that_raises_ends_the_engine_with_its_traceback() -> None:
+    engine, llm = built()
+    with llm:
+        engine.runner.ranks.tell(Logits(np.zeros((1, 3), dtype=np.float32)))  # narrower than the model
+        deadline = time.monotonic() + 30
+        while not llm._engine.failed.is_set() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        with pytest.raises(EngineError, match=r"rank 1 failed: (?s:.*)Traceback \(most recent call last\)"):
             llm.generate([1, 2, 3])
 
 

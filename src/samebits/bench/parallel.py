@@ -288,6 +288,7 @@ def _prompt_row(size: int, found: Mapping[str, Mapping[str, Any]]) -> dict[str, 
         "milliseconds a step": {
             name: {part: round(time, 3) for part, time in one["step"].items()} for name, one in found.items()
         },
+        "kernels, milliseconds a step": {name: one["kernels"] for name, one in found.items()},
         "seconds of a round": {
             name: [round(time, 4) for time in one["seconds"]] for name, one in found.items()
         },

@@ -70,8 +70,8 @@ def peer_buffer(size: int, device: torch.device, group_name: str) -> PeerBuffer:
         handle = symmetric_memory.rendezvous(local, group_name)  # type: ignore[arg-type]
     except RuntimeError as error:
         raise NumericsError(
-            "the GPUs of this host cannot read each other's memory, which --all-reduce auto, one-shot and two-shot "
-            f"need; --all-reduce gather does without, and is slower: {error}"
+            "the GPUs of this host cannot read each other's memory, which --all-reduce auto, one-shot, two-shot and "
+            f"push need; --all-reduce gather does without, and is slower: {error}"
         ) from error
     table = torch.tensor(list(handle.buffer_ptrs), dtype=torch.int64, device=device)
     return PeerBuffer(local.zero_(), table)
