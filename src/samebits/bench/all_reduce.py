@@ -118,6 +118,7 @@ def _alone(rows: Sequence[int], width: int, rank: Rank) -> dict[int, dict[str, f
             "exact": partial(_sum, exact, x),
             "tp-invariant": partial(_tree_sum, tree, x, act),
             "nccl": partial(dist.all_reduce, x),
+            "nccl reduce-scatter, all-gather": partial(_scatter_and_gather, x.flatten(), rank.size),
         }
         found[count] = {name: round(_median_microseconds(rank, call), 2) for name, call in work.items()}
     return found
@@ -292,6 +293,7 @@ def latency(rank: Rank) -> list[dict[str, Any]]:
         residual, out = torch.zeros_like(x), (torch.empty_like(x), torch.empty_like(x))
         work: dict[str, Callable[[], object]] = {
             "nccl": partial(dist.all_reduce, x),
+            "nccl reduce-scatter, all-gather": partial(_scatter_and_gather, x.flatten(), rank.size),
             "torch one_shot": partial(torch_ops.one_shot_all_reduce, in_place, "sum", name),
             "torch two_shot": partial(torch_ops.two_shot_all_reduce_, in_place, "sum", name),
             **{f"samebits {method}": partial(_sum, ours, x, method) for method in OURS},
@@ -305,6 +307,13 @@ def latency(rank: Rank) -> list[dict[str, Any]]:
         row["nccl / samebits"] = round(row["nccl"] / row["samebits"], 3)
         table.append(row)
     return table
+
+
+def _scatter_and_gather(values: Tensor, ranks: int) -> None:
+    """A sum in NCCL's two halves, in place."""
+    share = torch.empty(values.numel() // ranks, dtype=values.dtype, device=values.device)
+    dist.reduce_scatter_tensor(share, values)
+    dist.all_gather_into_tensor(values, share)
 
 
 def _sum(ours: RankCollectives, like: Tensor, method: str = "") -> Tensor:
