@@ -97,7 +97,8 @@ def raced(processes: dict[str, Any], at_once: int, keep: Any) -> Measured:
     """What is known once these have been measured, or one of them has ended."""
     model = ModelConfig(model="llama-3.1-70b-shaped", load_format="dummy")
     contenders = [contender(name, 4) for name in processes]
-    measured = Measured(model, read_model_files(model).spec, contenders)
+    files = read_model_files(model)
+    measured = Measured(files.spec, expected_shapes(files.spec, files.family.names), contenders)
     course = Course((32, 1), 3, 2, (2048, 8192), at_once)
     for group in course.groups(contenders):
         measure(

@@ -118,7 +118,6 @@ def _alone(rows: Sequence[int], width: int, rank: Rank) -> dict[int, dict[str, f
             "exact": partial(_sum, exact, x),
             "tp-invariant": partial(_tree_sum, tree, x, act),
             "nccl": partial(dist.all_reduce, x),
-            "nccl reduce-scatter, all-gather": partial(_scatter_and_gather, x.flatten(), rank.size),
         }
         found[count] = {name: round(_median_microseconds(rank, call), 2) for name, call in work.items()}
     return found

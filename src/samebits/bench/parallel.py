@@ -100,8 +100,9 @@ class Course:
 class Measured:
     """What is known of the contenders so far, by their names."""
 
-    model: ModelConfig
     spec: ModelSpec
+    shapes: dict[str, tuple[int, ...]]
+    """of the weights"""
     contenders: Sequence[Contender]
     starts: dict[str, EngineProcess] = field(default_factory=dict)
     prompts: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)
@@ -112,18 +113,16 @@ class Measured:
 
     def figures(self) -> dict[str, Any]:
         """All of it, for the file."""
-        files = read_model_files(self.model)
-        shapes = expected_shapes(files.spec, files.family.names)
         return {
             "contenders": [one.name for one in self.contenders if one.name in self.starts],
             "start seconds": {name: round(one.start_seconds, 2) for name, one in self.starts.items()},
             "stages of the start, seconds": {name: one.stages for name, one in self.starts.items()},
             "microseconds of one sum alone": {str(rows): found for rows, found in self.alone.items()},
             "prompts": [_prompt_row(size, found) for size, found in self.prompts.items()],
-            "batches": [self._row(batch, shapes) for batch in self.batches],
+            "batches": [self._row(batch) for batch in self.batches],
         }
 
-    def _row(self, batch: int, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    def _row(self, batch: int) -> dict[str, Any]:
         """The figures of one batch size."""
         found = self.batches[batch]
         wall = {name: median_of(figures["rounds"], "wall") for name, figures in found.items()}
@@ -137,7 +136,7 @@ class Measured:
         parts |= {"exchanging kernels": {}, "rounds": {}}
         for one in (one for one in self.contenders if one.name in found):
             figures = found[one.name]
-            read = floor_milliseconds(self.spec, shapes, batch, figures["context"], one.degree)
+            read = floor_milliseconds(self.spec, self.shapes, batch, figures["context"], one.degree)
             floor = {"bytes": round(read, 3)}
             if one.degree == 1:
                 floor["sums"] = 0.0
@@ -165,7 +164,8 @@ def run(
     """Measure every contender at every batch size; `output` is written anew after every figure."""
     degree = max(one.degree for one in contenders)
     groups = course.groups(contenders)
-    measured = Measured(model, read_model_files(model).spec, contenders)
+    files = read_model_files(model)
+    measured = Measured(files.spec, expected_shapes(files.spec, files.family.names), contenders)
     result: dict[str, Any] = {
         "benchmark": "parallel",
         **machine(),

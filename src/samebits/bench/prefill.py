@@ -138,7 +138,7 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
             (
                 str(row["prompt tokens"]),
                 *(f"{row['tokens per second'][profile]:.0f}" for profile in profiles),
-                f"{row.get('speed against unpinned', float('nan')):.3f}x",
+                f"{row['speed against unpinned']:.3f}x" if "speed against unpinned" in row else "",
                 f"{row['floor tokens per second']:.0f}",
                 f"{row.get('median MHz', float('nan')):.0f}",
                 f"{row.get('median W', float('nan')):.0f}",

@@ -69,10 +69,8 @@ def compile_foreseen(sizes: ModelSizes, act: torch.dtype, split_tokens: int, dev
     def work() -> None:
         try:
             compile_behind(foreseen_sources(sizes, act, split_tokens, processors(device)))
-        except (
-            Exception
-        ):  # what is not compiled here is compiled where it is launched, which says what is wrong
-            log.debug("kernels were not named ahead", exc_info=True)
+        except Exception:  # each is compiled where it is launched then
+            log.warning("no kernels are compiled ahead, so this start takes longer", exc_info=True)
 
     threading.Thread(target=work, name="samebits-foreseen", daemon=True).start()
 
