@@ -170,11 +170,6 @@ def specialised_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int) -
     )
 
 
-def most_filling_units(shape: AttentionShape, processors: int) -> int:
-    """The most units that make no more pairs with the key-value heads than two programs a multiprocessor are."""
-    return 2 * processors // shape.heads.kv_heads
-
-
 def two_programs_pay(shape: AttentionShape, units: int, processors: int) -> bool:
     """Whether two programs a multiprocessor, which keep two key blocks each on their way, are faster than four that
     keep one: for few units, and where a whole pair for each program nearly fills them."""
@@ -196,6 +191,16 @@ def default_ranges(
     if two_programs_pay(shape, units, processors):
         return RangeLaunch(2 * processors, rows, warps=2, stages=3)
     return RangeLaunch(MOST_PROGRAMS * processors, rows, warps=2, stages=2)
+
+
+def default_launches(
+    shape: AttentionShape, dtype: torch.dtype, tokens: int, processors: int
+) -> list[RangeLaunch]:
+    """Every launch that `default_ranges` chooses for some number of units, once: on both sides of the numbers at which
+    it chooses another."""
+    filling = 2 * processors // shape.heads.kv_heads
+    counts = (1, FEW_UNITS + 1, max(filling, 1), filling + 1)
+    return list(dict.fromkeys(default_ranges(shape, dtype, tokens, units, processors) for units in counts))
 
 
 @dataclass(frozen=True)

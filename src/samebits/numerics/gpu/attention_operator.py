@@ -22,8 +22,7 @@ from samebits.numerics.gpu.attention import (
     AttentionShape,
     Context,
     RangeLaunch,
-    default_ranges,
-    most_filling_units,
+    default_launches,
 )
 from samebits.numerics.gpu.attention_plan import Units, split_units
 from samebits.numerics.gpu.attention_prefill import (
@@ -300,9 +299,7 @@ def prove_defaults(
     wanted = [(prefill, tile_candidate(problem, default_tile(shape, act)))]
     decode = Trial.of(reference, proof_cases(problem, 1, device))
     units = decode.cases[0].inputs[UNIT_INPUTS].shape[0]
-    filling = most_filling_units(shape, processors)
-    counts = (1, filling, filling + 1)
-    for ranges in dict.fromkeys(default_ranges(shape, act, 1, count, processors) for count in counts):
+    for ranges in default_launches(shape, act, 1, processors):
         wanted.append((decode, range_candidate(problem, 1, ranges, units, device)))
     proofs = []
     for trial, candidate in wanted:

@@ -94,8 +94,7 @@ def attention_sources(
     """The clause's reference, and what serves before anything faster is bound."""
     yield attention.reference_source(shape, act)
     yield tile_source(shape, act, default_tile(shape, act))
-    for units in (1, attention.FEW_UNITS, attention.FEW_UNITS + 1):
-        ranges = attention.default_ranges(shape, act, 1, units, multiprocessors)
+    for ranges in attention.default_launches(shape, act, 1, multiprocessors):
         yield attention.range_source(shape, act, shape.group, ranges)
     buffers = attention.range_buffers(shape, 1, 1, ranges.programs, 1, CPU)
     table, positions = torch.zeros((1, 1), dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
