@@ -14,7 +14,7 @@ from samebits.errors import NumericsError
 from samebits.numerics.gpu import rough_silu
 from samebits.numerics.gpu.arithmetic import exp
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
-from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.configuration import Launch, Start, start
 from samebits.numerics.gpu.dependent import wait_ahead
 from samebits.numerics.gpu.rough_silu import gated
 
@@ -72,7 +72,7 @@ def estimates_serve(dtype: torch.dtype, device: torch.device) -> bool:
     return not torch.cuda.is_current_stream_capturing() and _estimates_proven(device)
 
 
-def _launch(gate_up: Tensor, out: Tensor | None, launch: Launch, rough: bool) -> Tensor:
+def _launch(gate_up: Tensor, out: Tensor | None, launch: Launch, rough: bool, start: Start = start) -> Tensor:
     rows, double = gate_up.shape
     width = double // 2
     y = result("activation output", out, gate_up, gate_up.dtype, (rows, width))
@@ -82,9 +82,12 @@ def _launch(gate_up: Tensor, out: Tensor | None, launch: Launch, rough: bool) ->
     return y
 
 
-def silu_mul(gate_up: Tensor, out: Tensor | None = None, launch: Launch = SILU_LAUNCH) -> Tensor:
+def silu_mul(
+    gate_up: Tensor, out: Tensor | None = None, launch: Launch = SILU_LAUNCH, start: Start = start
+) -> Tensor:
     """silu(first half) * second half. act [rows, 2 width] -> act [rows, width]."""
     rows, double = check_tensor("gate_up", gate_up, ACTIVATIONS, (None, None)).shape
     if double % 2:
         raise NumericsError(f"gate_up has {double} columns, an odd number")
-    return _launch(gate_up, out, launch, rows >= MANY_ROWS and estimates_serve(gate_up.dtype, gate_up.device))
+    rough = rows >= MANY_ROWS and estimates_serve(gate_up.dtype, gate_up.device)
+    return _launch(gate_up, out, launch, rough, start)
