@@ -7,6 +7,8 @@ parts were changed apart from each other fail here, and not on a GPU.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -164,3 +166,12 @@ def test_a_parameter_too_many_is_seen(recorder: Recorder) -> None:
     fewer = KernelSource(source.function, source.arguments, source.constants[:-1])
     with pytest.raises(AssertionError, match="has the parameters"):
         check_described(fewer)
+
+
+def test_an_engine_on_a_gpu_does_without_the_cpus_compiler() -> None:
+    """numba takes a part of every start."""
+    modules = "samebits.engine.build, samebits.engine.device.build, samebits.numerics.gpu.operators"
+    code = f"import sys, {modules}; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "triton"} <= set(found.stdout.split())
+    assert set(found.stdout.split()).isdisjoint({"numba", "llvmlite", "transformers"})

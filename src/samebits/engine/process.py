@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import multiprocessing
 import os
 import shutil
@@ -26,8 +25,10 @@ import msgspec
 import zmq
 
 from samebits.config import EngineConfig, ModelConfig
+from samebits.engine.device.early import open_early
 from samebits.engine.devices import take_devices
 from samebits.engine.folders import OwnedFolder
+from samebits.engine.garbage import import_for_good, settle
 from samebits.engine.logs import configure_logging
 from samebits.engine.messages import (
     Command,
@@ -259,6 +260,7 @@ def engine_process(
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     configure_logging(log_level, style=log_format)
+    open_early(model, engine)
     context = zmq.Context()
     commands, events = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     for socket in (commands, events):
@@ -276,8 +278,9 @@ def engine_process(
         if engine.data_parallel > 1:
             _take_devices(model, engine, replica)
         module, _, function = build.partition(":")
-        build_engine: BuildEngine = getattr(importlib.import_module(module), function)
+        build_engine: BuildEngine = getattr(import_for_good(module), function)
         with closing(build_engine(model, engine, progress_sender(send))) as built:
+            settle()
             send([EngineReady(facts=built.facts)])
             run_service(built, _SocketInbox(commands, parent), send)
     except BaseException as error:  # the parent must learn of whatever ends this process

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from samebits.numerics.cpu import math as constants
+from samebits.numerics.cpu import coefficients as constants
 from samebits.numerics.gpu.arithmetic import exp
 from samebits.numerics.gpu.configuration import Launch, start
 
