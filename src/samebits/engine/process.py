@@ -25,7 +25,6 @@ import msgspec
 import zmq
 
 from samebits.config import EngineConfig, ModelConfig
-from samebits.engine.device.early import open_early
 from samebits.engine.devices import take_devices
 from samebits.engine.folders import OwnedFolder
 from samebits.engine.garbage import import_for_good, settle
@@ -260,7 +259,6 @@ def engine_process(
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     configure_logging(log_level, style=log_format)
-    open_early(model, engine)
     context = zmq.Context()
     commands, events = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     for socket in (commands, events):
