@@ -24,12 +24,14 @@ from samebits.engine.device.sampling import plain_constants, sample_plain
 from samebits.models import decoder
 from samebits.models.load import load_model, read_model_files
 from samebits.numerics.gpu import (
+    activation,
     attention,
     attention_prefill,
     configuration,
     gated_operator,
     gemm_candidates,
     gemm_operator,
+    rough_silu,
 )
 from samebits.numerics.gpu.buckets import BUCKETS
 from samebits.numerics.gpu.foreseen import ModelSizes, foreseen_sources
@@ -39,6 +41,7 @@ from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.launch import TARGETS, KernelSource
 from samebits.numerics.gpu.operators import GpuOperators
 from samebits.numerics.gpu.products import ProvenProducts
+from samebits.numerics.operators import HeadLayout
 from samebits.numerics.probe_sampling import VOCABULARY, probe_batch
 
 CPU = torch.device("cpu")
@@ -157,6 +160,18 @@ def test_what_a_start_launches_was_foreseen(recorder: Recorder) -> None:
     assert launched <= set(foreseen)
     other = foreseen_sources(replace(sizes, hidden=256), torch.bfloat16, 256, 1)
     assert not launched <= set(other)
+
+
+def test_what_proves_estimates_was_foreseen(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    rough_silu.estimate_errors(CPU)
+    monkeypatch.setattr(rough_silu, "estimates_are_near", lambda device: True)
+    activation._estimates_proven.__wrapped__(CPU)  # nothing runs, so its answer says nothing
+    launched = set(recorder.sources)
+    assert len(launched) == 3
+    sizes = ModelSizes(HeadLayout(8, 2, 64), 512, 1024, 5000, True, 64, 64)
+    for serve in (True, False):
+        monkeypatch.setattr(activation, "estimates_may_serve", lambda dtype, serve=serve: serve)
+        assert (launched <= set(foreseen_sources(sizes, torch.bfloat16, 256, 1))) == serve
 
 
 def test_a_parameter_too_many_is_seen(recorder: Recorder) -> None:

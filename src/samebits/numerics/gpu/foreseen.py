@@ -23,6 +23,7 @@ from samebits.numerics.gpu import (
     log_sum_exp,
     norm,
     rope_store,
+    rough_silu,
     sampling,
     top,
 )
@@ -130,8 +131,18 @@ def launch_rows(sizes: ModelSizes, act: torch.dtype, start: Start) -> None:
             launch_rope(qkv, heads, normed, rotary_dim, sizes.page_tokens, start)
     for width in (sizes.intermediate, 256):
         activation.silu_mul(rows(1, 2 * width), start=start)
+    if activation.estimates_may_serve(act):
+        launch_estimates(rows(1, 2 * sizes.intermediate), start)
     for width in (sizes.hidden, 64):
         embedding.embed(torch.zeros(1, dtype=torch.int64), rows(1, width), start=start)
+
+
+def launch_estimates(gate_up: Tensor, start: Start) -> None:
+    """The activation of many rows by estimates, and what proves them."""
+    rough_silu.estimate_errors(CPU, start)
+    pairs = torch.empty((1, 2 * activation.BLOCK), dtype=gate_up.dtype)
+    for given, rough in ((gate_up, True), (pairs, True), (pairs, False)):
+        activation.silu_mul_as(given, None, activation.SILU_LAUNCH, rough, start)
 
 
 def launch_rope(
