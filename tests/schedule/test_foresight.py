@@ -168,9 +168,7 @@ def test_everybody_is_served_in_turn_and_the_same_again(
     first, again = (serve(load, Foresight(assumed, 8, price)) for _ in range(2))
     assert first == again
     assert len(first.ends) == len(visits)
-    began = [
-        round(visit.arrival + first.first_tokens[str(number)], 9) for number, visit in enumerate(visits)
-    ]
+    began = [round(visit.arrival + first.first_tokens[str(number)], 9) for number, visit in enumerate(visits)]
     assert began == sorted(began), "a later request overtook an earlier one"
 
 
