@@ -12,6 +12,7 @@ from torch import Tensor
 
 from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
+from samebits.numerics.gpu import attention_claims as claims
 from samebits.numerics.gpu import attention_ranges as ranges
 from samebits.numerics.gpu import configuration
 from samebits.numerics.gpu.attention_plan import Units
@@ -146,6 +147,11 @@ class RangeLaunch:
     polls: int = 32
     specialised: bool = False
     """the kernel for Hopper, one program a multiprocessor"""
+    registers: int = 128
+    together: int = 0
+    """partials that are folded at a time, where splits are claimed"""
+    beside: int = 1
+    """rows that are folded side by side"""
 
 
 SPECIALISED_ROWS = 8
@@ -220,6 +226,9 @@ class RangeBuffers:
     """float32 [capacity, stride, head_dim]"""
     arrivals: Tensor
     """int32 [units * kv_heads, 2], zero between launches"""
+    table: Tensor
+    words: Tensor
+    state: Tensor
 
     @property
     def capacity(self) -> int:
@@ -243,6 +252,9 @@ def range_buffers(
         torch.zeros((capacity, stride), device=device),
         torch.zeros((capacity, stride, shape.heads.head_dim), device=device),
         torch.zeros((units * shape.heads.kv_heads, 2), dtype=torch.int32, device=device),
+        torch.zeros((1 + units + capacity // shape.heads.kv_heads, 16), dtype=torch.int32, device=device),
+        torch.zeros(capacity * stride * (shape.heads.head_dim + 2), dtype=torch.int64, device=device),
+        torch.zeros(4, dtype=torch.int32, device=device),
     )
 
 
@@ -256,6 +268,30 @@ def plan_ranges(
 ) -> None:
     """Share out the splits of a step, on the device; once a step, before the first layer. positions int64 [rows];
     page_table int32 [requests, pages of a request]."""
+    if launch.together:
+        start(
+            claims.plan_claims,
+            (launch.programs,),
+            positions,
+            units.first,
+            units.count,
+            units.request,
+            buffers.split_start,
+            buffers.table,
+            buffers.words,
+            buffers.state,
+            page_table,
+            units.units,
+            buffers.capacity,
+            buffers.words.numel(),
+            page_table.stride(0),
+            KV_HEADS=shape.heads.kv_heads,
+            PAGE=shape.page_tokens,
+            KEYS=shape.key_block_tokens,
+            SPLIT=shape.split_tokens,
+            launch=Launch(warps=4, stages=1),
+        )
+        return
     start(
         ranges.plan_ranges,
         (launch.programs,),
@@ -300,6 +336,29 @@ def shared(
         from samebits.numerics.gpu.attention_prefill import describe
 
         keys, values = describe(shape, keys), describe(shape, values)
+    if launch.together:
+        size = buffers.capacity * buffers.stride
+        load(range_source(shape, queries.dtype, buffers.stride, launch, pinned)).launch(
+            (launch.programs, 1, 1),
+            queries,
+            keys,
+            values,
+            output,
+            context.positions,
+            units.first,
+            units.count,
+            buffers.split_start,
+            buffers.table,
+            buffers.state,
+            context.page_table,
+            buffers.words[:size],
+            buffers.words[size : 2 * size],
+            buffers.words[2 * size :],
+            units.units,
+            context.page_table.stride(0),
+            softmax_factor(scale),
+        )
+        return output
     load(range_source(shape, queries.dtype, buffers.stride, launch, pinned)).launch(
         (launch.programs, 1, 1),
         queries,
@@ -344,9 +403,18 @@ def range_source(
         "PINNED": pinned,
         "STAGES": launch.stages,
         "POLLS": launch.polls,
+        "TOGETHER": launch.together,
+        "BESIDE": launch.beside,
         **shape.constants(),
     }
     arguments = (act, storage, storage, act, *places, partial, partial, partial, narrow, "i32", "i32", "fp32")
+    if launch.together:
+        from samebits.numerics.gpu.attention_claims_hopper import attention_claims_hopper
+
+        words = (pointer(torch.int64),) * 3
+        arguments = (act, storage, storage, act, wide, *(narrow,) * 6, *words, "i32", "i32", "fp32")
+        source = named_source(attention_claims_hopper, arguments, constants, Launch(4, 1))
+        return replace(source, registers=launch.registers)
     if launch.specialised:
         from samebits.numerics.gpu.attention_ranges_hopper import attention_ranges_hopper
 
