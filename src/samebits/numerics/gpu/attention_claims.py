@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from samebits.numerics.gpu.attention_ranges import UNITS_AT_ONCE, page_of, unit_splits
+from samebits.numerics.gpu.attention_ranges import UNITS_AT_ONCE, unit_splits
 from samebits.numerics.gpu.dependent import publish, wait_only
 
 CLAIM_WORDS = tl.constexpr(16)

@@ -9,9 +9,9 @@ there.
 *Claims.* Program p begins with claim p and then takes the next of a counter. Each program asks once in vain; the last
 that does sets the counter to zero and moves on the epoch.
 
-*Partials.* A partial is written in words of 64 bits, each a float32 and the launch's epoch, so every word says by itself
-whether it is this launch's; no word is taken before it is there, and nothing has to be reset. A program that folds
-waits only for splits that running programs have claimed or will claim, and its own warps go on claiming
+*Partials.* A partial is written in words of 64 bits, each a float32 and the launch's epoch, so every word says by
+itself whether it is this launch's; no word is taken before it is there, and nothing has to be reset. A program that
+folds waits only for splits that running programs have claimed or will claim, and its own warps go on claiming
 meanwhile: so waiting ends, however many programs run at a time.
 """
 
@@ -396,7 +396,7 @@ def attention_claims_hopper(
         gl.inline_asm_elementwise(
             "griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
         )
-    epoch = gl.load(state + 1) + 1
+    epoch = gl.load(state + 1, volatile=True) + 1
     gl.warp_specialize(
         [
             (consume, (
