@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from samebits.numerics.gpu.attention_ranges import UNITS_AT_ONCE, unit_splits
+from samebits.numerics.gpu.attention_ranges import UNITS_AT_ONCE, unit_splits, whole_pairs_pay
 from samebits.numerics.gpu.dependent import publish, wait_only
 
 CLAIM_WORDS = tl.constexpr(16)
@@ -63,11 +63,13 @@ def plan_claims(
 ):
     """Grid (programs,). Writes split_start int32 [units + 1], the splits before each unit, and the table int32
     [1 + entries, CLAIM_WORDS]: how many claims there are, and what each is. Claim k is entry k div KV_HEADS, of the
-    key-value head k mod KV_HEADS. A unit is one claim of all its splits where partials of `capacity` slots have no
-    room for all splits. `words` int64 [size] are all words of partials, and `state` as in the kernel that claims."""
+    key-value head k mod KV_HEADS. A pair is one claim of all its splits where whole pairs are nearly even, or where
+    partials of `capacity` slots have no room. `words` int64 [size] are all words of partials, and `state` as in the
+    kernel that claims."""
     wait_only(DEPENDENT)
     program, programs = tl.program_id(0), tl.num_programs(0)
     total = tl.zeros((), tl.int32)
+    longest = tl.zeros((), tl.int32)
     filled = tl.zeros((), tl.int32)
     for block in range(0, units, UNITS_AT_ONCE):
         unit = block + tl.arange(0, UNITS_AT_ONCE)
@@ -76,8 +78,9 @@ def plan_claims(
         if program == 0:
             tl.store(split_start + unit, before, mask=unit < units)
         total += tl.sum(splits, 0)
+        longest = tl.maximum(longest, tl.max(splits, 0))
         filled += tl.sum((splits > 0).to(tl.int32), 0)
-    whole = total.to(tl.int64) * KV_HEADS > capacity
+    whole = whole_pairs_pay(total.to(tl.int64) * KV_HEADS, longest, filled * KV_HEADS, programs, capacity)
     if program == 0:
         tl.store(split_start + units, total)
         tl.store(table, tl.where(whole, filled, total) * KV_HEADS)

@@ -21,27 +21,25 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
+from samebits.numerics.gpu.attention_claims_fold import MAILS, follow, put, receive, send
 from samebits.numerics.gpu.attention_gluon import HIDDEN, finish, fold, fold_lanes
 from samebits.numerics.gpu.attention_hopper import following
-from samebits.numerics.gpu.attention_ranges_hopper import (
-    BLOCKS,
-    ROWS,
-    attend_split,
-    copy_block,
-    pages_of,
-)
+from samebits.numerics.gpu.attention_split_hopper import BLOCKS, ROWS, attend_split, copy_split, pages_of
 
 CLAIM_WORDS = gl.constexpr(16)
 """As in `attention_claims`."""
-MAILS = gl.constexpr(4)
-LANES = gl.constexpr(32)
-LANE_BITS = gl.constexpr(5)
 
 
 @gluon.jit
 def entry_of(table, claim, claims, KV_HEADS: gl.constexpr):
     """Where the table tells about a claim; about the last one where there is none."""
     return table + (1 + gl.maximum(gl.minimum(claim, claims - 1), 0) // KV_HEADS) * CLAIM_WORDS
+
+
+@gluon.jit
+def first_entry(table, KV_HEADS: gl.constexpr):
+    """Where the table tells about this program's first claim; it is long enough if there is none."""
+    return table + (1 + gl.program_id(0) // KV_HEADS) * CLAIM_WORDS
 
 
 @gluon.jit
@@ -57,67 +55,51 @@ def next_claim(state, epoch, claims):
 
 @gluon.jit
 def produce(
-    claim, claims, epoch, page_0, page_1, page_2, page_3, keys, values, table, state, page_table, table_width,
-    ring, ready, free, mail, mailed, KV_HEADS: gl.constexpr, PAGE: gl.constexpr, KEYS: gl.constexpr,
-    SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    claim, claims, begin, taken, request, last, page_0, page_1, page_2, page_3, keys, values, table, state,
+    page_table, table_width, ring, ready, free, mail, mailed, KV_HEADS: gl.constexpr, PAGE: gl.constexpr,
+    KEYS: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Claim split after split, tell the consumers, and copy keys and values into the ring."""
+    """Claim split after split, tell the consumers, and copy keys and values into the ring. The epoch, which the last
+    to ask in vain moves on, is read before this program asks."""
     group = 0
     phase = 1
     place = 0
     turn = 0
-    one: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    epoch = gl.load(state + 1, volatile=True) + 1
     if claim >= claims:
+        send(mail, mailed, MAILS, epoch)
         next_claim(state, epoch, claims)
+    told = 0
     while claim < claims:
-        entry = entry_of(table, claim, claims, KV_HEADS)
         kv_head = claim % KV_HEADS
-        begin = gl.load(entry)
-        taken = gl.load(entry + 1)
-        request = gl.load(entry + 6)
-        last = gl.load(entry + 7)
         for split in range(begin, begin + taken):
             key = split * SPLIT
             for side in gl.static_range(2):
-                storage = keys if side == 0 else values
                 mbarrier.wait(free.index(group), phase)
-                at = ready.index(group)
-                slot = group * BLOCKS
-                copy_block(storage, page_0, kv_head, key, last, at, ring.index(slot), KV_HEADS, PAGE)
-                copy_block(
-                    storage, page_1, kv_head, key + KEYS, last, at, ring.index(slot + 1), KV_HEADS, PAGE
-                )
-                copy_block(
-                    storage, page_2, kv_head, key + 2 * KEYS, last, at, ring.index(slot + 2), KV_HEADS, PAGE
-                )
-                copy_block(
-                    storage, page_3, kv_head, key + 3 * KEYS, last, at, ring.index(slot + 3), KV_HEADS, PAGE
-                )
+                copy_split(
+                    keys if side == 0 else values, page_0, page_1, page_2, page_3, kv_head, key, last, ring, ready,
+                    group, KV_HEADS, PAGE, KEYS,
+                )  # fmt: skip
                 group, phase = following(group, phase, STAGES)
+            if told == 0:
+                send(mail, mailed, MAILS, epoch)
+            told += 1
             more = split + 1 < begin + taken
             page_0, page_1, page_2, page_3 = pages_of(
                 page_table, table_width, request, key + SPLIT, last, more, KEYS, PAGE
             )
         claim = next_claim(state, epoch, claims)
-        mail.index(place).store(gl.full([1], 0, gl.int32, one) + claim)
-        gl.thread_barrier()
-        mbarrier.arrive(mailed.index(place), count=1)
+        send(mail, mailed, place, claim)
         place, turn = following(place, turn, MAILS)
         entry = entry_of(table, claim, claims, KV_HEADS)
+        begin = gl.load(entry)
+        taken = gl.load(entry + 1)
+        request = gl.load(entry + 6)
+        last = gl.load(entry + 7)
         page_0 = gl.load(entry + 8)
         page_1 = gl.load(entry + 9)
         page_2 = gl.load(entry + 10)
         page_3 = gl.load(entry + 11)
-
-
-@gluon.jit
-def put(places, values, epoch, wanted):
-    """Write float32 values with the launch's epoch where they are wanted."""
-    words = (epoch.to(gl.int64) << 32) | (values.to(gl.int32, bitcast=True).to(gl.int64) & 0xFFFFFFFF)
-    gl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.relaxed.gpu.global.b64 [$1], $2; mov.b32 $0, 0; }",
-        "=r,l,l,r", [places.to(gl.int64), words, wanted.to(gl.int32)], dtype=gl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
 
 
 @gluon.jit
@@ -143,7 +125,7 @@ def queries_of(
 
 @gluon.jit
 def consume(
-    claim, claims, epoch, queries, output, positions, table, tops, totals, accumulators, factor, q, p, ring, ready,
+    claim, claims, queries, output, positions, table, tops, totals, accumulators, factor, q, p, ring, ready,
     free, mail, mailed, QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, KEYS: gl.constexpr,
     SPLIT: gl.constexpr, STRIDE: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -153,13 +135,12 @@ def consume(
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
     s_rows: gl.constexpr = gl.SliceLayout(0, s_layout)
     flat: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    one: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     token = gl.arange(0, ROWS, s_rows) // GROUP
     group = 0
     phase = 0
     place = 0
     turn = 0
-    entry = entry_of(table, claim, claims, KV_HEADS)
+    entry = first_entry(table, KV_HEADS)
     begin = gl.load(entry)
     taken = gl.load(entry + 1)
     splits = gl.load(entry + 2)
@@ -169,6 +150,7 @@ def consume(
     last = gl.load(entry + 7)
     tile = queries_of(queries, first, count, claim % KV_HEADS, QUERY_HEADS, KV_HEADS, D)
     position = gl.load(positions + first + token, mask=token < count, other=-1).to(gl.int32)
+    epoch = receive(mail, mailed, MAILS, 0)
     while claim < claims:
         q.store(tile)
         fence_async_shared()
@@ -195,8 +177,7 @@ def consume(
         for done in range(0, taken):
             if done == taken - 1:
                 # The last split's copies are asked for, so the next claim is, too.
-                mbarrier.wait(mailed.index(place), turn)
-                next_one = gl.max(mail.index(place).load(one), axis=0)
+                next_one = receive(mail, mailed, place, turn)
                 entry = entry_of(table, next_one, claims, KV_HEADS)
                 n_begin = gl.load(entry)
                 n_taken = gl.load(entry + 1)
@@ -236,124 +217,6 @@ def consume(
 
 
 @gluon.jit
-def floats(words):
-    """The float32 of words."""
-    return (words & 0xFFFFFFFF).to(gl.int32).to(gl.float32, bitcast=True)
-
-
-@gluon.jit
-def running_maximum(values, lane):
-    """See `attention_fold.running_maximum`; along the second axis."""
-    for step in gl.static_range(LANE_BITS):
-        values = gl.maximum(values, gl.gather(values, gl.maximum(lane - (1 << step), 0), 1))
-    return values
-
-
-@gluon.jit
-def wait_a_little():
-    gl.inline_asm_elementwise("nanosleep.u32 40; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def fold_rows(
-    output, tops, totals, accumulators, epoch, first_row, first_slot, partials, first, count, kv_head, factor,
-    QUERY_HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr, TOGETHER: gl.constexpr,
-    BESIDE: gl.constexpr,
-):  # fmt: skip
-    """Fold BESIDE rows of a pair from `first_row` on, TOGETHER partials at a time as soon as all of them are there. A
-    slice, a part of a row's columns, lies in a warp: a lane has a column, and a partial's factors."""
-    PARTS: gl.constexpr = D // LANES
-    SLICES: gl.constexpr = BESIDE * PARTS
-    layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
-    number = gl.arange(0, SLICES, gl.SliceLayout(1, layout))
-    row = first_row + number // PARTS
-    known = gl.minimum(row, count * GROUP - 1)
-    lane = gl.expand_dims(gl.arange(0, LANES, gl.SliceLayout(0, layout)), 0) + gl.expand_dims(number * 0, 1)
-    column = gl.expand_dims(number % PARTS * LANES, 1) + lane
-    line = gl.expand_dims(first_slot.to(gl.int64) * STRIDE + known, 1)
-    places = accumulators + line * D + column
-    top = gl.full([SLICES, LANES], HIDDEN, gl.float32, layout)
-    total = gl.zeros([SLICES, LANES], gl.float32, layout)
-    acc = gl.zeros([SLICES, LANES], gl.float32, layout)
-    done = 0
-    while done < partials:
-        left = gl.minimum(partials - done, TOGETHER)
-        wanted = line + (done + gl.minimum(lane, left - 1)) * STRIDE
-        word_tops = gl.load(tops + wanted, volatile=True)
-        word_totals = gl.load(totals + wanted, volatile=True)
-        missing = ((word_tops >> 32) ^ epoch) | ((word_totals >> 32) ^ epoch)
-        while gl.max(gl.max((missing != 0).to(gl.int32), axis=1), axis=0) != 0:
-            wait_a_little()
-            word_tops = gl.load(tops + wanted, volatile=True)
-            word_totals = gl.load(totals + wanted, volatile=True)
-            missing = ((word_tops >> 32) ^ epoch) | ((word_totals >> 32) ^ epoch)
-        loaded = ()
-        for one in gl.static_range(TOGETHER):
-            word = gl.load(places + (done + gl.minimum(one, left - 1)) * (STRIDE * D), volatile=True)
-            loaded = loaded + (word,)
-        exists = lane < left
-        after = gl.maximum(top, running_maximum(gl.where(exists, floats(word_tops), HIDDEN), lane))
-        before = gl.where(lane == 0, top, gl.gather(after, gl.maximum(lane - 1, 0), 1))
-        keep = gl.exp2((before - after) * factor)
-        take = gl.where(exists, gl.exp2((floats(word_tops) - after) * factor), 0.0)
-        part = gl.where(exists, floats(word_totals) * take, 0.0)
-        new_total = total
-        new_acc = acc
-        missing = gl.zeros([SLICES, LANES], gl.int64, layout)
-        for one in gl.static_range(TOGETHER):
-            which = lane * 0 + one
-            of_keep = gl.gather(keep, which, 1)
-            new_total = gl.fma(new_total, of_keep, gl.gather(part, which, 1))
-            weighted = floats(loaded[one]) * gl.gather(take, which, 1)
-            new_acc = gl.fma(new_acc, of_keep, gl.where(one < left, weighted, 0.0))
-            missing = missing | ((loaded[one] >> 32) ^ epoch)
-        if gl.max(gl.max((missing != 0).to(gl.int32), axis=1), axis=0) == 0:
-            top = gl.gather(after, lane * 0 + (LANES - 1), 1)
-            total = new_total
-            acc = new_acc
-            done += TOGETHER
-    line = ((first + row // GROUP).to(gl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
-    wanted = gl.expand_dims(row < count * GROUP, 1) & (lane >= 0)
-    result = finish_each(total, acc).to(output.dtype.element_ty)
-    gl.store(output + gl.expand_dims(line, 1) + column, result, mask=wanted)
-
-
-@gluon.jit
-def finish_each(total, acc):
-    """As `attention_gluon.finish`, of a sum for every element."""
-    estimate = gl.fdiv(gl.full_like(total, 1.0), total)
-    inverse = gl.fma(estimate, gl.fma(-total, estimate, 1.0), estimate)
-    quotient = acc * inverse
-    rest = gl.fma(-total, quotient, acc)
-    return gl.fma(rest, inverse, quotient) + 0.0
-
-
-@gluon.jit
-def follow(
-    claims, epoch, output, unit_first, unit_count, split_start, tops, totals, accumulators, units, factor,
-    QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr,
-    TOGETHER: gl.constexpr, BESIDE: gl.constexpr,
-):  # fmt: skip
-    """Fold the rows that this program owns."""
-    GROUP: gl.constexpr = QUERY_HEADS // KV_HEADS
-    EACH: gl.constexpr = (STRIDE + BESIDE - 1) // BESIDE
-    is_cut = gl.load(split_start + units) * KV_HEADS == claims
-    for item in range(gl.program_id(0), units * KV_HEADS * EACH, gl.num_programs(0)):
-        unit = item // (KV_HEADS * EACH)
-        kv_head = item // EACH % KV_HEADS
-        first_row = item % EACH * BESIDE
-        begin = gl.load(split_start + unit)
-        splits = gl.load(split_start + unit + 1) - begin
-        first = gl.load(unit_first + unit)
-        count = gl.load(unit_count + unit)
-        if (splits > 1) & is_cut & (first_row < count * GROUP):
-            fold_rows(
-                output, tops, totals, accumulators, epoch, first_row, begin * KV_HEADS + kv_head * splits, splits,
-                first, count, kv_head, factor, QUERY_HEADS, GROUP, D, STRIDE, TOGETHER, BESIDE,
-            )  # fmt: skip
-
-
-@gluon.jit
 def attention_claims_hopper(
     queries, keys, values, output, positions, unit_first, unit_count, split_start, table, state, page_table,
     tops, totals, accumulators, units, table_width, factor, QUERY_HEADS: gl.constexpr,
@@ -371,7 +234,11 @@ def attention_claims_hopper(
     # What the plan of a step wrote may be read before the wait.
     claim = gl.program_id(0)
     claims = gl.load(table)
-    entry = entry_of(table, claim, claims, KV_HEADS)
+    entry = first_entry(table, KV_HEADS)
+    begin = gl.load(entry)
+    taken = gl.load(entry + 1)
+    request = gl.load(entry + 6)
+    last = gl.load(entry + 7)
     page_0 = gl.load(entry + 8)
     page_1 = gl.load(entry + 9)
     page_2 = gl.load(entry + 10)
@@ -382,36 +249,35 @@ def attention_claims_hopper(
     p_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, KEYS], act)
     q = gl.allocate_shared_memory(act, [ROWS, D], q_layout)
     p = gl.allocate_shared_memory(act, [BLOCKS, ROWS, KEYS], p_layout)
-    mail = gl.allocate_shared_memory(gl.int32, [MAILS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    mail = gl.allocate_shared_memory(gl.int32, [MAILS + 1, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    mailed = gl.allocate_shared_memory(gl.int64, [MAILS, 1], mbarrier.MBarrierLayout())
+    mailed = gl.allocate_shared_memory(gl.int64, [MAILS + 1, 1], mbarrier.MBarrierLayout())
     for group in gl.static_range(STAGES):
         mbarrier.init(ready.index(group), count=BLOCKS)
         mbarrier.init(free.index(group), count=1)
-    for place in gl.static_range(MAILS):
+    for place in gl.static_range(MAILS + 1):
         mbarrier.init(mailed.index(place), count=1)
     fence_async_shared()
     if DEPENDENT:
         gl.inline_asm_elementwise(
             "griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
         )
-    epoch = gl.load(state + 1, volatile=True) + 1
     gl.warp_specialize(
         [
             (consume, (
-                claim, claims, epoch, queries, output, positions, table, tops, totals, accumulators, factor, q, p,
+                claim, claims, queries, output, positions, table, tops, totals, accumulators, factor, q, p,
                 ring, ready, free, mail, mailed, QUERY_HEADS, KV_HEADS, D, KEYS, SPLIT, STRIDE, STAGES,
             )),
             (produce, (
-                claim, claims, epoch, page_0, page_1, page_2, page_3, keys, values, table, state, page_table,
-                table_width, ring, ready, free, mail, mailed, KV_HEADS, PAGE, KEYS, SPLIT, STAGES,
+                claim, claims, begin, taken, request, last, page_0, page_1, page_2, page_3, keys, values, table, state,
+                page_table, table_width, ring, ready, free, mail, mailed, KV_HEADS, PAGE, KEYS, SPLIT, STAGES,
             )),
             (follow, (
-                claims, epoch, output, unit_first, unit_count, split_start, tops, totals, accumulators, units, factor,
-                QUERY_HEADS, KV_HEADS, D, STRIDE, TOGETHER, BESIDE,
+                claims, mail, mailed, output, unit_first, unit_count, split_start, tops, totals, accumulators, units,
+                factor, QUERY_HEADS, KV_HEADS, D, STRIDE, TOGETHER, BESIDE,
             )),
         ],
         [1, 4],
-        [24, 200],
+        [32, 216],
     )  # fmt: skip
