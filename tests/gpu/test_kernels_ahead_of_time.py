@@ -227,7 +227,7 @@ def test_claims_touch_nothing_before_they_wait(monkeypatch: pytest.MonkeyPatch) 
     source = attention.range_source(AttentionShape(HEADS, 64), torch.bfloat16, 4, launch)
     ahead, behind = source.compile(TARGETS["sm_90"]).asm["ptx"].split("griddepcontrol.wait")
     assert "griddepcontrol.launch_dependents" in ahead
-    assert ahead.count("ld.") == WORDS_OF_A_CLAIM
+    assert ahead.count("ld.global") == WORDS_OF_A_CLAIM
     for access in ("st.global", "st.relaxed", "atom.", "cp.async.bulk.tensor"):
         assert access in behind and access not in ahead, access
 
