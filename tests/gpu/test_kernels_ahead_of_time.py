@@ -30,7 +30,7 @@ from samebits.numerics.gpu import (
     sampling,
     top,
 )
-from samebits.numerics.gpu.attention import SPECIALISED_ROWS, RangeLaunch, default_ranges
+from samebits.numerics.gpu.attention import RangeLaunch, claiming_launch, default_ranges
 from samebits.numerics.gpu.attention_plan import decode_units, plan_attention
 from samebits.numerics.gpu.attention_prefill import HopperLaunch, TileLaunch
 from samebits.numerics.gpu.attention_shape import AttentionShape, Context
@@ -206,8 +206,8 @@ def test_attention_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> 
 )
 def test_ranges_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> None:
     shape = AttentionShape(HeadLayout(2 * group, 2, head_dim), 64)
-    for together, beside in ((32, 1), (8, 2)):
-        launch = RangeLaunch(132, SPECIALISED_ROWS, 4, 3, 0, True, together, beside)
+    for rows in (1, 1000):
+        launch = claiming_launch(rows, 132)
         compiled = attention.range_source(shape, dtype, group, launch).compile(TARGETS["sm_90"])
         ptx = compiled.asm["ptx"]
         assert not fusable_operations(ptx)
@@ -223,7 +223,7 @@ def test_ranges_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> Non
 def test_claims_touch_nothing_before_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for the plan of the step, which lets nothing start before it has ended."""
     monkeypatch.setattr(configuration, "dependent_launches", lambda: True)
-    launch = RangeLaunch(132, SPECIALISED_ROWS, 4, 3, specialised=True)
+    launch = claiming_launch(1, 132)
     source = attention.range_source(AttentionShape(HEADS, 64), torch.bfloat16, 4, launch)
     ahead, behind = source.compile(TARGETS["sm_90"]).asm["ptx"].split("griddepcontrol.wait")
     assert "griddepcontrol.launch_dependents" in ahead

@@ -7,7 +7,7 @@ import torch
 
 from conftest import INTERPRETED
 from samebits.numerics.gpu import attention, attention_claimed
-from samebits.numerics.gpu.attention import SPECIALISED_ROWS, RangeLaunch
+from samebits.numerics.gpu.attention import claiming_launch
 from samebits.numerics.gpu.attention_claimed import ClaimBuffers
 from samebits.numerics.gpu.attention_claims import LAST_EPOCH
 from samebits.numerics.gpu.attention_operator import (
@@ -106,10 +106,11 @@ def check_claims_are_proven(group: int, head_dim: int, tokens: int, device: torc
         cases = proof_cases(problem, tokens, device)
         cases += [make_case(problem, kind, long, 9, device) for kind in ("sharp", "cancelling")]
         trial = Trial.of(reference_candidate(problem), cases)
-        for programs, capacity in ((132, 4096), (7, 4096), (1, 4096), (132, 16)):
-            launch = RangeLaunch(programs, SPECIALISED_ROWS, 4, 3, specialised=True)
-            verdict = trial.prove(range_candidate(problem, tokens, launch, 32, device, capacity))
-            assert isinstance(verdict, Proof), (act, programs, capacity, verdict.reason)
+        for rows in (1, 1000):
+            for programs, capacity in ((132, 4096), (7, 4096), (1, 4096), (132, 16)):
+                launch = claiming_launch(rows, programs)
+                verdict = trial.prove(range_candidate(problem, tokens, launch, 32, device, capacity))
+                assert isinstance(verdict, Proof), (act, launch, capacity, verdict.reason)
 
 
 def check_words_of_other_epochs_are_not_taken(device: torch.device) -> None:
@@ -122,7 +123,7 @@ def check_words_of_other_epochs_are_not_taken(device: torch.device) -> None:
     assert units.units == inputs[UNIT_INPUTS].shape[0] == 2
     expected = torch.empty_like(inputs[0])
     attention.reference(problem.shape, inputs[0], context, inputs[5], problem.scale, expected)
-    launch = RangeLaunch(132, SPECIALISED_ROWS, 4, 3, specialised=True)
+    launch = claiming_launch(1, 132)
     buffers = attention.range_buffers(problem.shape, 2, 1, 132, 4096, device, 4096)
     assert buffers.claims is not None
     attention.plan_ranges(problem.shape, context.positions, context.page_table, units, buffers, launch)

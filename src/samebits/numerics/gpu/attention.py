@@ -80,11 +80,13 @@ class RangeLaunch:
 
 SPECIALISED_ROWS = 8
 """Query rows of a tile of the kernel for Hopper."""
+SPECIALISED_STAGES = 3
+"""Its ring holds so many times the keys or the values of a split: what a multiprocessor has room for."""
 MOST_PROGRAMS = 4
 """Programs a multiprocessor that a launch has at most."""
 FEW_UNITS = 4
 """Up to these, two programs a multiprocessor are faster than four."""
-CLAIMED_UNITS = 16
+CLAIMED_UNITS = 32
 """Up to these the kernel for Hopper is the faster one."""
 
 
@@ -107,14 +109,21 @@ def two_programs_pay(shape: AttentionShape, units: int, processors: int) -> bool
     return units <= FEW_UNITS or 5 * programs <= 6 * pairs <= 6 * programs
 
 
+def claiming_launch(rows: int, processors: int) -> RangeLaunch:
+    """The launch of the kernel for Hopper that suits `rows` rows of query heads. Of few rows each has a program for
+    itself, and long contexts, whose folds are to keep pace: many partials at a time. Of more rows, two at a time, and
+    few partials, so that little is left to do after the last."""
+    together, beside = (32, 1) if 2 * rows <= processors else (8, 2)
+    return RangeLaunch(processors, SPECIALISED_ROWS, 4, SPECIALISED_STAGES, 0, True, together, beside)
+
+
 def default_ranges(
     shape: AttentionShape, dtype: torch.dtype, tokens: int, units: int, processors: int, pinned: bool = True
 ) -> RangeLaunch:
     """A launch that suits a model's heads, for `units` units of at most `tokens` rows on a GPU of so many
     multiprocessors. Where splits are not `pinned`, a portable one."""
     if pinned and units <= CLAIMED_UNITS and specialised_ranges(shape, dtype, tokens):
-        together, beside = (32, 1) if units * shape.heads.query_heads * tokens <= processors else (8, 2)
-        return RangeLaunch(processors, SPECIALISED_ROWS, 4, 3, 0, True, together, beside)
+        return claiming_launch(units * tokens * shape.heads.query_heads, processors)
     rows = shape.rows_for(tokens)
     kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
     if kibibytes > 16:

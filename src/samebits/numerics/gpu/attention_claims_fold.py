@@ -15,6 +15,8 @@ from samebits.numerics.gpu.attention_gluon import HIDDEN, finish_each
 
 LANES = gl.constexpr(32)
 LANE_BITS = gl.constexpr(5)
+KEPT_WORDS = gl.constexpr(1 << 21)
+"""So many words of partials may stay in the second-level cache: two thirds of it hold others."""
 MAILS = gl.constexpr(4)
 """Claims that may be told and not yet heard of; the word behind them is the launch's epoch."""
 
@@ -35,13 +37,33 @@ def receive(mail, mailed, place, turn):
 
 
 @gluon.jit
-def put(places, values, epoch, wanted):
+def policy_of(claims, WORDS: gl.constexpr):
+    """How long the second-level cache shall keep partials of so many claims of WORDS words each: longest, but for many,
+    which would leave no room to others. Writing partials to memory, a hundredth of what is read, makes reading a
+    twentieth slower."""
+    kept = gl.inline_asm_elementwise(
+        "createpolicy.fractional.L2::evict_last.b64 $0, 1.0;", "=l", [], dtype=gl.int64, is_pure=True, pack=1
+    )
+    plain = gl.inline_asm_elementwise(
+        "createpolicy.fractional.L2::evict_normal.b64 $0, 1.0;",
+        "=l",
+        [],
+        dtype=gl.int64,
+        is_pure=True,
+        pack=1,
+    )
+    return gl.where(claims <= KEPT_WORDS // WORDS, kept, plain)
+
+
+@gluon.jit
+def put(places, values, epoch, wanted, policy):
     """Write float32 values with the launch's epoch where they are wanted."""
     words = (epoch.to(gl.int64) << 32) | (values.to(gl.int32, bitcast=True).to(gl.int64) & 0xFFFFFFFF)
     gl.inline_asm_elementwise(
-        "{ .reg .pred p; .reg .b64 k; createpolicy.fractional.L2::evict_last.b64 k, 1.0; setp.ne.s32 p, $3, 0; "
-        "@p st.relaxed.gpu.global.L2::cache_hint.b64 [$1], $2, k; mov.b32 $0, 0; }",
-        "=r,l,l,r", [places.to(gl.int64), words, wanted.to(gl.int32)], dtype=gl.int32, is_pure=False, pack=1,
+        "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.relaxed.gpu.global.L2::cache_hint.b64 [$1], $2, $4; "
+        "mov.b32 $0, 0; }",
+        "=r,l,l,r,l", [places.to(gl.int64), words, wanted.to(gl.int32), policy], dtype=gl.int32, is_pure=False,
+        pack=1,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from samebits.numerics.gpu.attention_claims_fold import MAILS, follow, put, receive, send
+from samebits.numerics.gpu.attention_claims_fold import MAILS, follow, policy_of, put, receive, send
 from samebits.numerics.gpu.attention_gluon import HIDDEN, finish, fold, fold_lanes
 from samebits.numerics.gpu.attention_hopper import following
 from samebits.numerics.gpu.attention_split_hopper import BLOCKS, ROWS, attend_split, copy_split, pages_of
@@ -150,6 +150,7 @@ def consume(
     last = gl.load(entry + 7)
     tile = queries_of(queries, first, count, claim % KV_HEADS, QUERY_HEADS, KV_HEADS, D)
     position = gl.load(positions + first + token, mask=token < count, other=-1).to(gl.int32)
+    policy = policy_of(claims, STRIDE * (D + 2))
     epoch = receive(mail, mailed, MAILS, 0)
     while claim < claims:
         q.store(tile)
@@ -197,9 +198,9 @@ def consume(
             else:
                 one_total = gl.convert_layout(fold_lanes(one_lanes), s_rows)
                 at = (slot + kv_head * splits + begin + done).to(gl.int64) * STRIDE
-                put(tops + at + s_row, one_top, epoch, token < count)
-                put(totals + at + s_row, one_total, epoch, token < count)
-                put(accumulators + at * D + a_place, one_acc, epoch, a_wanted)
+                put(tops + at + s_row, one_top, epoch, token < count, policy)
+                put(totals + at + s_row, one_total, epoch, token < count, policy)
+                put(accumulators + at * D + a_place, one_acc, epoch, a_wanted, policy)
         if is_whole:
             result = gl.convert_layout(finish(total, acc).to(output.dtype.element_ty), flat)
             places, wanted = query_places(first, count, kv_head, QUERY_HEADS, KV_HEADS, D)
