@@ -15,7 +15,7 @@ from samebits.numerics.gpu.attention_claimed import ClaimBuffers
 from samebits.numerics.gpu.attention_plan import Units
 from samebits.numerics.gpu.attention_reference import attention_reference
 from samebits.numerics.gpu.attention_shape import SMALLEST_TILE, AttentionShape, Context, softmax_factor
-from samebits.numerics.gpu.configuration import Launch, named_source, start
+from samebits.numerics.gpu.configuration import Launch, Start, named_source, start
 from samebits.numerics.gpu.launch import KernelSource, load, pointer, target_name
 from samebits.numerics.operators import HeadLayout
 
@@ -203,12 +203,13 @@ def plan_ranges(
     units: Units,
     buffers: RangeBuffers,
     launch: RangeLaunch,
+    start: Start = start,
 ) -> None:
     """Share out the splits of a step, on the device; once a step, before the first layer. positions int64 [rows];
     page_table int32 [requests, pages of a request]."""
     if launch.specialised:
         assert buffers.claims is not None, "these buffers have no room for claims"
-        claimed.plan(shape, positions, page_table, units, buffers.claims, launch.programs)
+        claimed.plan(shape, positions, page_table, units, buffers.claims, launch.programs, start)
         return
     start(
         ranges.plan_ranges,

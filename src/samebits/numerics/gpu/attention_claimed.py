@@ -11,7 +11,7 @@ from samebits.numerics.gpu import attention_claims as claims
 from samebits.numerics.gpu.attention_plan import Units
 from samebits.numerics.gpu.attention_prefill import describe
 from samebits.numerics.gpu.attention_shape import AttentionShape, Context, softmax_factor
-from samebits.numerics.gpu.configuration import Launch, named_source, start
+from samebits.numerics.gpu.configuration import Launch, Start, named_source, start
 from samebits.numerics.gpu.launch import KernelSource, load, pointer, swizzled_descriptor
 
 REGISTERS = 136
@@ -65,6 +65,7 @@ def plan(
     units: Units,
     buffers: ClaimBuffers,
     programs: int,
+    start: Start = start,
 ) -> None:
     """Write down the claims of a step, on the device; once a step, before the first layer. positions int64 [rows];
     page_table int32 [requests, pages of a request]."""
