@@ -39,19 +39,14 @@ def receive(mail, mailed, place, turn):
 @gluon.jit
 def policy_of(claims, WORDS: gl.constexpr):
     """How long the second-level cache shall keep partials of so many claims of WORDS words each: longest, but for many,
-    which would leave no room to others. Writing partials to memory, a hundredth of what is read, makes reading a
+    which would leave no room to others. Written back to memory, a thirtieth of what is read, they make reading a
     twentieth slower."""
     kept = gl.inline_asm_elementwise(
         "createpolicy.fractional.L2::evict_last.b64 $0, 1.0;", "=l", [], dtype=gl.int64, is_pure=True, pack=1
-    )
+    )  # fmt: skip
     plain = gl.inline_asm_elementwise(
-        "createpolicy.fractional.L2::evict_normal.b64 $0, 1.0;",
-        "=l",
-        [],
-        dtype=gl.int64,
-        is_pure=True,
-        pack=1,
-    )
+        "createpolicy.fractional.L2::evict_normal.b64 $0, 1.0;", "=l", [], dtype=gl.int64, is_pure=True, pack=1
+    )  # fmt: skip
     return gl.where(claims <= KEPT_WORDS // WORDS, kept, plain)
 
 
@@ -93,7 +88,8 @@ def fold_rows(
     BESIDE: gl.constexpr,
 ):  # fmt: skip
     """Fold BESIDE rows of a pair from `first_row` on, TOGETHER partials at a time as soon as all of them are there. A
-    slice, a part of a row's columns, lies in a warp: a lane has a column, and a partial's factors."""
+    slice, a part of a row's columns, lies in a warp: a lane has a column, and a partial's factors. A group is looked
+    for by its maxima and sums; if a word of its accumulators is not there yet, it is done again."""
     PARTS: gl.constexpr = D // LANES
     SLICES: gl.constexpr = BESIDE * PARTS
     layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])

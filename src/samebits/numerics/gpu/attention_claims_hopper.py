@@ -60,7 +60,8 @@ def produce(
     KEYS: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Claim split after split, tell the consumers, and copy keys and values into the ring. The epoch, which the last
-    to ask in vain moves on, is read before this program asks."""
+    to ask in vain moves on, is read and told to this program's other warps before this program asks first; its
+    first copies do not wait for that."""
     group = 0
     phase = 1
     place = 0
