@@ -232,7 +232,7 @@ def range_candidate(
 
 def range_name(launch: RangeLaunch) -> str:
     if launch.specialised:
-        return f"{launch.programs} programs that claim splits, {launch.stages} stages"
+        return f"{launch.programs} programs that claim splits, folded {launch.together} by {launch.beside}"
     return f"{launch.programs} ranges of {launch.rows} rows, {launch.warps} warps, {launch.stages} stages"
 
 
