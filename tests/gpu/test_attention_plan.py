@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from samebits.errors import NumericsError
-from samebits.numerics.gpu.attention import AttentionShape, default_launches, default_ranges, softmax_factor
+from samebits.numerics.gpu import attention
+from samebits.numerics.gpu.attention import default_launches, default_ranges
 from samebits.numerics.gpu.attention_plan import Units, plan_attention
 from samebits.numerics.gpu.attention_prefill import default_tile
+from samebits.numerics.gpu.attention_shape import AttentionShape, softmax_factor
 from samebits.numerics.gpu.attention_work import AttentionScheduler
 from samebits.numerics.operators import HeadLayout
 
@@ -90,10 +92,15 @@ def test_pairs_choose_how_many_programs_share_them() -> None:
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 8, 32, 40, 128])
 @pytest.mark.parametrize("processors", [1, 8, 72, 108, 132, 160])
-def test_every_launch_that_may_serve_is_named_to_the_prover(kv_heads: int, processors: int) -> None:
+@pytest.mark.parametrize("hopper", [False, True])
+def test_every_launch_that_may_serve_is_named_to_the_prover(
+    kv_heads: int, processors: int, hopper: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "specialised_ranges", lambda *rest: hopper)
     shape = AttentionShape(HeadLayout(kv_heads, kv_heads, 128), 64)
     chosen = {default_ranges(shape, torch.bfloat16, 1, units, processors) for units in range(1, 400)}
     assert chosen == set(default_launches(shape, torch.bfloat16, 1, processors))
+    assert any(launch.specialised for launch in chosen) == hopper
 
 
 def test_buffers_serve_the_launches_of_every_bucket() -> None:

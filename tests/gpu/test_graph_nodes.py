@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 
 CLAUSES = {
     "copy_rows", "rms_norm_rows", "norm_rope_store_rows", "silu_mul_rows", "plan_ranges", "attention_ranges",
-    "attention_ranges_hopper", "block_partials", "fold_partials", "logprobs_of_pairs", "classify_rows",
+    "plan_claims", "attention_claims_hopper", "block_partials", "fold_partials", "logprobs_of_pairs", "classify_rows",
     "best_of_chunks", "scores_of_chunks", "choose_tokens",
 }  # fmt: skip
 """Kernels that have no other candidate."""

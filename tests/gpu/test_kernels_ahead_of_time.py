@@ -30,15 +30,10 @@ from samebits.numerics.gpu import (
     sampling,
     top,
 )
-from samebits.numerics.gpu.attention import (
-    SPECIALISED_ROWS,
-    AttentionShape,
-    Context,
-    RangeLaunch,
-    default_ranges,
-)
+from samebits.numerics.gpu.attention import RangeLaunch, claiming_launch, default_ranges
 from samebits.numerics.gpu.attention_plan import decode_units, plan_attention
 from samebits.numerics.gpu.attention_prefill import HopperLaunch, TileLaunch
+from samebits.numerics.gpu.attention_shape import AttentionShape, Context
 from samebits.numerics.gpu.configuration import named_source
 from samebits.numerics.gpu.launch import NVIDIA, PORTABLE, TARGETS, KernelSource
 from samebits.numerics.operators import HeadLayout
@@ -123,6 +118,8 @@ def launch_sampling() -> None:
 
 WORDS_OF_A_PLAN = 12
 """of a program of the shared ranges"""
+WORDS_OF_A_CLAIM = 9
+"""How many claims there are, and what a program copies first."""
 
 
 @pytest.fixture
@@ -209,15 +206,30 @@ def test_attention_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> 
 )
 def test_ranges_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> None:
     shape = AttentionShape(HeadLayout(2 * group, 2, head_dim), 64)
-    launch = RangeLaunch(132, SPECIALISED_ROWS, 4, 3, specialised=True)
-    compiled = attention.range_source(shape, dtype, group, launch).compile(TARGETS["sm_90"])
-    ptx = compiled.asm["ptx"]
-    assert not fusable_operations(ptx)
-    assert set(estimates(ptx)) <= RECIPROCAL
-    # Eight query rows are the narrow side of every product, and products of a split's key blocks run side by side.
-    assert set(re.findall(r"wgmma.mma_async.sync.aligned.m64n(\d+)", ptx)) == {"8"}
-    machine_code = compiled.asm["sass"]
-    assert machine_code.count("WARPGROUP.DEPBAR") == 1 + shape.split_tokens // shape.key_block_tokens
+    for rows in (1, 1000):
+        launch = claiming_launch(rows, 132)
+        compiled = attention.range_source(shape, dtype, group, launch).compile(TARGETS["sm_90"])
+        ptx = compiled.asm["ptx"]
+        assert not fusable_operations(ptx)
+        assert set(estimates(ptx)) <= RECIPROCAL
+        # Eight query rows are the narrow side of every product, and products of a split's key blocks run side by side.
+        assert set(re.findall(r"wgmma.mma_async.sync.aligned.m64n(\d+)", ptx)) == {"8"}
+        machine_code = compiled.asm["sass"]
+        assert machine_code.count("WARPGROUP.DEPBAR") == 1 + shape.split_tokens // shape.key_block_tokens
+        # No warp keeps anything in memory because its registers do not suffice.
+        assert "STL" not in machine_code
+
+
+def test_claims_touch_nothing_before_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the plan of the step, which lets nothing start before it has ended."""
+    monkeypatch.setattr(configuration, "dependent_launches", lambda: True)
+    launch = claiming_launch(1, 132)
+    source = attention.range_source(AttentionShape(HEADS, 64), torch.bfloat16, 4, launch)
+    ahead, behind = source.compile(TARGETS["sm_90"]).asm["ptx"].split("griddepcontrol.wait")
+    assert "griddepcontrol.launch_dependents" in ahead
+    assert ahead.count("ld.global") == WORDS_OF_A_CLAIM
+    for access in ("st.global", "st.relaxed", "atom.", "cp.async.bulk.tensor"):
+        assert access in behind and access not in ahead, access
 
 
 @pytest.mark.parametrize(

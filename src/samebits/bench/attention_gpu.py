@@ -118,7 +118,8 @@ def measure_decode(setting: Setting, bytes_per_second: float, device: torch.devi
 
     def ours(pinned: bool) -> Work:
         launch = attention.default_ranges(shape, torch.bfloat16, 1, setting.batch, processors, pinned)
-        buffers = attention.range_buffers(shape, setting.batch, 1, launch.programs, CAPACITY, device)
+        claims = CAPACITY if launch.specialised else 0
+        buffers = attention.range_buffers(shape, setting.batch, 1, launch.programs, CAPACITY, device, claims)
         attention.plan_ranges(shape, positions, table, units, buffers, launch)
         return lambda: attention.shared(
             shape, queries, context, units, scale, output, buffers, launch, pinned
@@ -144,9 +145,9 @@ def bound_tile(result: dict[str, Any], device: torch.device) -> AnyTile:
     """The launch that an engine binds for prefill: the fastest of those that are proven here. What became of each
     goes into `result`."""
     from samebits.numerics.gpu import tuner
-    from samebits.numerics.gpu.attention import AttentionShape
     from samebits.numerics.gpu.attention_operator import TILES, AttentionOperator, AttentionProblem
     from samebits.numerics.gpu.attention_prefill import tile_launches
+    from samebits.numerics.gpu.attention_shape import AttentionShape
     from samebits.numerics.gpu.launch import target_name
 
     operator = AttentionOperator(device)

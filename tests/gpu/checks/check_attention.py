@@ -15,9 +15,10 @@ from attention_cases import Case, Inputs, in_float64, make_inputs
 
 from conftest import INTERPRETED
 from samebits.numerics.gpu import attention, attention_fold, attention_prefill
-from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch
+from samebits.numerics.gpu.attention import RangeLaunch
 from samebits.numerics.gpu.attention_plan import Units, plan_attention
 from samebits.numerics.gpu.attention_prefill import TileLaunch
+from samebits.numerics.gpu.attention_shape import AttentionShape, Context
 from samebits.numerics.operators import HeadLayout
 
 # Relative to the largest output: rounding of weights and output to the activation's type.

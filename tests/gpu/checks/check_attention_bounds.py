@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from conftest import INTERPRETED
-from samebits.numerics.gpu import attention
-from samebits.numerics.gpu.attention import AttentionShape, Context, RangeLaunch
+from samebits.numerics.gpu import attention, attention_claimed
+from samebits.numerics.gpu.attention import RangeLaunch
 from samebits.numerics.gpu.attention_plan import decode_units
+from samebits.numerics.gpu.attention_shape import AttentionShape, Context
 from samebits.numerics.operators import HeadLayout
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the interpreter's addresses are watched")
@@ -104,6 +105,21 @@ def check_nothing_outside_is_touched(contexts: tuple[int, ...], bounds: Bounds) 
     for programs in PROGRAMS:
         assert attend(bounds, contexts, programs) == 0
     assert bounds.seen > 1000
+
+
+@pytest.mark.parametrize("contexts", CONTEXTS, ids=str)
+def check_a_plan_of_claims_touches_nothing_outside(contexts: tuple[int, ...], bounds: Bounds) -> None:
+    rows = len(contexts)
+    table = torch.arange(rows * 64, dtype=torch.int32).view(rows, 64)
+    positions = torch.tensor(contexts) - 1
+    units = decode_units(rows, rows, positions.device)
+    for capacity in (1, 64 * HEADS.kv_heads * rows):
+        buffers = attention_claimed.claim_buffers(SHAPE, rows, 1, 33, capacity, positions.device)
+        bounds.watch(positions, table, units.first, units.count, units.request)
+        bounds.watch(buffers.split_start, buffers.table, buffers.state)
+        for programs in PROGRAMS:
+            attention_claimed.plan(SHAPE, positions, table, units, buffers, programs)
+    assert bounds.seen > 50 and not bounds.outside
 
 
 def check_a_wrong_page_is_noticed(bounds: Bounds) -> None:

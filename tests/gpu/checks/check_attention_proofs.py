@@ -12,7 +12,7 @@ from attention_mutants import MUTANTS, ONLY_IN_HALF, RIGHT, mutant_candidate
 from conftest import INTERPRETED
 from samebits.errors import NumericsError
 from samebits.numerics.gpu import attention_operator as operator_module
-from samebits.numerics.gpu.attention import AttentionShape, default_ranges
+from samebits.numerics.gpu.attention import default_ranges
 from samebits.numerics.gpu.attention_operator import (
     TILE_ROWS,
     TILES,
@@ -29,6 +29,7 @@ from samebits.numerics.gpu.attention_operator import (
     units_of,
 )
 from samebits.numerics.gpu.attention_prefill import HopperLaunch, tiles
+from samebits.numerics.gpu.attention_shape import AttentionShape
 from samebits.numerics.gpu.bindings import compile_all
 from samebits.numerics.gpu.foreseen import attention_sources
 from samebits.numerics.gpu.launch import KernelSource, target_name

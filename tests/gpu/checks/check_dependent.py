@@ -7,8 +7,8 @@ import torch
 
 from conftest import INTERPRETED
 from samebits.numerics.gpu import activation, attention, configuration, norm, rope_store
-from samebits.numerics.gpu.attention import AttentionShape, Context
 from samebits.numerics.gpu.attention_plan import decode_units
+from samebits.numerics.gpu.attention_shape import AttentionShape, Context
 from samebits.numerics.operators import HeadLayout
 
 HEADS = HeadLayout(16, 4, 64)
@@ -25,7 +25,10 @@ class Chain:
         self.shape = AttentionShape(HEADS, 64)
         self.units = decode_units(rows, rows, device)
         self.ranges = attention.default_ranges(self.shape, act, 1, rows, 50)
-        self.buffers = attention.range_buffers(self.shape, rows, 1, self.ranges.programs, 4096, device)
+        claims = 4096 if self.ranges.specialised else 0
+        self.buffers = attention.range_buffers(
+            self.shape, rows, 1, self.ranges.programs, 4096, device, claims
+        )
         self.x = torch.zeros(rows, WIDTH, dtype=act, device=device)
         self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.slots = torch.zeros(rows, dtype=torch.int64, device=device)

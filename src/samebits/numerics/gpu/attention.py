@@ -2,96 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import triton
 from torch import Tensor
 
-from samebits.errors import NumericsError
-from samebits.numerics.contract import CONTRACT
+from samebits.numerics.gpu import attention_claimed as claimed
 from samebits.numerics.gpu import attention_ranges as ranges
 from samebits.numerics.gpu import configuration
+from samebits.numerics.gpu.attention_claimed import ClaimBuffers
 from samebits.numerics.gpu.attention_plan import Units
 from samebits.numerics.gpu.attention_reference import attention_reference
+from samebits.numerics.gpu.attention_shape import SMALLEST_TILE, AttentionShape, Context, softmax_factor
 from samebits.numerics.gpu.configuration import Launch, Start, named_source, start
-from samebits.numerics.gpu.launch import KernelSource, load, pointer, swizzled_descriptor, target_name
+from samebits.numerics.gpu.launch import KernelSource, load, pointer, target_name
 from samebits.numerics.operators import HeadLayout
-
-LOG2_E = 1.4426950408889634
-SMALLEST_TILE = 16
-"""Rows of the smallest tensor-core tile."""
-
-
-@dataclass(frozen=True)
-class AttentionShape:
-    """What an attention kernel is compiled for. Only `split_tokens` and `key_block_tokens` decide bits."""
-
-    heads: HeadLayout
-    page_tokens: int
-    split_tokens: int = CONTRACT.split_tokens
-    key_block_tokens: int = CONTRACT.key_block_tokens
-
-    def __post_init__(self) -> None:
-        heads = self.heads
-        if heads.query_heads % heads.kv_heads:
-            raise NumericsError(
-                f"{heads.query_heads} query heads are no multiple of {heads.kv_heads} kv heads"
-            )
-        if heads.head_dim % 16 or not 16 <= heads.head_dim <= 256:
-            raise NumericsError(
-                f"attention wants a head_dim of 16 to 256 in steps of 16, not {heads.head_dim}"
-            )
-        for name, value in (("page_tokens", self.page_tokens), ("split_tokens", self.split_tokens)):
-            if value <= 0 or value % self.key_block_tokens:
-                raise NumericsError(
-                    f"{name} must be a multiple of the key block ({self.key_block_tokens}), not {value}"
-                )
-
-    @property
-    def group(self) -> int:
-        """Query heads of a key-value head."""
-        return self.heads.query_heads // self.heads.kv_heads
-
-    @property
-    def width(self) -> int:
-        """head_dim rounded up to a power of two: what a tile holds."""
-        return int(triton.next_power_of_2(self.heads.head_dim))
-
-    def rows_for(self, tokens: int) -> int:
-        """Rows of the smallest tile that holds so many query tokens."""
-        return max(SMALLEST_TILE, int(triton.next_power_of_2(tokens * self.group)))
-
-    def constants(self) -> dict[str, Any]:
-        return {
-            "QUERY_HEADS": self.heads.query_heads,
-            "KV_HEADS": self.heads.kv_heads,
-            "D": self.heads.head_dim,
-            "WIDTH": self.width,
-            "PAGE": self.page_tokens,
-            "KEYS": self.key_block_tokens,
-            "SPLIT": self.split_tokens,
-        }
-
-
-@dataclass(frozen=True)
-class Context:
-    """The keys and values that queries may see. `keys` and `values` act [pages, kv_heads, page_tokens, head_dim];
-    positions int64 [rows]; page_table int32 [requests, pages of a request]."""
-
-    keys: Tensor
-    values: Tensor
-    positions: Tensor
-    page_table: Tensor
-
-
-def softmax_factor(scale: float) -> float:
-    """What a score is multiplied by inside exp2: scale * log2(e), rounded to float32."""
-    if not scale > 0.0:
-        raise NumericsError(f"the attention scale must be positive, not {scale}")
-    return float(np.float32(np.float64(np.float32(scale)) * LOG2_E))
 
 
 def kv_shape(pages: int, page_tokens: int, heads: HeadLayout) -> tuple[int, int, int, int]:
@@ -146,16 +72,22 @@ class RangeLaunch:
     polls: int = 32
     specialised: bool = False
     """the kernel for Hopper, one program a multiprocessor"""
+    together: int = 32
+    """partials that it folds at a time"""
+    beside: int = 1
+    """rows that it folds side by side"""
 
 
 SPECIALISED_ROWS = 8
 """Query rows of a tile of the kernel for Hopper."""
+SPECIALISED_STAGES = 3
+"""Its ring holds so many times the keys or the values of a split: what a multiprocessor has room for."""
 MOST_PROGRAMS = 4
 """Programs a multiprocessor that a launch has at most."""
 FEW_UNITS = 4
-"""Up to these the kernel for Hopper is the faster one, and where there is none, two programs a multiprocessor are."""
-SPECIALISED_REGISTERS = 128
-"""of a thread of it at the start: half of a multiprocessor's, so that it can be set up beside the kernel ahead"""
+"""Up to these, two programs a multiprocessor are faster than four."""
+CLAIMED_UNITS = 32
+"""Up to these the kernel for Hopper is the faster one."""
 
 
 def specialised_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int) -> bool:
@@ -177,13 +109,21 @@ def two_programs_pay(shape: AttentionShape, units: int, processors: int) -> bool
     return units <= FEW_UNITS or 5 * programs <= 6 * pairs <= 6 * programs
 
 
+def claiming_launch(rows: int, processors: int) -> RangeLaunch:
+    """The launch of the kernel for Hopper that suits `rows` rows of query heads. Of few rows each has a program for
+    itself, and long contexts, whose folds are to keep pace: many partials at a time. Of more rows, two at a time, and
+    few partials, so that little is left to do after the last."""
+    together, beside = (32, 1) if 2 * rows <= processors else (8, 2)
+    return RangeLaunch(processors, SPECIALISED_ROWS, 4, SPECIALISED_STAGES, 0, True, together, beside)
+
+
 def default_ranges(
     shape: AttentionShape, dtype: torch.dtype, tokens: int, units: int, processors: int, pinned: bool = True
 ) -> RangeLaunch:
     """A launch that suits a model's heads, for `units` units of at most `tokens` rows on a GPU of so many
     multiprocessors. Where splits are not `pinned`, a portable one."""
-    if pinned and units <= FEW_UNITS and specialised_ranges(shape, dtype, tokens):
-        return RangeLaunch(processors, SPECIALISED_ROWS, 4, 3, specialised=True)
+    if pinned and units <= CLAIMED_UNITS and specialised_ranges(shape, dtype, tokens):
+        return claiming_launch(units * tokens * shape.heads.query_heads, processors)
     rows = shape.rows_for(tokens)
     kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
     if kibibytes > 16:
@@ -199,7 +139,7 @@ def default_launches(
     """Every launch that `default_ranges` chooses for some number of units, once: on both sides of the numbers at which
     it chooses another."""
     filling = 2 * processors // shape.heads.kv_heads
-    counts = (1, FEW_UNITS + 1, max(filling, 1), filling + 1)
+    counts = (1, FEW_UNITS + 1, CLAIMED_UNITS, CLAIMED_UNITS + 1, max(filling, 1), filling + 1)
     return list(dict.fromkeys(default_ranges(shape, dtype, tokens, units, processors) for units in counts))
 
 
@@ -220,6 +160,8 @@ class RangeBuffers:
     """float32 [capacity, stride, head_dim]"""
     arrivals: Tensor
     """int32 [units * kv_heads, 2], zero between launches"""
+    claims: ClaimBuffers | None = None
+    """of launches whose splits are claimed"""
 
     @property
     def capacity(self) -> int:
@@ -231,10 +173,17 @@ class RangeBuffers:
 
 
 def range_buffers(
-    shape: AttentionShape, units: int, tokens: int, programs: int, capacity: int, device: torch.device
+    shape: AttentionShape,
+    units: int,
+    tokens: int,
+    programs: int,
+    capacity: int,
+    device: torch.device,
+    claims: int = 0,
 ) -> RangeBuffers:
     """Room for `units` units of at most `tokens` rows, and for partials of `capacity` splits (of one kv head
-    each): a batch with more than that is shared out by whole pairs, which is slower where few requests are long."""
+    each): a batch with more than that is shared out by whole pairs, which is slower where few requests are long.
+    `claims`: the capacity of launches whose splits are claimed, where they may be used."""
     stride = tokens * shape.group
     return RangeBuffers(
         torch.zeros(units + 1, dtype=torch.int32, device=device),
@@ -243,6 +192,7 @@ def range_buffers(
         torch.zeros((capacity, stride), device=device),
         torch.zeros((capacity, stride, shape.heads.head_dim), device=device),
         torch.zeros((units * shape.heads.kv_heads, 2), dtype=torch.int32, device=device),
+        claimed.claim_buffers(shape, units, tokens, programs, claims, device) if claims else None,
     )
 
 
@@ -257,6 +207,10 @@ def plan_ranges(
 ) -> None:
     """Share out the splits of a step, on the device; once a step, before the first layer. positions int64 [rows];
     page_table int32 [requests, pages of a request]."""
+    if launch.specialised:
+        assert buffers.claims is not None, "these buffers have no room for claims"
+        claimed.plan(shape, positions, page_table, units, buffers.claims, launch.programs, start)
+        return
     start(
         ranges.plan_ranges,
         (launch.programs,),
@@ -295,17 +249,17 @@ def shared(
     """
     if units.units == 0:
         return output
-    keys: Any = context.keys
-    values: Any = context.values
     if launch.specialised:
-        from samebits.numerics.gpu.attention_prefill import describe
-
-        keys, values = describe(shape, keys), describe(shape, values)
+        assert buffers.claims is not None, "these buffers have no room for claims"
+        source = range_source(shape, queries.dtype, buffers.stride, launch)
+        return claimed.attend(
+            source, shape, queries, context, units, scale, output, buffers.claims, launch.programs
+        )
     load(range_source(shape, queries.dtype, buffers.stride, launch, pinned)).launch(
         (launch.programs, 1, 1),
         queries,
-        keys,
-        values,
+        context.keys,
+        context.values,
         output,
         context.positions,
         units.first,
@@ -333,10 +287,9 @@ def range_source(
     pinned: bool = True,
 ) -> KernelSource:
     """The binary that `shared` launches for units of at most `stride` rows (tokens times group)."""
-    act, wide, narrow, partial = (pointer(kind) for kind in (dtype, torch.int64, torch.int32, torch.float32))
-    storage = act
     if launch.specialised:
-        storage = swizzled_descriptor(dtype, (shape.key_block_tokens, shape.width))
+        return claimed.claims_source(shape, dtype, stride, launch.stages, launch.together, launch.beside)
+    act, wide, narrow, partial = (pointer(kind) for kind in (dtype, torch.int64, torch.int32, torch.float32))
     places = (wide, narrow, narrow, narrow, narrow, narrow, narrow)
     constants = {
         "ROWS": launch.rows,
@@ -347,10 +300,5 @@ def range_source(
         "POLLS": launch.polls,
         **shape.constants(),
     }
-    arguments = (act, storage, storage, act, *places, partial, partial, partial, narrow, "i32", "i32", "fp32")
-    if launch.specialised:
-        from samebits.numerics.gpu.attention_ranges_hopper import attention_ranges_hopper
-
-        source = named_source(attention_ranges_hopper, arguments, constants, Launch(4, 1))
-        return replace(source, registers=SPECIALISED_REGISTERS)
+    arguments = (act, act, act, act, *places, partial, partial, partial, narrow, "i32", "i32", "fp32")
     return named_source(ranges.attention_ranges, arguments, constants, Launch(launch.warps, launch.stages))

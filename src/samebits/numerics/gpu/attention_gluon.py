@@ -87,13 +87,30 @@ def fold(top, total, acc, split_top, split_lanes, split_acc, factor):
 
 
 @gluon.jit
-def finish(total, acc):
-    """The output of finished rows: A / L by an estimate and two corrections, and -0 made +0."""
+def inverse_of(total):
+    """1 / L by an estimate and a correction."""
     estimate = gl.fdiv(gl.full_like(total, 1.0), total)
-    inverse = gl.fma(estimate, gl.fma(-total, estimate, 1.0), estimate)
-    rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
-    inverse = gl.expand_dims(gl.convert_layout(inverse, rows), 1)
-    total = gl.expand_dims(gl.convert_layout(total, rows), 1)
+    return gl.fma(estimate, gl.fma(-total, estimate, 1.0), estimate)
+
+
+@gluon.jit
+def quotient_of(acc, total, inverse):
+    """A / L by the inverse and a correction, and -0 made +0."""
     quotient = acc * inverse
     rest = gl.fma(-total, quotient, acc)
     return gl.fma(rest, inverse, quotient) + 0.0
+
+
+@gluon.jit
+def finish(total, acc):
+    """The output of finished rows: A / L by an estimate and two corrections, and -0 made +0."""
+    rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
+    inverse = gl.expand_dims(gl.convert_layout(inverse_of(total), rows), 1)
+    total = gl.expand_dims(gl.convert_layout(total, rows), 1)
+    return quotient_of(acc, total, inverse)
+
+
+@gluon.jit
+def finish_each(total, acc):
+    """As `finish`, with a sum for every element."""
+    return quotient_of(acc, total, inverse_of(total))

@@ -18,12 +18,7 @@ from torch import Tensor
 
 from samebits.errors import NumericsError
 from samebits.numerics.gpu import attention
-from samebits.numerics.gpu.attention import (
-    AttentionShape,
-    Context,
-    RangeLaunch,
-    default_launches,
-)
+from samebits.numerics.gpu.attention import RangeLaunch, default_launches
 from samebits.numerics.gpu.attention_plan import Units, split_units
 from samebits.numerics.gpu.attention_prefill import (
     AnyTile,
@@ -32,6 +27,7 @@ from samebits.numerics.gpu.attention_prefill import (
     tile_source,
     tiles,
 )
+from samebits.numerics.gpu.attention_shape import AttentionShape, Context
 from samebits.numerics.gpu.gemm_problem import floats_of, hashed_words
 from samebits.numerics.gpu.launch import KernelSource, load, target_name
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
@@ -210,11 +206,18 @@ def range_launches(shape: AttentionShape, tokens: int, processors: int) -> list[
 
 
 def range_candidate(
-    problem: AttentionProblem, tokens: int, launch: RangeLaunch, units: int, device: torch.device
+    problem: AttentionProblem,
+    tokens: int,
+    launch: RangeLaunch,
+    units: int,
+    device: torch.device,
+    capacity: int = CAPACITY,
 ) -> Candidate:
-    """Shared ranges, planned anew at each run. `units`: the most that an input has."""
+    """Shared ranges, planned anew at each run. `units`: the most that an input has; `capacity`: partials that have
+    room."""
     shape = problem.shape
-    buffers = attention.range_buffers(shape, units, tokens, launch.programs, CAPACITY, device)
+    claims = capacity if launch.specialised else 0
+    buffers = attention.range_buffers(shape, units, tokens, launch.programs, capacity, device, claims)
 
     def run(inputs: Tensors, outputs: Tensors) -> None:
         found = units_of(inputs, 0)
@@ -229,7 +232,7 @@ def range_candidate(
 
 def range_name(launch: RangeLaunch) -> str:
     if launch.specialised:
-        return f"{launch.programs} ranges, a split at a time, {launch.stages} stages"
+        return f"{launch.programs} programs that claim splits, folded {launch.together} by {launch.beside}"
     return f"{launch.programs} ranges of {launch.rows} rows, {launch.warps} warps, {launch.stages} stages"
 
 

@@ -13,8 +13,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from samebits.errors import NumericsError
 from samebits.numerics.gpu import configuration
-from samebits.numerics.gpu.attention import AttentionShape, Context, softmax_factor
 from samebits.numerics.gpu.attention_plan import Units
+from samebits.numerics.gpu.attention_shape import AttentionShape, Context, softmax_factor
 from samebits.numerics.gpu.attention_tiles import attention_tiles
 from samebits.numerics.gpu.configuration import Launch, named_source
 from samebits.numerics.gpu.launch import (

@@ -18,12 +18,11 @@ from samebits.numerics.batch import RaggedBatch
 from samebits.numerics.gpu import attention
 from samebits.numerics.gpu.attention import (
     MOST_PROGRAMS,
-    AttentionShape,
-    Context,
     RangeBuffers,
     RangeLaunch,
     default_ranges,
     range_buffers,
+    specialised_ranges,
 )
 from samebits.numerics.gpu.attention_operator import (
     TILES,
@@ -33,6 +32,7 @@ from samebits.numerics.gpu.attention_operator import (
 )
 from samebits.numerics.gpu.attention_plan import AttentionWork, Units, plan_attention
 from samebits.numerics.gpu.attention_prefill import AnyTile, default_tile, tile_launches, tiles
+from samebits.numerics.gpu.attention_shape import AttentionShape, Context
 from samebits.numerics.gpu.bindings import (
     ALONE,
     Sharing,
@@ -157,7 +157,9 @@ class AttentionScheduler:
             # For any launch: captured steps of other buckets keep these addresses.
             programs = max(programs, MOST_PROGRAMS * self._processors)
             capacity = splits * shape.heads.kv_heads + programs
-            found = range_buffers(shape, room, UNIT_TOKENS, programs, capacity, self._device)
+            claimed = self._pinned and specialised_ranges(shape, self._dtype, UNIT_TOKENS)
+            claims = LEAST_SPLITS * shape.heads.kv_heads if claimed else 0
+            found = range_buffers(shape, room, UNIT_TOKENS, programs, capacity, self._device, claims)
             self._buffers[shape] = found
         return found
 

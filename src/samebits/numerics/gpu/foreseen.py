@@ -27,9 +27,9 @@ from samebits.numerics.gpu import (
     sampling,
     top,
 )
-from samebits.numerics.gpu.attention import AttentionShape
 from samebits.numerics.gpu.attention_plan import decode_units
 from samebits.numerics.gpu.attention_prefill import default_tile, processors, tile_source
+from samebits.numerics.gpu.attention_shape import AttentionShape
 from samebits.numerics.gpu.bindings import compile_behind
 from samebits.numerics.gpu.configuration import Noted, Start
 from samebits.numerics.gpu.launch import KernelSource
@@ -97,14 +97,13 @@ def attention_sources(
     """The clause's reference, and what serves before anything faster is bound."""
     yield attention.reference_source(shape, act)
     yield tile_source(shape, act, default_tile(shape, act))
+    table, positions = torch.zeros((1, 1), dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+    buffers, units_of_one = attention.range_buffers(shape, 1, 1, 1, 1, CPU, 1), decode_units(1, 1, CPU)
     for ranges in attention.default_launches(shape, act, 1, multiprocessors):
         yield attention.range_source(shape, act, shape.group, ranges)
-    buffers = attention.range_buffers(shape, 1, 1, ranges.programs, 1, CPU)
-    table, positions = torch.zeros((1, 1), dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
-    units_of_one = decode_units(1, 1, CPU)
-    noted = Noted()
-    attention.plan_ranges(shape, positions, table, units_of_one, buffers, ranges, noted)
-    yield from noted.sources
+        noted = Noted()
+        attention.plan_ranges(shape, positions, table, units_of_one, buffers, ranges, noted)
+        yield from noted.sources
 
 
 def launch_rows(sizes: ModelSizes, act: torch.dtype, start: Start) -> None:

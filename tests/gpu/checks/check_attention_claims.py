@@ -1,0 +1,138 @@
+"""Claimed splits: the table says what the units ask for, and on Hopper the kernel has the reference's bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import INTERPRETED
+from samebits.numerics.gpu import attention, attention_claimed
+from samebits.numerics.gpu.attention import claiming_launch
+from samebits.numerics.gpu.attention_claimed import ClaimBuffers
+from samebits.numerics.gpu.attention_claims import LAST_EPOCH
+from samebits.numerics.gpu.attention_operator import (
+    UNIT_INPUTS,
+    AttentionProblem,
+    Ragged,
+    make_case,
+    proof_cases,
+    range_candidate,
+    reference_candidate,
+    units_of,
+)
+from samebits.numerics.gpu.attention_plan import Units
+from samebits.numerics.gpu.attention_shape import AttentionShape, Context
+from samebits.numerics.gpu.launch import target_name
+from samebits.numerics.gpu.prover import Proof, Trial
+from samebits.numerics.operators import HeadLayout
+
+SHAPE = AttentionShape(HeadLayout(4, 2, 16), 64)
+BATCHES = (
+    ((1000, 300, 5, 2000), (1, 1, 1, 1), 4096, False),
+    ((1000, 300, 5, 2000), (1, 1, 1, 1), 20, True),
+    ((1000, 300, 5, 20000), (1, 0, 1, 1), 4096, False),
+    ((700, 300, 512, 700), (1, 0, 1, 1), 4096, True),
+    ((256,), (1,), 4096, True),
+    ((1025,), (1,), 4096, False),
+    ((7,), (0,), 4096, True),
+)
+"""(lengths, rows) of units, partials that have room, whether pairs stay whole among three programs"""
+
+
+def planned(
+    lengths: tuple[int, ...], counts: tuple[int, ...], capacity: int, programs: int, device: torch.device
+) -> tuple[ClaimBuffers, torch.Tensor]:
+    """A step's table of claims, over pages of shuffled numbers, whose requests stand in reverse order."""
+    rows = torch.arange(len(lengths), dtype=torch.int32, device=device)
+    pages = torch.randperm(len(lengths) * 400, generator=torch.Generator().manual_seed(1)).int()
+    table = pages.view(len(lengths), 400).to(device)
+    units = Units(rows, torch.tensor(counts, dtype=torch.int32, device=device), rows.flip(0).contiguous())
+    buffers = attention_claimed.claim_buffers(SHAPE, len(lengths), 1, 3, capacity, device)
+    buffers.words.fill_(7)
+    positions = torch.tensor(lengths, device=device) - 1
+    attention_claimed.plan(SHAPE, positions, table, units, buffers, programs)
+    return buffers, table
+
+
+@pytest.mark.parametrize(("lengths", "counts", "capacity", "whole"), BATCHES, ids=str)
+def check_the_table_of_claims(
+    lengths: tuple[int, ...], counts: tuple[int, ...], capacity: int, whole: bool, device: torch.device
+) -> None:
+    """First splits of all units, then second ones; whole pairs where that is even or partials have no room."""
+    splits = [-(-length // 256) if count else 0 for length, count in zip(lengths, counts, strict=True)]
+    starts = [sum(splits[:unit]) for unit in range(len(splits) + 1)]
+    units = range(len(splits))
+    if whole:
+        expected = [(0, splits[unit], unit) for unit in units if splits[unit]]
+    else:
+        expected = [
+            (split, 1, unit) for split in range(max(splits)) for unit in units if split < splits[unit]
+        ]
+    buffers, pages = planned(lengths, counts, capacity, 3, device)
+    assert buffers.split_start.tolist() == starts
+    assert int(buffers.table[0, 0]) == 2 * len(expected)
+    for number, (split, taken, unit) in enumerate(expected):
+        last, request = lengths[unit] - 1, len(splits) - 1 - unit
+        keys = [min(256 * split + 64 * block, last) for block in range(4)]
+        wanted = [split, taken, splits[unit], 2 * starts[unit], unit, 1, request, last]
+        wanted += [int(pages[request, key // 64]) for key in keys]
+        assert buffers.table[1 + number, : len(wanted)].tolist() == wanted
+    assert bool((buffers.words == 7).all()) and not buffers.state.any()
+
+
+def check_epochs_begin_anew_over_cleared_words(device: torch.device) -> None:
+    buffers, table = planned((300,), (1,), 64, 3, device)
+    units = Units(*(torch.full((1,), value, dtype=torch.int32, device=device) for value in (0, 1, 0)))
+    positions = torch.tensor([299], device=device)
+    for epoch, cleared in ((int(LAST_EPOCH) - 1, False), (int(LAST_EPOCH), True)):
+        buffers.state[1] = epoch
+        attention_claimed.plan(SHAPE, positions, table, units, buffers, 3)
+        assert buffers.state.tolist() == [0, 0 if cleared else epoch]
+        assert bool((buffers.words == 0).all()) == cleared
+
+
+def on_hopper(head_dim: int, act: torch.dtype, group: int = 4) -> AttentionProblem:
+    if INTERPRETED or target_name() != "sm_90":
+        pytest.skip("the kernel is for Hopper, and there is no interpreter for Gluon")
+    return AttentionProblem(AttentionShape(HeadLayout(2 * group, 2, head_dim), 64), act)
+
+
+@pytest.mark.parametrize(("group", "head_dim", "tokens"), [(4, 128, 1), (5, 64, 1), (1, 128, 1), (4, 64, 2)])
+def check_claims_are_proven(group: int, head_dim: int, tokens: int, device: torch.device) -> None:
+    """Over every kind of border and long ragged contexts, by few programs and by many, cut or whole."""
+    for act in (torch.bfloat16, torch.float16):
+        problem = on_hopper(head_dim, act, group)
+        long = Ragged((1023, 2047, 8191, 30000, 0), (tokens,) * 5)
+        cases = proof_cases(problem, tokens, device)
+        cases += [make_case(problem, kind, long, 9, device) for kind in ("sharp", "cancelling")]
+        trial = Trial.of(reference_candidate(problem), cases)
+        for rows in (1, 1000):
+            for programs, capacity in ((132, 4096), (7, 4096), (1, 4096), (132, 16)):
+                launch = claiming_launch(rows, programs)
+                verdict = trial.prove(range_candidate(problem, tokens, launch, 32, device, capacity))
+                assert isinstance(verdict, Proof), (act, launch, capacity, verdict.reason)
+
+
+def check_words_of_other_epochs_are_not_taken(device: torch.device) -> None:
+    """Numbers that look like partials, of epochs around the one to come, and at last of that one, which are taken; and
+    the epoch counts launches."""
+    problem = on_hopper(128, torch.bfloat16)
+    case = make_case(problem, "sharp", Ragged((8191, 700), (1, 1)), 3, device)
+    inputs = case.inputs
+    context, units = Context(inputs[1], inputs[2], inputs[3], inputs[4]), units_of(inputs, 0)
+    assert units.units == inputs[UNIT_INPUTS].shape[0] == 2
+    expected = torch.empty_like(inputs[0])
+    attention.reference(problem.shape, inputs[0], context, inputs[5], problem.scale, expected)
+    launch = claiming_launch(1, 132)
+    buffers = attention.range_buffers(problem.shape, 2, 1, 132, 4096, device, 4096)
+    assert buffers.claims is not None
+    attention.plan_ranges(problem.shape, context.positions, context.page_table, units, buffers, launch)
+    for number in range(6):
+        epoch = number + torch.arange(buffers.claims.words.numel(), device=device) % 2 * 2
+        if number == 5:
+            epoch.fill_(number + 1)
+        buffers.claims.words.copy_((epoch << 32) | 0x3F800000)
+        output = torch.full_like(inputs[0], float("nan"))
+        attention.shared(problem.shape, inputs[0], context, units, problem.scale, output, buffers, launch)
+        assert torch.equal(output.view(torch.int16), expected.view(torch.int16)) == (number < 5), number
+        assert buffers.claims.state.tolist() == [0, number + 1]
