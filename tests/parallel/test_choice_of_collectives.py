@@ -13,10 +13,10 @@ import torch
 from rank_threads import on_ranks
 
 from samebits.config import EngineConfig, ModelConfig
-from samebits.engine.shard import Ranks, check_fingerprints, make_numerics
-from samebits.errors import NumericsError
+from samebits.engine.shard import Ranks, check_fingerprints, check_parallel, make_numerics
+from samebits.errors import ConfigError, NumericsError
 from samebits.numerics.gpu import ranks
-from samebits.numerics.gpu.rank_group import ALL_METHODS, GatheringGroup, check_method
+from samebits.numerics.gpu.rank_group import ALL_METHODS, GatheringGroup, check_method, check_ranks
 from samebits.numerics.gpu.ranks import served
 
 
@@ -68,6 +68,30 @@ def test_sums_of_nccl_are_for_the_profile_that_promises_nothing(profile: str) ->
             check_method(method, profile)
     with pytest.raises(NumericsError, match="must be one of auto, one-shot, two-shot, push, gather, nccl"):
         check_method("ring", profile)
+
+
+def test_ranks_share_gpus_where_that_is_asked_for_and_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    check_ranks(4, "exact", "auto")
+    check_ranks(8, "tp-invariant", "auto", ranks_per_gpu=2)
+    with pytest.raises(NumericsError, match="takes a GPU for each rank, and torch finds 4 here"):
+        check_ranks(8, "tp-invariant", "auto")
+    with pytest.raises(NumericsError, match="takes a GPU for every 2 ranks, and torch finds 4 here"):
+        check_ranks(16, "tp-invariant", "auto", ranks_per_gpu=2)
+    for size, shared in ((1, 2), (8, 3), (8, 0)):
+        with pytest.raises(NumericsError, match=f"must divide --tensor-parallel {size}, got {shared}"):
+            check_ranks(size, "tp-invariant", "auto", shared)
+    for profile, method in (("exact", "gather"), ("unpinned", "auto"), ("unpinned", "nccl")):
+        with pytest.raises(NumericsError, match="NCCL, .* takes one rank a GPU"):
+            check_ranks(8, profile, method, ranks_per_gpu=2)
+
+
+def test_ranks_that_share_a_gpu_are_told_how_much_of_it_is_theirs() -> None:
+    model = ModelConfig(device="cuda", tensor_parallel=8)
+    with pytest.raises(ConfigError, match="--ranks-per-gpu takes --kv-memory-mib"):
+        check_parallel(model, EngineConfig(ranks_per_gpu=2))
+    with pytest.raises(ConfigError, match="not for the replicas of --data-parallel"):
+        check_parallel(model, EngineConfig(ranks_per_gpu=2, kv_memory_mib=64, data_parallel=2))
 
 
 def test_gpus_that_do_not_reach_each_other_are_told_what_does_without(
