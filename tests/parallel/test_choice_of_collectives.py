@@ -82,7 +82,7 @@ def test_ranks_share_gpus_where_that_is_asked_for_and_possible(monkeypatch: pyte
         with pytest.raises(NumericsError, match=f"must divide --tensor-parallel {size}, got {shared}"):
             check_ranks(size, "tp-invariant", "auto", shared)
     for profile, method in (("exact", "gather"), ("unpinned", "auto"), ("unpinned", "nccl")):
-        with pytest.raises(NumericsError, match="NCCL, .* takes one rank a GPU"):
+        with pytest.raises(NumericsError, match=r"NCCL, .* takes one rank a GPU"):
             check_ranks(8, profile, method, ranks_per_gpu=2)
 
 
