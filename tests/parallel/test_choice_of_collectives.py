@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,7 @@ from rank_threads import on_ranks
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.shard import Ranks, check_fingerprints, check_parallel, make_numerics
 from samebits.errors import ConfigError, NumericsError
-from samebits.numerics.gpu import ranks
+from samebits.numerics.gpu import rank_group, ranks
 from samebits.numerics.gpu.rank_group import ALL_METHODS, GatheringGroup, check_method, check_ranks
 from samebits.numerics.gpu.ranks import served
 
@@ -45,6 +46,20 @@ def test_ranks_without_each_others_memory_say_so(monkeypatch: pytest.MonkeyPatch
         own == "4 ranks, ascending ranks, float32: all parts gathered through NCCL and added, for every size"
     )
     assert theirs == "4 ranks: NCCL's sums, which promise nothing"
+
+
+def test_nccl_waits_for_no_rank_that_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that destroys NCCL's group when the other ranks are gone waits for them."""
+    aborted: list[bool] = []
+    held = SimpleNamespace(WORLD=None)
+    distributed = SimpleNamespace(get_rank=lambda: 0, get_world_size=lambda: 2, group=held)
+    monkeypatch.setattr(rank_group, "dist", distributed)
+    group = GatheringGroup(torch.device("cpu"), False, True, host=None)  # type: ignore[arg-type]
+    group.abandon()  # torch.distributed holds no group
+    assert not aborted
+    held.WORLD = SimpleNamespace(abort=lambda: aborted.append(True))
+    group.abandon()
+    assert aborted
 
 
 def test_one_rank_of_a_cpu_logs_the_collective(caplog: pytest.LogCaptureFixture) -> None:
