@@ -77,9 +77,19 @@ class RankGroup(Protocol):
         `ways`."""
 
     def all_reduce_add_norm(
-        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
+        self,
+        part: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        pushed: bool = False,
+        whole: bool = True,
+        shared: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`add_rms_norm` of `all_reduce` in the residual's type, bit for bit."""
+        """`add_rms_norm` of `all_reduce` in the residual's type, bit for bit. Without `whole`, only the next call of
+        this, for as many rows, reads the second result, which may lack what that call does not read; and the first
+        result may be overwritten by the next call but one. `shared` asks for each rank to norm the rows that it adds
+        (None: where that is faster)."""
 
     def gather_columns(self, part: Tensor, columns: int) -> Tensor:
         """The parts [rows, held] side by side, cut to [rows, columns]."""
@@ -153,8 +163,19 @@ class PeerGroup:
         return self._collectives.all_reduce(part, act, way, pushed)
 
     def all_reduce_add_norm(
-        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
+        self,
+        part: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        pushed: bool = False,
+        whole: bool = True,
+        shared: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if shared is None:
+            shared = self._collectives.shares_norms(*residual.shape)
+        if shared:
+            return self._collectives.add_norm_shares(part, residual, weight, eps, whole, pushed)
         if pushed or not self._collectives.fuses(part):
             return add_rms_norm(self.all_reduce(part, residual.dtype, pushed), residual, weight, eps)
         out = torch.empty_like(residual), torch.empty_like(residual)
@@ -247,7 +268,14 @@ class GatheringGroup:
         return y
 
     def all_reduce_add_norm(
-        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
+        self,
+        part: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        pushed: bool = False,
+        whole: bool = True,
+        shared: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
         return add_rms_norm(self.all_reduce(part, residual.dtype), residual, weight, eps)
 
