@@ -118,6 +118,9 @@ class EngineConfig:
         "how the ranks of GPUs add; nccl promises nothing, and is for unpinned",
         ("auto", "one-shot", "two-shot", "push", "gather", "nccl"),
     )
+    ranks_per_gpu: int = setting(
+        1, "ranks that share a GPU, to prove a degree for which there are too few GPUs; slow, not for serving"
+    )
     cuda_graph_max_bs: int = setting(-1, "largest batch run as a CUDA graph; 0: none, -1: all")
 
 

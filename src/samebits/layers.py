@@ -68,11 +68,18 @@ def column_linear(operators: Operators, x: Tensor, weight: PackedLinear) -> Tens
 
 
 def row_linear_add_norm(
-    operators: Operators, x: Tensor, weight: PackedLinear, residual: Tensor, norm: Tensor, eps: float
+    operators: Operators,
+    x: Tensor,
+    weight: PackedLinear,
+    residual: Tensor,
+    norm: Tensor,
+    eps: float,
+    whole: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """A linear whose inputs are split over ranks, with the collective that joins their partial sums, and what follows
-    it: (the norm of its sum with the residual, that sum), both act [rows, out], the same on every rank."""
-    return operators.row_linear_add_norm(x, weight, residual, norm, eps)
+    it: (the norm of its sum with the residual, that sum), both act [rows, out], the same on every rank but for rows of
+    the sum that nobody reads without `whole`."""
+    return operators.row_linear_add_norm(x, weight, residual, norm, eps, whole)
 
 
 def attention_block(

@@ -10,12 +10,17 @@ pytest.importorskip("triton")
 
 from ahead_of_time import compile_for, estimates, fusable_operations
 
-from samebits.numerics.gpu import all_reduce, gathers
+from samebits.numerics.gpu import all_reduce, gathers, row_shares
 from samebits.numerics.gpu.launch import TARGETS
 from samebits.numerics.gpu.symmetric import ACQUIRED, FENCED
 
 TABLES = {"inputs": "*i64", "pads": "*i64", "epochs": "*i64"}
 FLAT: dict[str, Any] = {"BLOCK": 2048, "DEPENDENT": False}
+SHARES = {
+    **TABLES, "results": "*i64", "residual": "*bf16", "weight": "*bf16", "y": "*bf16", "total": "*bf16",
+    "share_rows": "i32", "rank": "i32", "eps": "fp32",
+}  # fmt: skip
+SHARED: dict[str, Any] = {"WIDTH": 4096, "LANES": 1024, "FIRST": 1, "DEPENDENT": False}
 KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
     "one_shot": (
         all_reduce.one_shot,
@@ -61,6 +66,16 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
             "rows": "i32", "rank": "i32", "eps": "fp32",
         },
         {"WIDTH": 4096, "LANES": 1024, "FIRST": 1, "TREE": False, "DEPENDENT": False},
+    ),
+    "add_norm_shares": (
+        row_shares.add_norm_shares,
+        SHARES | {"like": "*bf16"},
+        {**SHARED, "TREE": False, "WAY": all_reduce.READ.value, "NORMED": False},
+    ),
+    "add_norm_shares, pushed": (
+        row_shares.add_norm_shares,
+        SHARES | {"like": "*fp32"},
+        {**SHARED, "TREE": True, "WAY": all_reduce.PUSHED.value, "NORMED": True},
     ),
 }  # fmt: skip
 

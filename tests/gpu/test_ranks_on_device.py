@@ -79,6 +79,14 @@ def test_tp_invariant_has_the_bits_of_one_gpu(kept: Path, method: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_two_ranks_on_a_gpu_have_the_bits_of_one(kept: Path) -> None:
+    """A degree for which there are too few GPUs: two processes take turns on each."""
+    degree = str(min(2 * torch.cuda.device_count(), 8))
+    shared = ["--tp", degree, "--ranks-per-gpu", "2"]
+    done = verify("--numerics", "tp-invariant", *shared, "--golden", str(kept))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_sums_that_products_write_to_their_owners_have_the_bits_of_one_gpu(tmp_path: Path) -> None:
     """Rows of 4,096: chunks of 512 and batches of many rows are pushed, batches of few are not."""
     wide = ["--model", "qwen3-8b-shaped-8-layers", "--load-format", "dummy", "--numerics", "tp-invariant"]

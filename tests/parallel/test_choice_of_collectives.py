@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,10 +14,10 @@ import torch
 from rank_threads import on_ranks
 
 from samebits.config import EngineConfig, ModelConfig
-from samebits.engine.shard import Ranks, check_fingerprints, make_numerics
-from samebits.errors import NumericsError
-from samebits.numerics.gpu import ranks
-from samebits.numerics.gpu.rank_group import ALL_METHODS, GatheringGroup, check_method
+from samebits.engine.shard import Ranks, check_fingerprints, check_parallel, make_numerics
+from samebits.errors import ConfigError, NumericsError
+from samebits.numerics.gpu import rank_group, ranks
+from samebits.numerics.gpu.rank_group import ALL_METHODS, GatheringGroup, check_method, check_ranks
 from samebits.numerics.gpu.ranks import served
 
 
@@ -47,6 +48,20 @@ def test_ranks_without_each_others_memory_say_so(monkeypatch: pytest.MonkeyPatch
     assert theirs == "4 ranks: NCCL's sums, which promise nothing"
 
 
+def test_nccl_waits_for_no_rank_that_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that destroys NCCL's group when the other ranks are gone waits for them."""
+    aborted: list[bool] = []
+    held = SimpleNamespace(WORLD=None)
+    distributed = SimpleNamespace(get_rank=lambda: 0, get_world_size=lambda: 2, group=held)
+    monkeypatch.setattr(rank_group, "dist", distributed)
+    group = GatheringGroup(torch.device("cpu"), False, True, host=None)  # type: ignore[arg-type]
+    group.abandon()  # torch.distributed holds no group
+    assert not aborted
+    held.WORLD = SimpleNamespace(abort=lambda: aborted.append(True))
+    group.abandon()
+    assert aborted
+
+
 def test_one_rank_of_a_cpu_logs_the_collective(caplog: pytest.LogCaptureFixture) -> None:
     def work(group) -> None:
         model = ModelConfig(model="tiny", load_format="dummy", device="cpu", tensor_parallel=2)
@@ -68,6 +83,30 @@ def test_sums_of_nccl_are_for_the_profile_that_promises_nothing(profile: str) ->
             check_method(method, profile)
     with pytest.raises(NumericsError, match="must be one of auto, one-shot, two-shot, push, gather, nccl"):
         check_method("ring", profile)
+
+
+def test_ranks_share_gpus_where_that_is_asked_for_and_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    check_ranks(4, "exact", "auto")
+    check_ranks(8, "tp-invariant", "auto", ranks_per_gpu=2)
+    with pytest.raises(NumericsError, match="takes a GPU for each rank, and torch finds 4 here"):
+        check_ranks(8, "tp-invariant", "auto")
+    with pytest.raises(NumericsError, match="takes a GPU for every 2 ranks, and torch finds 4 here"):
+        check_ranks(16, "tp-invariant", "auto", ranks_per_gpu=2)
+    for size, shared in ((1, 2), (8, 3), (8, 0)):
+        with pytest.raises(NumericsError, match=f"must divide --tensor-parallel {size}, got {shared}"):
+            check_ranks(size, "tp-invariant", "auto", shared)
+    for profile, method in (("exact", "gather"), ("unpinned", "auto"), ("unpinned", "nccl")):
+        with pytest.raises(NumericsError, match=r"NCCL, .* takes one rank a GPU"):
+            check_ranks(8, profile, method, ranks_per_gpu=2)
+
+
+def test_ranks_that_share_a_gpu_are_told_how_much_of_it_is_theirs() -> None:
+    model = ModelConfig(device="cuda", tensor_parallel=8)
+    with pytest.raises(ConfigError, match="--ranks-per-gpu takes --kv-memory-mib"):
+        check_parallel(model, EngineConfig(ranks_per_gpu=2))
+    with pytest.raises(ConfigError, match="not for the replicas of --data-parallel"):
+        check_parallel(model, EngineConfig(ranks_per_gpu=2, kv_memory_mib=64, data_parallel=2))
 
 
 def test_gpus_that_do_not_reach_each_other_are_told_what_does_without(

@@ -18,10 +18,11 @@ WIDTH = 64
 
 
 class FoldingGroup:
-    """A group that adds gathered parts; `fold` may be wrong, and so may be that of what was written to the owners."""
+    """A group that adds gathered parts; `fold` may be wrong, and so may be that of what was written to the owners.
+    With `stale`, norms of shared rows read the residual of others' rows, which is void."""
 
-    def __init__(self, group, fold, pushed_fold) -> None:
-        self._group, self._fold, self._pushed_fold = group, fold, pushed_fold
+    def __init__(self, group, fold, pushed_fold, stale: bool = False) -> None:
+        self._group, self._fold, self._pushed_fold, self._stale = group, fold, pushed_fold, stale
         self.rank, self.size = group.rank, group.size
 
     def part(self, shape, dtype) -> Tensor:
@@ -39,8 +40,27 @@ class FoldingGroup:
         fold = self._pushed_fold if pushed else self._fold
         return fold(list(self._group.all_gather(part)), act)
 
-    def all_reduce_add_norm(self, part: Tensor, residual: Tensor, weight: Tensor, eps: float):
-        return plain_add_norm(self.all_reduce(part, residual.dtype), residual, weight, eps)
+    def all_reduce_add_norm(
+        self,
+        part: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        pushed: bool = False,
+        whole: bool = True,
+        shared: bool | None = None,
+    ):
+        summed = self.all_reduce(part, residual.dtype, pushed)
+        if not shared:
+            return plain_add_norm(summed, residual, weight, eps)
+        rows = residual.shape[0] // self.size
+        own = slice(self.rank * rows, (self.rank + 1) * rows)
+        if not self._stale:
+            residual = self._group.all_gather(residual[own]).flatten(0, 1)
+        normed, total = plain_add_norm(summed, residual, weight, eps)
+        kept = torch.full_like(total, torch.nan)
+        kept[own] = total[own]
+        return normed, total if whole else kept
 
 
 def plain_add_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -53,12 +73,12 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_proof, "add_rms_norm", plain_add_norm)
 
 
-def prove(size: int, tree: bool, fold, pushed_fold=None) -> None:
+def prove(size: int, tree: bool, fold, pushed_fold=None, stale: bool = False) -> None:
     part = torch.float32 if tree else torch.bfloat16
     on_ranks(
         size,
         lambda group: prove_sums(
-            FoldingGroup(group, fold, pushed_fold or fold), WIDTH, part, torch.bfloat16, tree, CPU
+            FoldingGroup(group, fold, pushed_fold or fold, stale), WIDTH, part, torch.bfloat16, tree, CPU
         ),
     )
 
@@ -88,6 +108,11 @@ def test_what_was_written_to_the_owners_is_proven_too() -> None:
     prove(4, True, clause, clause)
     with pytest.raises(NumericsError, match="left its clause"):
         prove(4, True, clause, swapped)
+
+
+def test_rows_of_the_residual_that_others_keep_are_seen() -> None:
+    with pytest.raises(NumericsError, match="left its clause"):
+        prove(2, True, lambda parts, act: folded(parts, True, act), stale=True)
 
 
 def test_a_stale_part_and_a_rounding_too_many_are_seen() -> None:

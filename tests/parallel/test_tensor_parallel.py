@@ -119,8 +119,11 @@ def test_ranks_leave_with_the_engine() -> None:
     [process] = engine.runner.ranks._processes
     folder = engine.runner.ranks.meeting.parent
     assert folder.exists()
+    left: list[int | None] = []
+    engine.runner.ranks.let_go = lambda: left.append(process.exitcode)
     llm.close()
     assert process.exitcode == 0
+    assert left == [0], "nothing may wait for ranks that have left"
     assert not folder.exists()
 
 

@@ -35,7 +35,16 @@ LEAST_PROMPTS, LEAST_STEPS = 8, 4
 TRACED_STEPS = 4
 NAMED_KERNELS = 16
 """of a step of prompts"""
-EXCHANGING = ("one_shot", "two_shot", "gather_columns", "gather_rows", "all_gather", "meet_alone", "nccl")
+EXCHANGING = (
+    "one_shot",
+    "two_shot",
+    "add_norm_shares",
+    "gather_columns",
+    "gather_rows",
+    "all_gather",
+    "meet_alone",
+    "nccl",
+)
 """Parts of the names of kernels in which ranks exchange values or wait for each other."""
 
 

@@ -42,7 +42,7 @@ def build_engine(model: ModelConfig, engine: EngineConfig, progress: Progress) -
     ModelShard(0, model.tensor_parallel).check(files.spec)
     reading = _start_reading(files)
     size = model.tensor_parallel
-    if size > 1:
+    if size > 1 or engine.ranks_per_gpu != 1:
         check_parallel(model, engine)
     ranks = None
     if size > 1:
@@ -76,7 +76,7 @@ def _build(
     operators, group = make_numerics(model, engine, met)
     if ranks is not None:
         progress(JOINING_RANKS, 1, 1)
-        ranks.on_lost = group.abandon
+        ranks.let_go = group.abandon
     if not operators.promises_bits:
         log.warning(
             "numerics profile '%s' promises nothing: bits may change with the batch", operators.profile

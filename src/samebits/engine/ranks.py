@@ -6,9 +6,11 @@ each product of logits, run the same model code over their shard, and meet rank 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -38,8 +40,9 @@ class RankProcesses:
         self._processes: list[SpawnProcess] = []
         self._pipes: list[Connection] = []
         self._lost: str = ""
-        self.on_lost: Callable[[], None] = lambda: None
-        """called by another thread as soon as a rank is found dead"""
+        self.let_go: Callable[[], None] = lambda: None
+        """ends what this process waits for in the others: called when they have left, and by another thread as soon as
+        one is found dead"""
         self._noticed = threading.Event()
         self._closing = False
         context = multiprocessing.get_context("spawn")
@@ -98,11 +101,14 @@ class RankProcesses:
                 pipe.send(Stop())
             except OSError:
                 continue
+        last = time.monotonic() + STOP_SECONDS
         for process in self._processes:
-            process.join(STOP_SECONDS)
+            process.join(max(last - time.monotonic(), 0))
             if process.is_alive():
                 process.kill()
                 process.join()
+        with contextlib.suppress(RuntimeError):  # of a device that has failed
+            self.let_go()
         self._folder.remove()
 
     def _watch(self) -> None:
@@ -113,7 +119,7 @@ class RankProcesses:
             return
         self._lost = self._told_by(sentinels[ended[0]])
         self._noticed.set()
-        self.on_lost()
+        self.let_go()
         log.error("%s", self._lost)
 
     def _told_by(self, index: int) -> str:

@@ -56,10 +56,16 @@ def check_parallel(model: ModelConfig, engine: EngineConfig) -> None:
     """Raises `ConfigError` where the ranks could not be held here, before any of them is started."""
     if choose_device(model.device).type != "cuda":
         return
+    if engine.ranks_per_gpu > 1 and not (engine.kv_memory_mib or engine.kv_pages):
+        raise ConfigError(
+            "--ranks-per-gpu takes --kv-memory-mib: ranks that share a GPU cannot share out the rest of it"
+        )
+    if engine.ranks_per_gpu > 1 and engine.data_parallel > 1:
+        raise ConfigError("--ranks-per-gpu is for one model, and not for the replicas of --data-parallel")
     from samebits.numerics.gpu.rank_group import check_ranks
 
     try:
-        check_ranks(model.tensor_parallel, model.numerics, engine.all_reduce)
+        check_ranks(model.tensor_parallel, model.numerics, engine.all_reduce, engine.ranks_per_gpu)
     except NumericsError as error:
         raise ConfigError(str(error)) from error
 
@@ -90,7 +96,7 @@ def _tensor_group(model: ModelConfig, engine: EngineConfig, ranks: Ranks) -> Gro
     from samebits.numerics.gpu.rank_group import open_rank_group
 
     meeting = ranks.meeting_file.with_name(ranks.meeting_file.name + DEVICE_MEETING)
-    return open_rank_group(meeting, ranks.group, model.numerics, engine.all_reduce)
+    return open_rank_group(meeting, ranks.group, model.numerics, engine.all_reduce, engine.ranks_per_gpu)
 
 
 def load_shard(

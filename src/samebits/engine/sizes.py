@@ -56,6 +56,8 @@ def log_idle_settings(engine: EngineConfig) -> None:
         log.info("--cuda-graph-max-bs has no effect: there are no CUDA graphs on a CPU")
     if engine.all_reduce != EngineConfig.all_reduce:
         log.info("--all-reduce has no effect: ranks on a CPU gather all parts and add them")
+    if engine.ranks_per_gpu != EngineConfig.ranks_per_gpu:
+        log.info("--ranks-per-gpu has no effect: ranks on a CPU share it anyway")
     if engine.memory_fraction:
         log.info(
             "--memory-fraction is of a GPU's memory and has no effect: KV pages get --kv-memory-mib = %d",

@@ -48,11 +48,19 @@ def forward(
         mixed = attention_block(operators, x, layer.attention, shape, rope, batch, pages, kept)
         residual = residual if kept is None else residual.index_select(0, kept)
         x, residual = row_linear_add_norm(
-            operators, mixed, layer.attention.output, residual, layer.mlp.input_norm, spec.norm_eps
+            operators,
+            mixed,
+            layer.attention.output,
+            residual,
+            layer.mlp.input_norm,
+            spec.norm_eps,
+            whole=False,
         )
         gated = gated_mlp(operators, x, layer.mlp)
+        # Of what the last layer begins with rows are taken, and what the norm behind it gives is kept for later.
+        whole = index + 2 >= len(weights.layers)
         x, residual = row_linear_add_norm(
-            operators, gated, layer.mlp.down, residual, _norm_after(weights, index), spec.norm_eps
+            operators, gated, layer.mlp.down, residual, _norm_after(weights, index), spec.norm_eps, whole
         )
     return x
 

@@ -121,9 +121,17 @@ class Operators(Protocol):
         `pack_row_linear`. x act [rows, in of this rank] -> act [rows, out], the same on every rank."""
 
     def row_linear_add_norm(
-        self, x: Tensor, weight: PackedLinear, residual: Tensor, norm_weight: Tensor, eps: float
+        self,
+        x: Tensor,
+        weight: PackedLinear,
+        residual: Tensor,
+        norm_weight: Tensor,
+        eps: float,
+        whole: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """add_rms_norm(row_linear(x, weight), residual, norm_weight, eps), bit for bit, perhaps in one go."""
+        """add_rms_norm(row_linear(x, weight), residual, norm_weight, eps), bit for bit, perhaps in one go. Without
+        `whole`, the second result is for nobody but the next call of this, as the residual of as many rows: a rank may
+        keep those rows only that it adds. The first one then lasts until the next call but one."""
 
     def logits(self, x: Tensor, weight: PackedLinear) -> Tensor:
         """GEMM clause with float32 out of the accumulator, for a weight of `pack_output`.

@@ -72,7 +72,7 @@ def make_operators(
 def _gpu_operators(
     profile: str, device: torch.device, group: Group, dtype: torch.dtype, split_tokens: int
 ) -> Operators:
-    """One rank's operators, on the GPU of its number."""
+    """One rank's operators, on the GPU of its group."""
     from samebits.numerics.gpu.operators import make_gpu_operators
     from samebits.numerics.gpu.rank_group import GatheringGroup, PeerGroup
 
@@ -80,4 +80,4 @@ def _gpu_operators(
         return make_gpu_operators(profile, device, dtype, split_tokens)
     if not isinstance(group, PeerGroup | GatheringGroup):
         raise NumericsError(f"ranks on GPUs need a group that adds there, not a {type(group).__name__}")
-    return make_gpu_operators(profile, torch.device("cuda", group.rank), dtype, split_tokens, group)
+    return make_gpu_operators(profile, group.device, dtype, split_tokens, group)

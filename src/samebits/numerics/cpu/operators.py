@@ -228,7 +228,13 @@ class CpuOperators:
         return y
 
     def row_linear_add_norm(
-        self, x: Tensor, weight: PackedLinear, residual: Tensor, norm_weight: Tensor, eps: float
+        self,
+        x: Tensor,
+        weight: PackedLinear,
+        residual: Tensor,
+        norm_weight: Tensor,
+        eps: float,
+        whole: bool = True,
     ) -> tuple[Tensor, Tensor]:
         return self.add_rms_norm(self.row_linear(x, weight), residual, norm_weight, eps)
 

@@ -244,12 +244,18 @@ class GpuOperators:
         return self._group.all_reduce(part, self._act, pushed)
 
     def row_linear_add_norm(
-        self, x: Tensor, weight: PackedLinear, residual: Tensor, norm_weight: Tensor, eps: float
+        self,
+        x: Tensor,
+        weight: PackedLinear,
+        residual: Tensor,
+        norm_weight: Tensor,
+        eps: float,
+        whole: bool = True,
     ) -> tuple[Tensor, Tensor]:
         if self._group is None:
             return self.add_rms_norm(self._row_product(x, weight, None), residual, norm_weight, eps)
         part, pushed = self._row_part(x, weight, self._group)
-        return self._group.all_reduce_add_norm(part, residual, norm_weight, eps, pushed)
+        return self._group.all_reduce_add_norm(part, residual, norm_weight, eps, pushed, whole)
 
     def _row_part(self, x: Tensor, weight: PackedLinear, group: RankGroup) -> tuple[Tensor, bool]:
         """This rank's part of a row-parallel product, and whether it was written to the ranks that add it."""

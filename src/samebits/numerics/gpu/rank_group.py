@@ -43,6 +43,10 @@ class RankGroup(Protocol):
     @property
     def size(self) -> int: ...
 
+    @property
+    def device(self) -> torch.device:
+        """where this rank computes"""
+
     def all_gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks in rank order: [size, *shape]."""
 
@@ -73,9 +77,19 @@ class RankGroup(Protocol):
         `ways`."""
 
     def all_reduce_add_norm(
-        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
+        self,
+        part: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        pushed: bool = False,
+        whole: bool = True,
+        shared: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`add_rms_norm` of `all_reduce` in the residual's type, bit for bit."""
+        """`add_rms_norm` of `all_reduce` in the residual's type, bit for bit. Without `whole`, only the next call of
+        this, for as many rows, reads the second result, which may lack what that call does not read; and the first
+        result may be overwritten by the next call but one. `shared` asks for each rank to norm the rows that it adds
+        (None: where that is faster)."""
 
     def gather_columns(self, part: Tensor, columns: int) -> Tensor:
         """The parts [rows, held] side by side, cut to [rows, columns]."""
@@ -84,7 +98,7 @@ class RankGroup(Protocol):
         """Row r of the part of the rank that holds ids[r]; every rank holds `held` ids."""
 
     def abandon(self) -> None:
-        """A rank is gone: the device must not wait for it. May be called by another thread."""
+        """A rank is gone, or all are about to leave: nothing must wait for another. May be called by another thread."""
 
     def meet(self) -> None:
         """Wait, on the host, until every rank is here. Raises `RanksLostError` when one is gone."""
@@ -99,7 +113,7 @@ class PeerGroup:
 
     def __init__(self, device: torch.device, tree: bool, method: str, host: Group) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._device = device
+        self.device = device
         self._host = host
         self._make: Callable[[int], RankCollectives] = lambda size: RankCollectives(
             size, device, tree=tree, method=method
@@ -108,7 +122,7 @@ class PeerGroup:
 
     def reserve(self, size: int) -> None:
         if size > self._collectives.most_bytes:
-            torch.cuda.synchronize(self._device)
+            torch.cuda.synchronize(self.device)
             self.meet()
             self._collectives = self._make(size)
 
@@ -149,8 +163,19 @@ class PeerGroup:
         return self._collectives.all_reduce(part, act, way, pushed)
 
     def all_reduce_add_norm(
-        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
+        self,
+        part: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        pushed: bool = False,
+        whole: bool = True,
+        shared: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if shared is None:
+            shared = self._collectives.shares_norms(*residual.shape)
+        if shared:
+            return self._collectives.add_norm_shares(part, residual, weight, eps, whole, pushed)
         if pushed or not self._collectives.fuses(part):
             return add_rms_norm(self.all_reduce(part, residual.dtype, pushed), residual, weight, eps)
         out = torch.empty_like(residual), torch.empty_like(residual)
@@ -181,7 +206,7 @@ class GatheringGroup:
 
     def __init__(self, device: torch.device, tree: bool, own_sums: bool, host: Group) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._device = device
+        self.device = device
         self._tree = tree
         self._own_sums = own_sums
         self._host = host
@@ -198,7 +223,9 @@ class GatheringGroup:
         self._host.all_gather(torch.zeros(1))
 
     def abandon(self) -> None:
-        """NCCL's own time limit ends what waits for a rank that is gone."""
+        # Else a process that ends waits in NCCL for the ranks that have left.
+        if dist.group.WORLD is not None:
+            dist.group.WORLD.abort()
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         out = torch.empty((self.size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
@@ -208,7 +235,7 @@ class GatheringGroup:
         return out
 
     def part(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return torch.empty(tuple(shape), dtype=dtype, device=self._device)
+        return torch.empty(tuple(shape), dtype=dtype, device=self.device)
 
     def pushes(self, rows: int, size: int) -> bool:
         return False
@@ -241,7 +268,14 @@ class GatheringGroup:
         return y
 
     def all_reduce_add_norm(
-        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float, pushed: bool = False
+        self,
+        part: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        pushed: bool = False,
+        whole: bool = True,
+        shared: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
         return add_rms_norm(self.all_reduce(part, residual.dtype), residual, weight, eps)
 
@@ -281,13 +315,26 @@ def check_method(method: str, profile: str) -> None:
         )
 
 
-def check_ranks(size: int, profile: str, method: str) -> None:
+def carried_by_nccl(method: str, profile: str) -> bool:
+    """Whether NCCL carries what the ranks exchange."""
+    return method in ("gather", "nccl") or (method == "auto" and profile == "unpinned")
+
+
+def check_ranks(size: int, profile: str, method: str, ranks_per_gpu: int = 1) -> None:
     """Raises `NumericsError` for a collective that the profile forbids, and where this process cannot hold a rank."""
     check_method(method, profile)
     there = torch.cuda.device_count()
-    if there < size:
+    if ranks_per_gpu < 1 or size % ranks_per_gpu:
+        raise NumericsError(f"--ranks-per-gpu must divide --tensor-parallel {size}, got {ranks_per_gpu}")
+    if ranks_per_gpu > 1 and carried_by_nccl(method, profile):
         raise NumericsError(
-            f"--tensor-parallel {size} takes a GPU for each rank, and torch finds {there} here"
+            f"--ranks-per-gpu {ranks_per_gpu}: NCCL, which carries what ranks exchange under --numerics {profile} and "
+            f"--all-reduce {method}, takes one rank a GPU"
+        )
+    if there < size // ranks_per_gpu:
+        raise NumericsError(
+            f"--tensor-parallel {size} takes a GPU for "
+            f"{'each rank' if ranks_per_gpu == 1 else f'every {ranks_per_gpu} ranks'}, and torch finds {there} here"
         )
     if dist.is_initialized():
         raise NumericsError(
@@ -296,33 +343,37 @@ def check_ranks(size: int, profile: str, method: str) -> None:
         )
 
 
-def open_rank_group(meeting_file: Path, host: Group, profile: str, method: str) -> RankGroup:
+def open_rank_group(
+    meeting_file: Path, host: Group, profile: str, method: str, ranks_per_gpu: int = 1
+) -> RankGroup:
     """Join the ranks of `host`, this one on the GPU of its number; all do so together. `meeting_file` is a path that
-    all know and no earlier group used. Raises `NumericsError` where there are too few GPUs, or none can reach another.
-    """
+    all know and no earlier group used. With `ranks_per_gpu` as many of them share a GPU, which gives each its turn: a
+    meeting takes milliseconds. Raises `NumericsError` where there are too few GPUs, or none can reach another."""
     rank, size = host.rank, host.size
-    check_ranks(size, profile, method)
-    device = torch.device("cuda", rank)
+    check_ranks(size, profile, method, ranks_per_gpu)
+    device = torch.device("cuda", rank // ranks_per_gpu)
     torch.cuda.set_device(device)
     # A program that uses multicast can put the GPUs of a shared host out of service; nothing here needs it.
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
     os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
-    store = dist.FileStore(str(meeting_file), size)
+    if ranks_per_gpu > 1:
+        os.environ.setdefault("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", "1")
+    by_nccl = carried_by_nccl(method, profile)
+    # Ranks that reach each other's memory need no more than to find each other, which is gloo's.
     dist.init_process_group(
-        "nccl",
-        store=store,
+        "nccl" if by_nccl else "gloo",
+        store=dist.FileStore(str(meeting_file), size),
         rank=rank,
         world_size=size,
-        device_id=device,
+        device_id=device if by_nccl else None,
         timeout=datetime.timedelta(seconds=RENDEZVOUS_SECONDS),
     )
     tree = profile == "tp-invariant"
-    if method == "nccl" or (method == "auto" and profile == "unpinned"):
-        group: RankGroup = GatheringGroup(device, tree, own_sums=False, host=host)
-    elif method == "gather":
-        group = GatheringGroup(device, tree, own_sums=True, host=host)
-    else:
-        group = PeerGroup(device, tree, method, host)
+    group: RankGroup = (
+        GatheringGroup(device, tree, own_sums=method == "gather", host=host)
+        if by_nccl
+        else PeerGroup(device, tree, method, host)
+    )
     if rank == 0:
         log.info("[AR] %s", group.describe())
     return group

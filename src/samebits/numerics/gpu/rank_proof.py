@@ -73,6 +73,26 @@ class KnownSum:
         found = self.group.all_reduce_add_norm(self.part(), self.residual, self.weight, EPS)
         return list(zip(found, expected, strict=True))
 
+    def shared(self, pushed: bool) -> list[Pair]:
+        """With norms of shared rows: a sum whose residual stays with the owners of its rows, and one that tells it."""
+        rows = self.own.shape[0] // self.group.size
+        own = slice(self.group.rank * rows, (self.group.rank + 1) * rows)
+        first = add_rms_norm(self.expected, self.residual, self.weight, EPS)
+        second = add_rms_norm(self.expected, first[1], self.weight, EPS)
+        pairs: list[Pair] = []
+        residual = self.residual
+        for whole, (normed, total) in ((False, first), (True, second)):
+            part = self.group.push(self.own) if pushed else self.part()
+            found = self.group.all_reduce_add_norm(
+                part, residual, self.weight, EPS, pushed, whole=whole, shared=True
+            )
+            kept = slice(None) if whole else own
+            pairs += [(found[0].clone(), normed), (found[1][kept].clone(), total[kept])]
+            # Rows of others must not be read.
+            residual = torch.full_like(residual, torch.nan)
+            residual[own] = found[1][own]
+        return pairs
+
     def pushed(self) -> list[Pair]:
         """Of parts that a product has written to the ranks that add them."""
         part = self.group.push(self.own)
@@ -95,6 +115,7 @@ def prove_sums(
         ways.append(known.normed)
         if tree and group.pushes(rows, LARGE):
             ways.append(known.pushed)
+            ways += [partial(known.shared, pushed) for pushed in (True, False)]
         for way in ways:
             pairs = way() + way()  # buffers take turns
             if not all(torch.equal(one.view(torch.uint8), other.view(torch.uint8)) for one, other in pairs):

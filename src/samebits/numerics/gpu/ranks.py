@@ -20,8 +20,9 @@ from torch.distributed import _symmetric_memory as symmetric_memory
 
 from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
-from samebits.numerics.gpu import all_reduce, gathers, symmetric
+from samebits.numerics.gpu import all_reduce, gathers, row_shares, symmetric
 from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.norm import rms_norm
 
 BLOCK = 2048
 PIECE = all_reduce.PIECE.value
@@ -248,6 +249,39 @@ class RankCollectives:
             TREE=self._tree, MEET=MEETING,
         )  # fmt: skip
         return out
+
+    def shares_norms(self, rows: int, columns: int) -> bool:
+        """Whether `add_norm_shares` serves sums of this shape: where products write parts to those who add them."""
+        return self._tree and self.pushes(rows, rows * columns * torch.float32.itemsize)
+
+    def add_norm_shares(
+        self,
+        part: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        whole: bool,
+        pushed: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """`add_rms_norm` of the sum over ranks, each rank norming the rows that it adds, for all. Read of the residual
+        are this rank's rows, rank * rows / size and on. Without `whole` the second result has only these, too, and the
+        first one stands in a buffer; with it, the second one does."""
+        rows, width = residual.shape
+        _checked(part.numel())
+        shares = self._shares[self._turn]
+        source, result = self._take_turn(part)
+        y = result.view((rows, width), residual.dtype)
+        total = y if whole else torch.empty_like(residual)
+        way = all_reduce.PUSHED if pushed else all_reduce.READ
+        share_rows = rows // self.size
+        start(
+            row_shares.add_norm_shares, (min(share_rows, MOST_PROGRAMS),),
+            shares.table if pushed else source.table, result.table, self._pads.table, self._epochs,
+            part, residual, weight, y, total, share_rows, self.rank, eps,
+            launch=NORM_LAUNCH, WIDTH=width, LANES=CONTRACT.device_reduction_lanes, FIRST=self.rank,
+            WORLD=self.size, TREE=self._tree, WAY=way.value, NORMED=not whole, MEET=MEETING,
+        )  # fmt: skip
+        return (rms_norm(y, weight, eps), y) if whole else (y, total)
 
     def settle(self) -> None:
         """Have the next collective take the first buffer: ranks meet once more if it is not its turn."""
