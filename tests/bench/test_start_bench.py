@@ -36,12 +36,14 @@ LOG = "\n".join(
 )
 
 
-def test_the_caches_are_empty_once_and_filled_after(tmp_path: Path) -> None:
+def test_the_caches_are_empty_once_and_filled_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     seen: list[bool] = []
 
     def start(environment: dict[str, str]) -> Started:
         folders = [Path(environment[name]) for name in CACHES]
         seen.append(any(folder.exists() for folder in folders))
+        assert "PYTHONDONTWRITEBYTECODE" not in environment  # or there is a cache that nothing fills
         for folder in folders:
             folder.mkdir(exist_ok=True)
         return Started(MOMENT.timestamp(), 40.0, LOG)

@@ -1,6 +1,7 @@
 """`samebits bench start`: how long a server takes until it is ready, with empty caches and after.
 
-Empty are the caches of kernels, proofs and digests; the system's own of files are as they happen to be.
+Empty are the caches of kernels, proofs, digests and Python's bytecode, which every start may fill, whatever the
+machine's settings say; the system's own of files are as they happen to be.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,8 +21,16 @@ from samebits.bench.device_engine import gpu_facts, stage_seconds
 from samebits.bench.facts import machine, write_result
 from samebits.config import ModelConfig
 
-CACHES = ("XDG_CACHE_HOME", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR", "CUDA_CACHE_PATH")
-"""variables that say where compiled kernels and proofs are kept"""
+CACHES = (
+    "XDG_CACHE_HOME",
+    "TRITON_CACHE_DIR",
+    "NUMBA_CACHE_DIR",
+    "CUDA_CACHE_PATH",
+    "PYTHONPYCACHEPREFIX",
+)
+"""variables that say where compiled kernels, proofs and bytecode are kept"""
+NOTHING_KEPT = "PYTHONDONTWRITEBYTECODE"
+"""variable that has every start compile every module, torch's among them: some two seconds"""
 LOGGING = ("--log-level=debug", "--log-format=json")
 """flags of a server whose log says when each stage began"""
 
@@ -56,6 +65,12 @@ class Started:
                 yield stage, moment
 
 
+def own_caches(environment: Mapping[str, str], folder: str) -> dict[str, str]:
+    """The environment of a server that keeps all that it may keep below `folder`."""
+    kept = {name: value for name, value in environment.items() if name != NOTHING_KEPT}
+    return kept | {name: f"{folder}/{name.lower()}" for name in CACHES}
+
+
 def run(
     start: Callable[[dict[str, str]], Started],
     model: ModelConfig,
@@ -68,7 +83,7 @@ def run(
     rows: list[dict[str, Any]] = []
     result = {"benchmark": "start", **machine(), "model": model.model, "starts": rows}
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {name: f"{folder}/{name.lower()}" for name in CACHES}
+        environment = own_caches(os.environ, folder)
         for number in range(1 + repeats):
             started = start(environment)
             caches = "empty" if number == 0 else "filled"

@@ -1,5 +1,6 @@
 """Kernels that every start of a model launches, named before it launches them, so that they are compiled side by side
-while weights are loaded. One that is not named here is compiled when it is launched first.
+while weights are loaded. One that is not named here is compiled when it is launched first, by itself: a first start of
+an 8B shape would take twice as long (docs/gpu-notes.md).
 
 Their sources are asked for, or the calls that launch them are made on CPU tensors with `Noted` for a start, so that
 the rule by which a launch is chosen stands in one place.

@@ -60,7 +60,7 @@ class Bound:
 
 def captured(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     """A graph of what `work` launches; it allocates nothing. `torch.cuda.graph` would first give all memory that is
-    kept for later back to the driver, which takes longer than most captures and has the next proof ask for it again."""
+    kept for later back to the driver, whom the next proof would ask for it again."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(torch.cuda.Stream()):
         graph.capture_begin()
