@@ -1,8 +1,8 @@
-"""`python -m samebits`."""
+"""`python -m samebits`. A process that this one spawns imports it, too, and needs no command line."""
 
 import sys
 
-from samebits.cli import main
-
 if __name__ == "__main__":
+    from samebits.cli import main
+
     sys.exit(main())

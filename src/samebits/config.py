@@ -104,6 +104,10 @@ class EngineConfig:
     )
     max_running: int = setting(0, "most requests in one step; 0: 64 on the CPU, 256 on a GPU")
     max_waiting: int = setting(4096, "most requests in the queue")
+    assumed_answer_tokens: int = setting(
+        4096,
+        "length of an answer before any has ended, for foretelling memory; 0: admit whoever fits at the moment",
+    )
     loop: str = setting(
         "overlapped", "prepare the next step while one runs, or one after another", ("overlapped", "simple")
     )

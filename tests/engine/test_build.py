@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,3 +67,19 @@ def test_a_broken_tokenizer_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(build, "read_compiler", read)
     with pytest.raises(ModelFileError, match=r"tokenizer\.json"):
         build.build_engine(MODEL, SETTINGS, lambda *news: None)
+
+
+def test_memory_is_foretold_unless_no_length_is_assumed() -> None:
+    """Sixteen pages, and two requests that want up to ten each."""
+    pages_and_running = []
+    for assumed in (EngineConfig.assumed_answer_tokens, 0):
+        settings = replace(SETTINGS, kv_memory_mib=0, kv_pages=16, assumed_answer_tokens=assumed)
+        engine = build.build_engine(MODEL, settings, lambda *news: None)
+        for rid, token in (("one", 5), ("other", 6)):
+            sampling = ResolvedSampling(max_new_tokens=576, ignore_eos=True)
+            engine.submit(EngineRequest(rid=rid, prompt_ids=[token] * 64, sampling=sampling))
+        engine.step()
+        status = engine.status(0)
+        pages_and_running.append((status.expected_pages, status.running))
+        engine.close()
+    assert pages_and_running == [(20, 2), (0, 2)]

@@ -56,6 +56,7 @@ def test_a_given_amount_goes_before_the_share() -> None:
         {"kv_memory_mib": -1},
         {"step_tokens": -1},
         {"max_waiting": 0},
+        {"assumed_answer_tokens": -1},
         {"page_tokens": 100},
         {"memory_fraction": 1.0},
     ],

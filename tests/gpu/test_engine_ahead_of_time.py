@@ -7,6 +7,8 @@ parts were changed apart from each other fail here, and not on a GPU.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -22,12 +24,14 @@ from samebits.engine.device.sampling import plain_constants, sample_plain
 from samebits.models import decoder
 from samebits.models.load import load_model, read_model_files
 from samebits.numerics.gpu import (
+    activation,
     attention,
     attention_prefill,
     configuration,
     gated_operator,
     gemm_candidates,
     gemm_operator,
+    rough_silu,
 )
 from samebits.numerics.gpu.buckets import BUCKETS
 from samebits.numerics.gpu.foreseen import ModelSizes, foreseen_sources
@@ -37,6 +41,7 @@ from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.launch import TARGETS, KernelSource
 from samebits.numerics.gpu.operators import GpuOperators
 from samebits.numerics.gpu.products import ProvenProducts
+from samebits.numerics.operators import HeadLayout
 from samebits.numerics.probe_sampling import VOCABULARY, probe_batch
 
 CPU = torch.device("cpu")
@@ -157,6 +162,18 @@ def test_what_a_start_launches_was_foreseen(recorder: Recorder) -> None:
     assert not launched <= set(other)
 
 
+def test_what_proves_estimates_was_foreseen(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    rough_silu.estimate_errors(CPU)
+    monkeypatch.setattr(rough_silu, "estimates_are_near", lambda device: True)
+    activation._estimates_proven.__wrapped__(CPU)  # nothing runs, so its answer says nothing
+    launched = set(recorder.sources)
+    assert len(launched) == 3
+    sizes = ModelSizes(HeadLayout(8, 2, 64), 512, 1024, 5000, True, 64, 64)
+    for serve in (True, False):
+        monkeypatch.setattr(activation, "estimates_may_serve", lambda dtype, serve=serve: serve)
+        assert (launched <= set(foreseen_sources(sizes, torch.bfloat16, 256, 1))) == serve
+
+
 def test_a_parameter_too_many_is_seen(recorder: Recorder) -> None:
     """The inverse: the description of a kernel that gained a parameter."""
     run_steps(GpuOperators(CPU, torch.bfloat16, 256, ProvenProducts(CPU)))
@@ -164,3 +181,12 @@ def test_a_parameter_too_many_is_seen(recorder: Recorder) -> None:
     fewer = KernelSource(source.function, source.arguments, source.constants[:-1])
     with pytest.raises(AssertionError, match="has the parameters"):
         check_described(fewer)
+
+
+def test_an_engine_on_a_gpu_does_without_the_cpus_compiler() -> None:
+    """numba takes a part of every start."""
+    modules = "samebits.engine.build, samebits.engine.device.build, samebits.numerics.gpu.operators"
+    code = f"import sys, {modules}; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "triton"} <= set(found.stdout.split())
+    assert set(found.stdout.split()).isdisjoint({"numba", "llvmlite", "transformers"})

@@ -330,6 +330,23 @@ def test_what_fails_behind_is_met_where_it_is_asked_for(monkeypatch: pytest.Monk
     assert seen[-1] == "third" and stages == [0, 1]
 
 
+def test_what_takes_long_compiles_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gets past the barrier before three are there."""
+    together, names = threading.Barrier(3, timeout=60), list[str]()
+
+    def load(source: str) -> None:
+        names.append(threading.current_thread().name)
+        together.wait()
+
+    monkeypatch.setattr(bindings, "load", load)
+    monkeypatch.setattr(bindings, "compilers", lambda: 3)
+    bindings.compile_behind(["first", "second", "third"])  # type: ignore[list-item]
+    for thread in threading.enumerate():
+        if thread.name.startswith("samebits-compiler"):
+            thread.join(60)
+    assert len(set(names)) == 3 and not together.broken
+
+
 ENDING = """
 import threading, time
 from samebits.numerics.gpu import bindings

@@ -13,7 +13,7 @@ import numpy as np
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 
-from samebits.numerics.cpu.math import EXP_POLYNOMIAL, LOG_POLYNOMIAL
+from samebits.numerics.cpu.coefficients import EXP_POLYNOMIAL, LOG_POLYNOMIAL
 
 Change = Callable[[str], str]
 """Of a module's text."""

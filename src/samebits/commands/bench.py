@@ -10,6 +10,7 @@ from typing import Any
 
 from samebits.commands import (
     bench_accuracy,
+    bench_admission,
     bench_allreduce,
     bench_attention,
     bench_device,
@@ -50,6 +51,7 @@ def add(commands: Any) -> None:
         KERNELS
         + OFFLINE
         + SCHEDULER
+        + bench_admission.EXAMPLES
         + bench_http.EXAMPLES
         + bench_serve.EXAMPLES
         + bench_accuracy.EXAMPLES
@@ -77,6 +79,7 @@ def add(commands: Any) -> None:
     )
     add_common(offline, "results/offline.json")
     add_scheduler(kinds)
+    bench_admission.add_admission(kinds)
     bench_http.add_http(kinds)
     bench_serve.add_serve(kinds)
     bench_accuracy.add_accuracy(kinds)

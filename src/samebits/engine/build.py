@@ -23,6 +23,7 @@ from samebits.models.load import LoadedModel, ModelFiles, read_model_files
 from samebits.models.shards import ModelShard
 from samebits.numerics.operators import Operators
 from samebits.plan import Plan
+from samebits.schedule.foresight import Foresight
 from samebits.schedule.scheduler import Scheduler, SchedulerLimits
 
 STARTING_RANKS, JOINING_RANKS = "starting ranks", "joining the ranks"
@@ -94,7 +95,8 @@ def _build(
         pages_per_request=-(-min(facts.context_length, facts.kv_tokens) // engine.page_tokens),
     )
     _log_decisions(facts, engine, operators, pages)
-    scheduler = Scheduler(limits, PagePool(pages))
+    assumed = engine.assumed_answer_tokens
+    scheduler = Scheduler(limits, PagePool(pages), Foresight(assumed) if assumed else None)
     loop: Loop = LOOPS[engine.loop](runner) if not on_gpu else _device_loop(shard, limits, ranks, progress)
     masks = _make_masks(reading, progress)
     built = Engine(

@@ -175,6 +175,7 @@ class Engine:
             cached_tokens=self.counters.cached_tokens,
             preemptions=self.scheduler.preemptions,
             cached_pages=self.scheduler.cache.pages,
+            expected_pages=self.scheduler.expected_pages(),
             step_counts=list(self.step_times.counts),
             step_seconds=self.step_times.total,
         )

@@ -138,6 +138,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True, tag="status_reply"
     cached_tokens: int
     preemptions: int
     cached_pages: int = 0
+    expected_pages: int = 0
+    """the most that the running requests are expected to hold at once before they have ended"""
     step_counts: list[int] = []
     """how many turns of the loop that finished a step took at most each of `histogram.STEP_SECONDS`, or longer"""
     step_seconds: float = 0.0

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import multiprocessing
 import os
 import shutil
@@ -28,6 +27,7 @@ import zmq
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.devices import take_devices
 from samebits.engine.folders import OwnedFolder
+from samebits.engine.garbage import import_for_good, settle
 from samebits.engine.logs import configure_logging
 from samebits.engine.messages import (
     Command,
@@ -276,8 +276,9 @@ def engine_process(
         if engine.data_parallel > 1:
             _take_devices(model, engine, replica)
         module, _, function = build.partition(":")
-        build_engine: BuildEngine = getattr(importlib.import_module(module), function)
+        build_engine: BuildEngine = getattr(import_for_good(module), function)
         with closing(build_engine(model, engine, progress_sender(send))) as built:
+            settle()
             send([EngineReady(facts=built.facts)])
             run_service(built, _SocketInbox(commands, parent), send)
     except BaseException as error:  # the parent must learn of whatever ends this process

@@ -47,7 +47,9 @@ def check_sizes(engine: EngineConfig) -> None:
         raise ConfigError(
             f"--page-tokens must be a multiple of {CONTRACT.key_block_tokens}, got {engine.page_tokens}"
         )
-    least_of = {"kv_pages": 0, "kv_memory_mib": 0, "step_tokens": 0, "max_running": 0, "max_waiting": 1}
+    least_of = dict.fromkeys(
+        ("kv_pages", "kv_memory_mib", "step_tokens", "max_running", "assumed_answer_tokens"), 0
+    ) | {"max_waiting": 1}
     for name, least in least_of.items():
         if getattr(engine, name) < least:
             raise ConfigError(

@@ -2,10 +2,12 @@
 
 The rule, which is also the fairness rule: requests are served in one order, higher priority first and older
 first among equals. A step takes one decode token of every running request in that order, then prefill chunks
-in that order, of running requests and of waiting ones that it admits, until its token budget is spent. Nobody
-is admitted past an earlier waiting request that does not fit yet, so a stream of long prompts delays a request
-by those before it in the order and by no other. When KV pages run out, the last request in the order gives its
-pages up and waits again; the first one is never preempted, so it always gets on.
+in that order, of running requests and of waiting ones that it admits, until its token budget is spent. A waiting
+request is admitted when its tokens fit now, and when it and those before it are expected to fit until each has
+ended, or long enough to be worth it (`foresight.py`). Nobody is admitted past an earlier waiting request that is
+not admitted yet, so a stream of long prompts delays a request by those before it in the order and by no other.
+When KV pages run out all the same, the last request in the order gives its pages up and waits again; the first
+one is never preempted, so it always gets on.
 
 Nothing decided here can change a bit of any result.
 """
@@ -23,6 +25,7 @@ import numpy as np
 
 from samebits.cache.pages import PagePool
 from samebits.cache.radix import Node, PrefixCache
+from samebits.schedule.foresight import Foresight
 from samebits.schedule.request import Phase, Request
 from samebits.schedule.sharing import PageSharing
 
@@ -62,9 +65,11 @@ class Chunk(msgspec.Struct, frozen=True, eq=False, gc=False):
 class Scheduler:
     """Owns the requests, their pages and the page table."""
 
-    def __init__(self, limits: SchedulerLimits, pool: PagePool) -> None:
+    def __init__(self, limits: SchedulerLimits, pool: PagePool, foresight: Foresight | None = None) -> None:
+        """Without `foresight`, whoever fits at this moment is admitted."""
         self.limits = limits
         self.pool = pool
+        self.foresight = foresight
         self.cache = PrefixCache(pool, limits.page_tokens)
         self.running: list[Request] = []
         """in service order"""
@@ -73,6 +78,8 @@ class Scheduler:
         self._sharing = PageSharing(self.cache, pool, self.page_table)
         self._waiting: list[tuple[tuple[int, int], Request]] = []
         self._waiting_count = 0
+        self._promised_pages = 0
+        """that the running requests hold when each is as long as it may get"""
         self._by_rid: dict[str, Request] = {}
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
 
@@ -101,6 +108,9 @@ class Scheduler:
     def finish(self, request: Request) -> None:
         """Take a request out, wherever it is, and give its pages back."""
         del self._by_rid[request.rid]
+        if self.foresight is not None and request.output_length:
+            cut = len(request.tokens) >= request.length_limit
+            self.foresight.learn(request.output_length, cut)
         if request.phase is Phase.RUNNING:
             self._leave_running(request)
         else:
@@ -166,6 +176,13 @@ class Scheduler:
         self.preemptions += 1
         self._enqueue(request)
 
+    def expected_pages(self) -> int:
+        """The most pages that the running requests are expected to hold at once before they have ended."""
+        if self.foresight is None or not self.running:
+            return 0
+        held = self._held_pages(self.running)
+        return math.ceil(self.foresight.most_pages(self.running, held, self.limits.page_tokens))
+
     def flush_cache(self) -> int:
         """Empty the prefix cache; returns the number of its pages. Running requests keep what they use."""
         return self._sharing.flush()
@@ -177,6 +194,8 @@ class Scheduler:
         assert len(self.running) + self._waiting_count == len(self._by_rid), "a request is in no queue"
         assert self.running == sorted(self.running, key=_order), "running requests are out of order"
         slots = [request.slot for request in self.running]
+        promised = sum(self._pages_for(request.length_limit) for request in self.running)
+        assert self._promised_pages == promised, "promised pages are miscounted"
         assert sorted(slots + self._free_slots) == list(range(self.limits.max_running)), "slots leak"
         for request in self.running:
             held = len(request.pages)
@@ -254,7 +273,7 @@ class Scheduler:
         if request.unread:
             return None  # preempted in this very step: its last token is not known yet
         path = self._entry(request)
-        if path is None:
+        if path is None or not self._is_worth_a_start(request, path):
             return None
         heapq.heappop(self._waiting)
         self._admit(request, path)
@@ -269,11 +288,36 @@ class Scheduler:
         path = self._sharing.find(request)
         return path if wanted - len(path) <= self._sharing.available_pages(path) else None
 
+    def _is_worth_a_start(self, request: Request, path: list[Node]) -> bool:
+        """Whether a waiting request and those before it are expected to fit until each of them has ended, or long
+        enough."""
+        longest = self._pages_for(request.length_limit)
+        if self.foresight is None or self._promised_pages + longest <= self.pool.total:
+            return True
+        # Those after it will give their pages up when it needs them.
+        earlier = self.running[: bisect_left(self.running, request.order, key=_order)]
+        if not earlier:
+            return True
+        requests = [*earlier, request]
+        held = self._held_pages(requests)
+        # What others use of its prefix is theirs.
+        unused = self._sharing.available_pages([]) - self._sharing.available_pages(path)
+        held[-1] = self._pages_for(request.length) - len(path) + unused
+        return self.foresight.is_worth_a_start(requests, held, self.limits.page_tokens, self.pool.total)
+
+    def _held_pages(self, requests: Sequence[Request]) -> np.ndarray:
+        """The pages that these requests hold (float64 `[requests]`). Of those that several hold, each is taken to have
+        its even share."""
+        listed = sum(len(request.pages) for request in self.running)
+        share = (self.pool.total - self._sharing.available_pages([])) / max(1, listed)
+        return np.array([share * len(request.pages) for request in requests])
+
     def _admit(self, request: Request, path: list[Node]) -> None:
         """Let a request run that is in the queue no more, with pages for all its tokens."""
         self._waiting_count -= 1
         request.slot = self._free_slots.pop()
         request.phase = Phase.RUNNING
+        self._promised_pages += self._pages_for(request.length_limit)
         insort(self.running, request, key=_order)
         self._sharing.enter(request, path)
         if not request.preemptions:
@@ -307,6 +351,7 @@ class Scheduler:
 
     def _leave_running(self, request: Request) -> None:
         del self.running[bisect_left(self.running, request.order, key=_order)]
+        self._promised_pages -= self._pages_for(request.length_limit)
         self._sharing.leave(request)
         self.page_table[request.slot, : len(request.pages)] = -1
         self._free_slots.append(request.slot)

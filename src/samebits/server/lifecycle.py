@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import logging
 import socket
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import uvicorn
 
 from samebits.config import EngineConfig, ModelConfig, ServerConfig
 from samebits.engine.async_engine import AsyncEngine
+from samebits.engine.garbage import settle
 from samebits.engine.logs import configure_logging
 from samebits.engine.process import BUILD_ENGINE, ProcessTransport
 from samebits.engine.replicas import ReplicaTransport
@@ -205,16 +205,8 @@ async def _until_idle(front: Front) -> None:
         await asyncio.sleep(0.02)
 
 
-def _settle_memory() -> None:
-    """Let the garbage collector leave alone what a server keeps for ever (code, vocabulary), and look at the rest less
-    often: next to nothing in a request is cyclic, and its looks took a third of the server's time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
-
-
 def _log_ready(front: Front, listener: socket.socket) -> None:
-    _settle_memory()
+    settle()  # the collector's looks took a third of the server's time
     facts = front.engine.facts
     host, port = listener.getsockname()[:2]
     promise = "promises bits" if facts.promises_bits else "PROMISES NO BITS: results depend on the batch"

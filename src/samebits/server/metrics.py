@@ -41,6 +41,7 @@ GAUGES = {
     "kv_pages": "KV pages that there are",
     "kv_pages_used": "KV pages of running samples and of the prefix cache",
     "kv_pages_cached": "KV pages that the prefix cache knows",
+    "kv_pages_expected": "most KV pages that the running samples are expected to hold at once before they end",
     "kv_usage_ratio": "used KV pages over all",
 }
 COUNTERS = {
@@ -126,6 +127,7 @@ class _Snapshot(Collector):
             "kv_pages": status.kv_pages_total,
             "kv_pages_used": status.kv_pages_used,
             "kv_pages_cached": status.cached_pages,
+            "kv_pages_expected": status.expected_pages,
             "kv_usage_ratio": status.kv_pages_used / max(1, status.kv_pages_total),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -28,11 +29,19 @@ from samebits.numerics.gpu.attention_operator import (
     units_of,
 )
 from samebits.numerics.gpu.attention_prefill import HopperLaunch, tiles
-from samebits.numerics.gpu.launch import target_name
+from samebits.numerics.gpu.bindings import compile_all
+from samebits.numerics.gpu.foreseen import attention_sources
+from samebits.numerics.gpu.launch import KernelSource, target_name
 from samebits.numerics.gpu.prover import Candidate, Case, Proof, Rejection, Tensors, Trial
 from samebits.numerics.operators import HeadLayout
 
 SMALL = Ragged((0, 580), (2, 1))
+BUCKETS = (TILES, 1, 4)
+
+
+def compile_together(sources: Iterable[KernelSource]) -> None:
+    """Side by side: one after another, the thirty kernels of a case take about a minute."""
+    compile_all(sources, lambda stage, done, total: None)
 
 
 def problem_of(act: torch.dtype, group: int = 4, head_dim: int = 128) -> AttentionProblem:
@@ -68,10 +77,11 @@ def check_every_launch_is_proven(
     group: int, head_dim: int, device: torch.device, dtypes: list[torch.dtype]
 ) -> None:
     operator = AttentionOperator(device)
+    problems = [problem_of(act, group, head_dim) for act in dtypes[1:]]
+    compile_together(source for problem in problems for source in operator.sources(problem, BUCKETS))
     refused = []
-    for act in dtypes[1:]:
-        problem = problem_of(act, group, head_dim)
-        for found in operator.rounds(problem, (TILES, 1, 4)):
+    for problem in problems:
+        for found in operator.rounds(problem, BUCKETS):
             for recipe in operator.recipes(problem, found.bucket):
                 try:
                     verdict = found.trial.prove(recipe.make())
@@ -79,7 +89,7 @@ def check_every_launch_is_proven(
                     refused.append(f"{recipe.name}: {error!r:.200}")
                     continue
                 if not isinstance(verdict, Proof):
-                    refused.append(f"{act} bucket {found.bucket} {recipe.name}: {verdict.reason}")
+                    refused.append(f"{problem.act} bucket {found.bucket} {recipe.name}: {verdict.reason}")
     wrong = [line for line in refused if "out of resource" not in line and "shared memory" not in line]
     assert not wrong, "\n".join(wrong)
 
@@ -127,8 +137,9 @@ def check_wrong_orders_of_the_kernel_for_hopper_are_rejected(device: torch.devic
 def check_what_the_engine_uses_is_proven(
     group: int, head_dim: int, device: torch.device, dtypes: list[torch.dtype]
 ) -> None:
-    for act in dtypes[1:]:
-        shape = problem_of(act, group, head_dim).shape
+    shapes = {act: problem_of(act, group, head_dim).shape for act in dtypes[1:]}
+    compile_together(source for act, shape in shapes.items() for source in attention_sources(shape, act, 132))
+    for act, shape in shapes.items():
         ranges = {default_ranges(shape, act, 1, units, 132) for units in range(1, 257)}
         assert any(launch.specialised for launch in ranges) == (target_name() == "sm_90")
         assert len(prove_defaults(shape, act, 132, device)) == 1 + len(ranges)

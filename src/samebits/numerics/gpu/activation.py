@@ -14,7 +14,7 @@ from samebits.errors import NumericsError
 from samebits.numerics.gpu import rough_silu
 from samebits.numerics.gpu.arithmetic import exp
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
-from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.configuration import Launch, Start, start
 from samebits.numerics.gpu.dependent import wait_ahead
 from samebits.numerics.gpu.rough_silu import gated
 
@@ -56,7 +56,9 @@ def _estimates_proven(device: torch.device) -> bool:
         return False
     for seed in range(PROOF_TURNS):
         pairs = rough_silu.pairs_of_all_gates(seed, BLOCK, device)
-        exact, rough = (_launch(pairs, None, SILU_LAUNCH, kind).view(torch.int16) for kind in (False, True))
+        exact, rough = (
+            silu_mul_as(pairs, None, SILU_LAUNCH, kind).view(torch.int16) for kind in (False, True)
+        )
         if not torch.equal(exact, rough):
             log.warning(
                 "%s: the gated activation by estimates is not proven; the clause's sequence serves", device
@@ -67,12 +69,20 @@ def _estimates_proven(device: torch.device) -> bool:
 
 def estimates_serve(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether estimates may serve. Looks at the device at the first call, and waits for it."""
-    if dtype != torch.bfloat16 or device.type != "cuda" or torch.version.cuda is None:
+    if device.type != "cuda" or not estimates_may_serve(dtype):
         return False
     return not torch.cuda.is_current_stream_capturing() and _estimates_proven(device)
 
 
-def _launch(gate_up: Tensor, out: Tensor | None, launch: Launch, rough: bool) -> Tensor:
+def estimates_may_serve(dtype: torch.dtype) -> bool:
+    """Whether it is worth while to look, on GPUs that this process's torch is for."""
+    return dtype == torch.bfloat16 and torch.version.cuda is not None
+
+
+def silu_mul_as(
+    gate_up: Tensor, out: Tensor | None, launch: Launch, rough: bool, start: Start = start
+) -> Tensor:
+    """`silu_mul` by estimates or without."""
     rows, double = gate_up.shape
     width = double // 2
     y = result("activation output", out, gate_up, gate_up.dtype, (rows, width))
@@ -82,9 +92,12 @@ def _launch(gate_up: Tensor, out: Tensor | None, launch: Launch, rough: bool) ->
     return y
 
 
-def silu_mul(gate_up: Tensor, out: Tensor | None = None, launch: Launch = SILU_LAUNCH) -> Tensor:
+def silu_mul(
+    gate_up: Tensor, out: Tensor | None = None, launch: Launch = SILU_LAUNCH, start: Start = start
+) -> Tensor:
     """silu(first half) * second half. act [rows, 2 width] -> act [rows, width]."""
     rows, double = check_tensor("gate_up", gate_up, ACTIVATIONS, (None, None)).shape
     if double % 2:
         raise NumericsError(f"gate_up has {double} columns, an odd number")
-    return _launch(gate_up, out, launch, rows >= MANY_ROWS and estimates_serve(gate_up.dtype, gate_up.device))
+    rough = rows >= MANY_ROWS and estimates_serve(gate_up.dtype, gate_up.device)
+    return silu_mul_as(gate_up, out, launch, rough, start)

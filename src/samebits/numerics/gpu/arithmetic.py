@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from samebits.numerics.cpu import math as constants
+from samebits.numerics.cpu import coefficients as constants
 
 LOG2_E = tl.constexpr(constants.LOG2_E)
 EXP_LN2_HIGH = tl.constexpr(-constants.EXP_LN2_HIGH)

@@ -16,7 +16,7 @@ from samebits.numerics.gpu import attention_ranges as ranges
 from samebits.numerics.gpu import configuration
 from samebits.numerics.gpu.attention_plan import Units
 from samebits.numerics.gpu.attention_reference import attention_reference
-from samebits.numerics.gpu.configuration import Launch, named_source, start
+from samebits.numerics.gpu.configuration import Launch, Start, named_source, start
 from samebits.numerics.gpu.launch import KernelSource, load, pointer, swizzled_descriptor, target_name
 from samebits.numerics.operators import HeadLayout
 
@@ -253,6 +253,7 @@ def plan_ranges(
     units: Units,
     buffers: RangeBuffers,
     launch: RangeLaunch,
+    start: Start = start,
 ) -> None:
     """Share out the splits of a step, on the device; once a step, before the first layer. positions int64 [rows];
     page_table int32 [requests, pages of a request]."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -17,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from samebits.errors import NumericsError
-from samebits.numerics.gpu.launch import KernelSource, load
+from samebits.numerics.gpu.launch import KernelSource, know_compiler, load
 from samebits.numerics.gpu.operator import Problem, Wish
 from samebits.numerics.gpu.proofs import ProofRecord, ProofStore
 from samebits.numerics.gpu.prover import Candidate
@@ -25,6 +26,8 @@ from samebits.numerics.gpu.tuner import Stopwatch, bind, tuning_seconds
 
 COMPILING, PROVING = "compiling kernels", "proving kernels"
 MOST_COMPILERS = 32
+PAUSE_SECONDS = 0.02
+"""between the first work of two compilers"""
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total)"""
 logger = logging.getLogger(__name__)
@@ -212,14 +215,24 @@ def compile_behind(sources: Iterable[KernelSource]) -> None:
             with suppress(BaseException):
                 load(source)
 
-    for number in range(min(compilers(), waiting.qsize())):
-        threading.Thread(target=work, name=f"samebits-compiler-{number}").start()
+    def begin() -> None:
+        know_compiler()
+        # What is on disk one thread finds in no time, and more would only take Python's lock from who loads weights.
+        for number in range(compilers()):
+            if waiting.empty() or not threading.main_thread().is_alive():
+                return
+            threading.Thread(target=work, name=f"samebits-compiler-{number}").start()
+            time.sleep(PAUSE_SECONDS)
+
+    if not waiting.empty():
+        threading.Thread(target=begin, name="samebits-compilers").start()
 
 
 def compile_all(sources: Iterable[KernelSource], progress: Progress) -> None:
     """Compile side by side. One that fails is met again, and rejected, where it is tried."""
     distinct = list(dict.fromkeys(sources))
     progress(COMPILING, 0, len(distinct))
+    know_compiler()
     with ThreadPoolExecutor(compilers()) as pool:
         waiting = [pool.submit(load, source) for source in distinct]
         try:

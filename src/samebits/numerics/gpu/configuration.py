@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -57,28 +55,37 @@ def named_source(
     return KernelSource(kernel, arguments, values, launch.warps, launch.stages, dependent)
 
 
-_thread = threading.local()
+def source_of(
+    kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any], launch: Launch
+) -> KernelSource:
+    """The binary that `start` launches: of the arguments' values, only the types choose it."""
+    return named_source(kernel, tuple(map(kind_of, arguments)), constants, launch)
 
 
-def launches_of(work: Callable[[], object]) -> list[KernelSource]:
-    """The binaries that `work` would launch by `start`. In this thread nothing is launched meanwhile, so what `work`
-    computes is void."""
-    noted: list[KernelSource] = []
-    _thread.noted = noted
-    try:
-        work()
-    finally:
-        _thread.noted = None
-    return list(dict.fromkeys(noted))
+class Start(Protocol):
+    """What becomes of a launch."""
+
+    def __call__(
+        self, kernel: Any, grid: tuple[int, ...], *arguments: Any, launch: Launch, **constants: Any
+    ) -> None:
+        """`kernel` with run-time arguments in order, constants by name."""
 
 
 def start(kernel: Any, grid: tuple[int, ...], *arguments: Any, launch: Launch, **constants: Any) -> None:
-    """Launch `kernel` on the current stream: run-time arguments in order, constants by name. Of the arguments'
-    values, only the types choose the binary."""
+    """Launch `kernel` on the current stream."""
     x, y, z = (*grid, 1, 1)[:3]
-    source = named_source(kernel, tuple(map(kind_of, arguments)), constants, launch)
-    noted: list[KernelSource] | None = getattr(_thread, "noted", None)
-    if noted is not None:
-        noted.append(source)
-        return
-    load(source).launch((x, y, z), *arguments)
+    load(source_of(kernel, arguments, constants, launch)).launch((x, y, z), *arguments)
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Stands in for `start` where it is handed to what launches, and launches nothing, so that what is computed is
+    void."""
+
+    sources: dict[KernelSource, None] = field(default_factory=dict)
+    """the binaries that would have been launched, in order"""
+
+    def __call__(
+        self, kernel: Any, grid: tuple[int, ...], *arguments: Any, launch: Launch, **constants: Any
+    ) -> None:
+        self.sources[source_of(kernel, arguments, constants, launch)] = None

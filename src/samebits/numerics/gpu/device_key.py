@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from samebits.numerics.contract import constants
+from samebits.numerics.cpu import coefficients
 
 SOURCES = Path(__file__).parent
+COEFFICIENTS = Path(coefficients.__file__)
 
 
 def device_key(device: torch.device) -> dict[str, str]:
@@ -46,7 +48,7 @@ def _library_version() -> str:
 def source_digest() -> str:
     """Digest of every file that a kernel, a case or a comparison is made of."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCES.glob("*.py")):
+    for path in [*sorted(SOURCES.glob("*.py")), COEFFICIENTS]:
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)} ".encode() + content)
     return digest.hexdigest()

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
-from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.configuration import Launch, Start, start
 from samebits.numerics.gpu.dependent import wait_ahead
 
 BLOCK = 1024
@@ -30,7 +30,11 @@ def copy_rows(
 
 
 def embed(
-    token_ids: Tensor, table: Tensor, out: Tensor | None = None, launch: Launch = COPY_LAUNCH
+    token_ids: Tensor,
+    table: Tensor,
+    out: Tensor | None = None,
+    launch: Launch = COPY_LAUNCH,
+    start: Start = start,
 ) -> Tensor:
     """Rows of `table` [vocabulary, width] for int64 ids -> act [rows, width], act being the table's dtype."""
     vocabulary, width = check_tensor("embedding table", table, ACTIVATIONS, (None, None)).shape

@@ -195,6 +195,13 @@ def target_name() -> str:
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
+def know_compiler() -> None:
+    """Have Triton digest its own files, a part of every kernel's key on disk. It does so once a process; but of threads
+    that compile their first kernel at the same time, each digests all of them."""
+    if current := getattr(triton.runtime.cache, "triton_key", None):
+        current()
+
+
 @functools.cache
 def load(source: KernelSource) -> Binary | Interpreted:
     """The kernel of `source` on this process's GPU, compiled on first use, or in the interpreter."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu.arithmetic import INFINITY, exp, fold_halves, log
 from samebits.numerics.gpu.checks import check_tensor, result
-from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.configuration import Launch, Start, start
 from samebits.numerics.gpu.dependent import wait_ahead
 
 BLOCK = CONTRACT.vocabulary_block
@@ -63,7 +63,11 @@ def fold_partials(partials, lse, blocks, DEPENDENT: tl.constexpr):
 
 
 def log_sum_exp(
-    logits: Tensor, out: Tensor | None = None, workspace: Tensor | None = None, launch: Launch = BLOCK_LAUNCH
+    logits: Tensor,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
+    launch: Launch = BLOCK_LAUNCH,
+    start: Start = start,
 ) -> Tensor:
     """Log-sum-exp clause. float32 [rows, vocabulary] -> float32 [rows]. `workspace`: float32 of
     `workspace_shape`."""
@@ -98,7 +102,12 @@ def logprobs_of_pairs(
 
 
 def token_logprobs(
-    logits: Tensor, lse: Tensor, rows: Tensor, token_ids: Tensor, out: Tensor | None = None
+    logits: Tensor,
+    lse: Tensor,
+    rows: Tensor,
+    token_ids: Tensor,
+    out: Tensor | None = None,
+    start: Start = start,
 ) -> Tensor:
     """Raw logprobs of (row, token) pairs, int64 [n] twice -> float32 [n]. An id outside the vocabulary (a row
     with a fault has -1) gives 0."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu.arithmetic import fold_halves
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
-from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.configuration import Launch, Start, start
 from samebits.numerics.gpu.dependent import allow_next, wait_ahead
 
 LANES = CONTRACT.device_reduction_lanes
@@ -116,6 +116,7 @@ def rms_norm(
     out: Tensor | None = None,
     launch: Launch | None = None,
     constant: bool = True,
+    start: Start = start,
 ) -> Tensor:
     """Norm clause. x act [rows, width], weight [width] -> act [rows, width]. `constant`: no kernel that may still run
     writes `weight`."""
@@ -148,6 +149,7 @@ def add_rms_norm(
     eps: float,
     out: tuple[Tensor, Tensor] | None = None,
     launch: Launch | None = None,
+    start: Start = start,
 ) -> tuple[Tensor, Tensor]:
     """(norm(x + residual), x + residual), the sum rounded to act first. `out` may not overlap the inputs; no kernel
     that may still run writes `weight`."""

@@ -17,7 +17,7 @@ from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu.arithmetic import is_finite
 from samebits.numerics.gpu.checks import ACTIVATIONS, check_tensor, result
-from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.configuration import Launch, Start, start
 from samebits.numerics.gpu.dependent import wait_ahead
 from samebits.numerics.gpu.norm import inverse_root_mean_square
 from samebits.numerics.operators import HeadLayout
@@ -211,6 +211,7 @@ def norm_rope_store(
     values: Tensor,
     out: Tensor | None = None,
     launch: Launch = ROPE_LAUNCH,
+    start: Start = start,
 ) -> Tensor:
     """See `Operators.norm_rope_store`. keys and values act [pages, kv_heads, page_tokens, head_dim], written at
     `slots` int64 [rows] -> queries act [rows, query_heads, head_dim]."""

@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
-from samebits.numerics.cpu import math as constants
+from samebits.numerics.cpu import coefficients as constants
 from samebits.numerics.gpu.arithmetic import exp
-from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.configuration import Launch, Start, start
 
 LOWEST_GATE = -10.0
 """Below it the estimate's error grows, and the clause's sequence serves."""
@@ -130,7 +130,7 @@ def errors_of_gates(gates, errors, LOWEST: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(errors + place, tl.where((gate >= LOWEST) & (gate == gate), off, 0))
 
 
-def estimate_errors(device: torch.device) -> torch.Tensor:
+def estimate_errors(device: torch.device, start: Start = start) -> torch.Tensor:
     """int32 [65,536]: the error of every gate's estimate."""
     gates = torch.arange(GATES, dtype=torch.int32, device=device).to(torch.int16).view(torch.bfloat16)
     errors = torch.empty(GATES, dtype=torch.int32, device=device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from samebits.numerics.batch import SampleResult, SamplingBatch, TokenLists
 from samebits.numerics.gpu import filters, sampling_rows, sampling_scores
 from samebits.numerics.gpu.checks import check_tensor, result
-from samebits.numerics.gpu.configuration import Launch, on_nvidia, start
+from samebits.numerics.gpu.configuration import Launch, Start, on_nvidia, start
 
 CHUNK, SMALL_CHUNK = 4096, 1024
 """Ids of one program. The choice changes no bit: what chunks hand on is a best key, a guess or an integer sum."""
@@ -160,7 +160,9 @@ class Logits:
         return self.bits if self.allowed is None else self.allowed
 
 
-def classify(batch: SamplingBatch, work: SamplingWorkspace, vocabulary: int, want_processed: bool) -> None:
+def classify(
+    batch: SamplingBatch, work: SamplingWorkspace, vocabulary: int, want_processed: bool, start: Start
+) -> None:
     """Which paths each row asks for."""
     start(
         sampling_rows.classify_rows,
@@ -182,7 +184,7 @@ def classify(batch: SamplingBatch, work: SamplingWorkspace, vocabulary: int, wan
     )
 
 
-def patch(logits: Logits, batch: SamplingBatch) -> None:
+def patch(logits: Logits, batch: SamplingBatch, start: Start) -> None:
     """Penalties, bias and masks of the rows that ask for them, into their orders."""
     bits, work = logits.bits, logits.work
     rows, vocabulary = bits.shape
@@ -233,7 +235,7 @@ def patch(logits: Logits, batch: SamplingBatch) -> None:
     )
 
 
-def find_borders(logits: Logits, batch: SamplingBatch) -> None:
+def find_borders(logits: Logits, batch: SamplingBatch, start: Start) -> None:
     """Distances of the filtered rows, and the borders of their top-k and top-p."""
     work, (rows, _), (vocabulary, _) = logits.work, logits.grid, logits.sizes
     start(
@@ -288,7 +290,9 @@ def find_borders(logits: Logits, batch: SamplingBatch) -> None:
     )
 
 
-def choose(logits: Logits, batch: SamplingBatch, filtered: bool, tokens: Tensor, faults: Tensor) -> None:
+def choose(
+    logits: Logits, batch: SamplingBatch, filtered: bool, tokens: Tensor, faults: Tensor, start: Start
+) -> None:
     """Draw: the best rough score of each chunk, then the token. `filtered`: whether borders were found."""
     work = logits.work
     settings = (
@@ -337,7 +341,12 @@ def choose(logits: Logits, batch: SamplingBatch, filtered: bool, tokens: Tensor,
 
 
 def processed_logprobs(
-    batch: SamplingBatch, work: SamplingWorkspace, tokens: Tensor, faults: Tensor, processed: Tensor
+    batch: SamplingBatch,
+    work: SamplingWorkspace,
+    tokens: Tensor,
+    faults: Tensor,
+    processed: Tensor,
+    start: Start,
 ) -> None:
     """Fill `processed` float32 [rows, vocabulary]."""
     rows, vocabulary = processed.shape
@@ -366,6 +375,7 @@ def sample(
     wants: Wants = Wants(),
     workspace: SamplingWorkspace | None = None,
     out: tuple[Tensor, Tensor] | None = None,
+    start: Start = start,
 ) -> SampleResult:
     """Sampling clause over contiguous float32 logits [rows, vocabulary]; see `Operators.sample`.
 
@@ -379,10 +389,10 @@ def sample(
     processed = torch.empty_like(logits) if want_processed else None
     if rows == 0:
         return SampleResult(tokens, faults, processed)
-    classify(batch, work, vocabulary, want_processed)
+    classify(batch, work, vocabulary, want_processed, start)
     read = Logits(logits.view(torch.int32), batch.allowed, work)
     if wants.patched:
-        patch(read, batch)
+        patch(read, batch, start)
     start(
         sampling_rows.best_of_chunks,
         read.grid,
@@ -396,8 +406,8 @@ def sample(
     )
     filtered = wants.filtered or want_processed
     if filtered:
-        find_borders(read, batch)
-    choose(read, batch, filtered, tokens, faults)
+        find_borders(read, batch, start)
+    choose(read, batch, filtered, tokens, faults, start)
     if processed is not None:
-        processed_logprobs(batch, work, tokens, faults, processed)
+        processed_logprobs(batch, work, tokens, faults, processed, start)
     return SampleResult(tokens, faults, processed)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samebits.numerics.gpu.arithmetic import bits_float, bits_of_order, order_of_bits
 from samebits.numerics.gpu.checks import check_tensor
-from samebits.numerics.gpu.configuration import Launch, start
+from samebits.numerics.gpu.configuration import Launch, Start, start
 
 CHUNK = 2048
 TOP_LAUNCH = Launch(warps=4, stages=1)
@@ -46,7 +46,7 @@ def merge_chunks(candidates, ids, values, size, count, SIZE: tl.constexpr):
         keys = tl.where(keys == best, LARGEST_KEY, keys)
 
 
-def top_tokens(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def top_tokens(logits: Tensor, count: int, start: Start = start) -> tuple[Tensor, Tensor]:
     """See `Operators.top_tokens`. Raises ValueError unless 0 <= count <= vocabulary."""
     rows, vocabulary = check_tensor("logits", logits, (torch.float32,), (None, None)).shape
     if not 0 <= count <= vocabulary:

@@ -62,22 +62,37 @@ class Bound:
         )
 
 
+def captured(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """A graph of what `work` launches; it allocates nothing. `torch.cuda.graph` would first give all memory that is
+    kept for later back to the driver, which takes longer than most captures and has the next proof ask for it again."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graph.capture_begin()
+        try:
+            work()
+        finally:
+            graph.capture_end()
+    return graph
+
+
 class TimedGraph:
     """Work in turns with the workload's short kernel, captured."""
 
     def __init__(self, runs: Sequence[Callable[[], None]], between: Callable[[], None] | None) -> None:
         self.runs = len(runs)
-        self.graph = torch.cuda.CUDAGraph()
         for run in runs:
             run()
         if between is not None:
             between()
         torch.cuda.synchronize()
-        with torch.cuda.graph(self.graph):
+
+        def turns() -> None:
             for run in runs:
                 if between is not None:
                     between()
                 run()
+
+        self.graph = captured(turns)
         self.graph.replay()
 
     def seconds(self, replays: int = 1) -> float:

@@ -60,7 +60,7 @@ def generate(seed: int, recipe: Recipe) -> Scenario:
     ]
     timed.sort(key=lambda item: item.step)
     loop = random.choice(get_args(Loop))
-    sizes = _sizes(random, recipe, submits)
+    sizes = replace(_sizes(random, recipe, submits), assumed_tokens=_assumed(seed))
     solo_sizes = _solo_sizes(random, recipe, submits, sizes)
     if random.random() < 0.2:
         timed = [_with_deadline(random, item) for item in timed]
@@ -197,6 +197,12 @@ def _sizes(random: Random, recipe: Recipe, submits: list[Submit]) -> Sizes:
         max_running=random.choice((1, 2, 3, 4, 8, 16)),
         max_waiting=random.choice((1, 3, 1000, 1000)),
     )
+
+
+def _assumed(seed: int) -> int | None:
+    """How memory is foretold: mostly too low or not at all, so that pages run out. Drawn apart: nothing else of a
+    scenario depends on it."""
+    return Random(f"admission {seed}").choice((None, None, 0, 3, 4096))
 
 
 def _solo_sizes(random: Random, recipe: Recipe, submits: list[Submit], sizes: Sizes) -> Sizes:

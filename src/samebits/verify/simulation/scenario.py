@@ -25,6 +25,8 @@ class Sizes:
     step_tokens: int
     max_running: int
     max_waiting: int
+    assumed_tokens: int | None = None
+    """length of an answer before any has ended; None: whoever fits at the moment is admitted"""
 
     @property
     def kv_tokens(self) -> int:

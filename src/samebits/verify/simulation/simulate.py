@@ -15,6 +15,7 @@ from samebits.engine.messages import AbortRequest, EngineFacts, EngineRequest, F
 from samebits.engine.runner import Runner
 from samebits.engine.validate import QueueFullError
 from samebits.sampling_params import SamplingDefaults
+from samebits.schedule.foresight import Foresight
 from samebits.schedule.scheduler import Scheduler, SchedulerLimits
 from samebits.verify.simulation.devices import QuickDevice, SlowDevice
 from samebits.verify.simulation.generate import Recipe
@@ -33,6 +34,9 @@ from samebits.verify.simulation.scenario import (
     Sizes,
     Submit,
 )
+
+REMEMBERED_ANSWERS = 4
+"""few, so that a short schedule changes what is expected of its requests"""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,10 @@ def make_engine(
         breaking=model.recipe.breaking_token,
         unsound=model.recipe.unsound_token,
     )
-    scheduler = Scheduler(limits, SabotagedPool(sizes.pages, plan))
+    assumed = sizes.assumed_tokens
+    # At no price for a step, nobody starts who is expected to be preempted, few as there are.
+    foresight = None if assumed is None else Foresight(assumed, REMEMBERED_ANSWERS, step_price=0)
+    scheduler = Scheduler(limits, SabotagedPool(sizes.pages, plan), foresight)
     return Engine(
         facts,
         runner,
