@@ -98,7 +98,9 @@ class EngineConfig:
     )
     prefix_cache: bool = setting(True, "keep KV pages of prompts for reuse", group=MEMORY)
     step_tokens: int = setting(
-        0, "most tokens in a step; longer prompts are cut into chunks; 0: 512 on the CPU, 8192 on a GPU"
+        0,
+        "most tokens in a step; longer prompts are cut into chunks; 0: 512 on the CPU, 8192 on a GPU, 8448 on one "
+        "alone that has 132 multiprocessors",
     )
     max_running: int = setting(0, "most requests in one step; 0: 64 on the CPU, 256 on a GPU")
     max_waiting: int = setting(4096, "most requests in the queue")

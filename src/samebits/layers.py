@@ -93,13 +93,13 @@ def attention_block(
     kept: Tensor | None = None,
 ) -> Tensor:
     """Attention over normed activations; writes the rows' keys and values into `kv` and may set fault flags.
-    x act [rows, hidden] -> act [rows, query width of this rank] of the rows `kept` int64 (None: of all), which the
-    output projection takes."""
+    x act [rows, hidden] -> act [rows, query width of this rank] of the rows `kept`, the batch's wanted ones (None:
+    of all), which the output projection takes."""
     qkv = column_linear(operators, x, weights.qkv)
     queries = operators.norm_rope_store(
         qkv, shape.heads, weights.query_norm, weights.key_norm, shape.norm_eps, rope, batch, kv
     )
-    mixed = operators.attention(queries, shape.heads, shape.scale, batch, kv)
+    mixed = operators.attention(queries, shape.heads, shape.scale, batch, kv, only_wanted=kept is not None)
     if kept is not None:
         mixed = mixed.index_select(0, kept)
     return mixed

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from samebits.bench.prefill import line_of, operations_of_token, plot, row_of, table_rows
+from samebits.bench.prefill import (
+    ROUND_TOKENS,
+    line_of,
+    operations_of_token,
+    plot,
+    prompts_of_round,
+    row_of,
+    table_rows,
+)
 from samebits.config import ModelConfig
 from samebits.models.load import read_model_files
 from samebits.models.weights import expected_shapes
@@ -34,3 +42,12 @@ def test_the_first_round_warms_up_and_profiles_stand_beside_each_other(tmp_path:
     pytest.importorskip("matplotlib")
     plot({"model": "tiny", "gpu": "none", "prefill": [row, row]}, tmp_path / "new" / "plot.png")
     assert (tmp_path / "new" / "plot.png").stat().st_size > 10_000
+
+
+def test_a_round_is_of_whole_steps() -> None:
+    """The rest of a last step would be charged as a step of its own."""
+    assert [prompts_of_round(tokens, 8192) for tokens in (1024, 2048)] == [64, 32]
+    for step_tokens in (8448, 16896):
+        assert [prompts_of_round(tokens, step_tokens) for tokens in (1024, 2048)] == [66, 33]
+    assert 33 * 2048 % 8448 == 0 and ROUND_TOKENS <= 33 * 2048
+    assert prompts_of_round(2048, 1000) == 32, "no small number of prompts does"

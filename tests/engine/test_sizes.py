@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from samebits.config import EngineConfig
-from samebits.engine.sizes import DeviceMemory, check_sizes, filled_in, kv_page_count
+from samebits.engine.sizes import DeviceMemory, check_sizes, filled_in, kv_page_count, multiprocessors_of
 from samebits.errors import ConfigError
+from samebits.numerics.gpu.buckets import bucket_of
 
 GIB = 1 << 30
 PAGE = 1 << 20
@@ -17,11 +18,23 @@ CARD = DeviceMemory(free=60 * GIB, total=80 * GIB)
 
 
 def test_step_sizes_follow_the_device() -> None:
-    on_cpu, on_gpu = (filled_in(EngineConfig(), torch.device(kind)) for kind in ("cpu", "cuda"))
+    on_cpu, on_gpu = (filled_in(EngineConfig(), multiprocessors) for multiprocessors in (0, 108))
     assert (on_cpu.step_tokens, on_cpu.max_running) == (512, 64)
     assert (on_gpu.step_tokens, on_gpu.max_running) == (8192, 256)
     given = EngineConfig(step_tokens=100, max_running=3)
-    assert filled_in(given, torch.device("cuda")) == given
+    assert filled_in(given, 132) == given
+    assert multiprocessors_of(torch.device("cpu")) == 0
+
+
+def test_a_step_fills_the_multiprocessors_of_one_gpu() -> None:
+    """66 tiles of 128 rows, of which 132 multiprocessors have the same number each, whatever power of two the columns
+    are cut into. Shares of several ranks would be no whole tiles."""
+    assert filled_in(EngineConfig(), 132).step_tokens == 8448
+    assert [filled_in(EngineConfig(), 132, ranks).step_tokens for ranks in (2, 4, 8)] == [8192] * 3
+    for multiprocessors in range(1, 320):
+        step = filled_in(EngineConfig(), multiprocessors).step_tokens
+        assert step == 8192 or (step // 128) % (multiprocessors // 2) == 0
+        assert step == bucket_of(step), "no padding in a whole step"
 
 
 def test_pages_take_what_the_weights_leave() -> None:

@@ -52,6 +52,29 @@ def test_every_row_has_one_unit(lengths: list[tuple[int, int]], of_tile: int, of
         assert ends == sorted(ends, reverse=True)
 
 
+@given(LENGTHS, st.integers(1, 32), st.data())
+def test_wanted_tiles_are_those_that_hold_a_wanted_row(
+    lengths: list[tuple[int, int]], of_tile: int, data: st.DataObject
+) -> None:
+    query_start = np.concatenate([[0], np.cumsum([count for _, count in lengths])]).astype(np.int32)
+    positions = np.array([p for before, count in lengths for p in range(before, before + count)], np.int64)
+    some = st.lists(st.integers(0, max(len(positions) - 1, 0)), max_size=12 if len(positions) else 0)
+    wanted = np.array(data.draw(some), dtype=np.int64)
+    cpu = torch.device("cpu")
+    work = plan_attention(query_start, positions, of_tile, 1, cpu, wanted)
+    expected = [tile for tile in runs_of(work.tiles) if set(tile) & set(wanted.tolist())]
+    assert runs_of(work.wanted_tiles) == expected, "in the same order, the longest contexts first"
+    assert runs_of(plan_attention(query_start, positions, of_tile, 1, cpu).tiles) == runs_of(work.tiles)
+
+
+def runs_of(units: Units | None) -> list[range]:
+    """The rows of each unit that is not skipped."""
+    if units is None:
+        return []
+    pairs = zip(units.first.tolist(), units.count.tolist(), strict=True)
+    return [range(first, first + count) for first, count in pairs if count]
+
+
 @pytest.mark.parametrize(
     ("heads", "pages", "split", "words"),
     [

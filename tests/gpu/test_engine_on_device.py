@@ -53,6 +53,20 @@ def test_graph_and_eager_chunks_and_loops(captured: Engine, sizes: dict) -> None
     other.close()
 
 
+def test_steps_that_end_inside_prompts() -> None:
+    """Some 26,000 tokens of prompts, in steps of the default, of a power of two, and of few."""
+    found = []
+    for step_tokens in (0, 8192, 512):
+        engine = gpu_engine("bundled", "safetensors", step_tokens=step_tokens)
+        asked = [
+            msgspec.structs.replace(one, prompt_ids=(one.prompt_ids * 300)[: 700 + 7 * number])
+            for number, one in enumerate(mixed_requests(32, engine.facts.vocabulary, True, tokens=4))
+        ]
+        found.append(answers(engine, asked))
+        engine.close()
+    assert found[0] == found[1] == found[2]
+
+
 @pytest.mark.parametrize("numerics", ["exact", "unpinned"])
 def test_long_contexts_cut_into_many_splits(numerics: str) -> None:
     """More splits than programs, and then as many as there are programs. The profile that promises nothing folds what

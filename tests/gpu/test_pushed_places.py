@@ -42,7 +42,7 @@ def owners(found: Sequence[tuple[int, int]], rows: int, ranks: int, groups: int)
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_every_tile_is_computed_once(ranks: int, groups: int, turns: bool) -> None:
-    for rows in (96, 128, 192, 256, 384, 512, 768, 1536, 2048, 3072, 8192):
+    for rows in (96, 128, 192, 256, 384, 512, 768, 1536, 2048, 3072, 8192, 8448):
         for rank in range(ranks):
             found = places(rows, ranks, rank, groups, turns)
             row_tiles = -(-rows // (groups * GROUP_ROWS))

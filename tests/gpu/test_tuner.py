@@ -136,9 +136,63 @@ def test_times_below_zero_still_bind_the_fastest() -> None:
 def test_heavy_work_is_compared_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuner, "interleaved_seconds", lambda *given, **more: ["short"])
     monkeypatch.setattr(tuner, "seconds_under_load", lambda *given: ["loaded"])
-    for operations, replays, expected in ((1e9, 15, "short"), (1e12, 15, "loaded"), (1e12, 5, "short")):
-        workload = Workload((), bytes=10, operations=int(operations))
+    monkeypatch.setattr(tuner, "seconds_when_lasting", lambda *given: ["lasting"])
+    for operations, replays, lasting, expected in (
+        (1e9, 15, False, "short"),
+        (1e12, 15, False, "loaded"),
+        (1e12, 15, True, "lasting"),
+        (1e12, 5, True, "short"),
+    ):
+        workload = Workload((), bytes=10, operations=int(operations), lasting=lasting)
         assert tuner.tuning_seconds([], workload, replays) == [expected]
+
+
+def test_a_hungry_candidate_loses_where_work_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card that slows down for what the kernel before drew: in short turns the hungry one looks faster."""
+    clock = 1.0
+
+    @dataclass
+    class Graph:
+        cycles: float
+        draws: float
+        runs: int = 1
+
+        def seconds(self, replays: int = 1) -> float:
+            nonlocal clock
+            spent = 0.0
+            for _ in range(replays):
+                spent += self.cycles / clock
+                clock += (self.cycles / clock / 0.02) * (1.0 / self.draws - clock)
+            return spent / replays
+
+    graphs = [
+        Graph(1.0e-3, 1.3),
+        Graph(1.1e-3, 1.1),
+        Graph(1.4e-3, 1.0),
+        Graph(1.5e-3, 1.0),
+        Graph(1.6e-3, 1.0),
+    ]
+    monkeypatch.setattr(tuner, "graphs_of", lambda *given: graphs)
+    workload = Workload((), bytes=10, operations=int(1e12), lasting=True)
+    short = tuner.seconds_under_load([], workload)
+    lasting = tuner.seconds_when_lasting([], workload)
+    assert min(range(5), key=short.__getitem__) == 0
+    assert min(range(5), key=lasting.__getitem__) == 1
+    assert sorted(range(5), key=lasting.__getitem__)[:3] == [1, 0, 2]
+
+
+def test_of_lasting_work_no_candidate_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one run on a card in any state takes says nothing."""
+    found = operator()
+
+    def sprint(candidates: Sequence[Candidate], workload: Workload, replays: int) -> list[float]:
+        first = replays < tuner.FINAL_REPLAYS
+        return [SECONDS[one.name] if first else 4.0 - SECONDS[one.name] for one in candidates]
+
+    item = next(found.rounds(Doubling(), [2]))
+    lasting = replace(item, workload=lambda: Workload((), bytes=10, operations=20, lasting=True))
+    assert bind(found, Doubling(), item, sprint).candidate.name == "fast"
+    assert bind(found, Doubling(), lasting, sprint).candidate.name == "slow"
 
 
 def test_where_nothing_is_proven_the_shape_is_named() -> None:

@@ -25,7 +25,7 @@ from samebits.models.weights import expected_shapes
 
 PROMPTS = (1024, 2048)
 ROUND_TOKENS = 65_536
-"""Prompt tokens of one round."""
+"""Prompt tokens of one round, at least."""
 PEER = {
     "name": "vLLM 0.26.0, Qwen3-8B shape, one H200, measured in another run",
     "default tokens per second": 42_600,
@@ -64,13 +64,24 @@ def run(
         engines[profile] = open_engine(replace(model, device="cuda", numerics=profile), engine, say)
     rows: list[dict[str, Any]] = []
     starts = [start_facts(opened) for opened in engines.values()]
-    result = {"benchmark": "prefill", **gpu_machine(model), "starts": starts, "peer": PEER, "prefill": rows}
+    step_tokens = engines[profiles[0]].engine.scheduler.limits.step_tokens
+    result = {
+        "benchmark": "prefill",
+        **gpu_machine(model),
+        "step tokens": step_tokens,
+        "starts": starts,
+        "peer": PEER,
+        "prefill": rows,
+    }
     for tokens in PROMPTS:
+        count = prompts_of_round(tokens, step_tokens)
         with gauged() as readings:
-            rounds = measure(engines, tokens, repeats)
+            rounds = measure(engines, tokens, count, repeats)
         operations = operations_of_token(files.spec, shapes, tokens)
         rows.append(
-            row_of(tokens, rounds, operations) | {"products per second": product_rate()} | readings.facts()
+            row_of(tokens, rounds, operations)
+            | {"prompts a round": count, "products per second": product_rate()}
+            | readings.facts()
         )
         rows[-1]["floor tokens per second"] = rows[-1]["products per second"] / operations
         say(line_of(rows[-1]))
@@ -80,9 +91,16 @@ def run(
     return result
 
 
-def measure(engines: dict[str, BenchEngine], tokens: int, repeats: int) -> dict[str, list[float]]:
-    """Tokens a second of each profile's rounds, of which the first warms up."""
-    count = ROUND_TOKENS // tokens
+def prompts_of_round(tokens: int, step_tokens: int) -> int:
+    """How many prompts of so many tokens fill whole steps: the rest of a last step would cost time and count for
+    nothing. As many as a round needs where no small number does."""
+    whole = math.lcm(tokens, step_tokens)
+    least = -(-ROUND_TOKENS // tokens)
+    return -(-ROUND_TOKENS // whole) * whole // tokens if whole <= 2 * ROUND_TOKENS else least
+
+
+def measure(engines: dict[str, BenchEngine], tokens: int, count: int, repeats: int) -> dict[str, list[float]]:
+    """Tokens a second of each profile's rounds of `count` prompts, of which the first warms up."""
     rates: dict[str, list[float]] = {profile: [] for profile in engines}
     for repeat in range(repeats + 1):
         load = uniform("prefill", count, tokens, 1)

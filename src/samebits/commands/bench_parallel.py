@@ -70,13 +70,13 @@ def add(kinds: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from samebits.bench import parallel
-    from samebits.engine.sizes import GPU_STEP_TOKENS
+    from samebits.numerics.gpu.buckets import USUAL_STEP
     from samebits.tables import align
 
     if options.model is None:
         options.model, options.load_format = SHAPE, "dummy"
     model, engine = settings_of(options, ModelConfig), settings_of(options, EngineConfig)
-    engine = replace(engine, step_tokens=engine.step_tokens or GPU_STEP_TOKENS)
+    engine = replace(engine, step_tokens=engine.step_tokens or USUAL_STEP)
     course = parallel.Course(
         options.batches or parallel.BATCHES,
         options.repeats,

@@ -11,7 +11,7 @@ import torch
 
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.decoder_runner import DecoderRunner
-from samebits.engine.sizes import device_memory, filled_in, kv_page_count
+from samebits.engine.sizes import device_memory, filled_in, kv_page_count, multiprocessors_of
 from samebits.engine.threads import default_threads
 from samebits.errors import ConfigError, NumericsError
 from samebits.models.load import LoadedModel, load_model, make_plan, read_model_files, weights_dtype
@@ -113,7 +113,7 @@ def load_shard(
     operators.compile(lambda name, done, total: progress("compiling kernels", done, total))
     shard = ModelShard(ranks.group.rank, ranks.group.size)
     on_gpu = operators.device.type == "cuda"
-    engine = filled_in(engine, operators.device)
+    engine = filled_in(engine, multiprocessors_of(operators.device), ranks.group.size)
     if on_gpu:
         from samebits.engine.device.build import compile_ahead, foresee_kernels, prepare_operators
 

@@ -11,23 +11,34 @@ import torch
 from samebits.config import EngineConfig
 from samebits.errors import ConfigError
 from samebits.numerics.contract import CONTRACT
+from samebits.numerics.gpu.buckets import USUAL_STEP, filling_step
 
 MEBIBYTE = 1 << 20
 CPU_STEP_TOKENS, CPU_MAX_RUNNING, CPU_KV_MIB = 512, 64, 1024
-GPU_STEP_TOKENS, GPU_MAX_RUNNING = 8192, 256
+GPU_MAX_RUNNING = 256
 MEMORY_FRACTION = 0.9
 
 log = logging.getLogger(__name__)
 
 
-def filled_in(engine: EngineConfig, device: torch.device) -> EngineConfig:
-    """The settings with the sizes of a step chosen for the device."""
-    on_gpu = device.type == "cuda"
+def filled_in(engine: EngineConfig, multiprocessors: int, ranks: int = 1) -> EngineConfig:
+    """The settings with the sizes of a step chosen for a GPU of so many multiprocessors, 0: for the CPU."""
+    step_tokens, max_running = CPU_STEP_TOKENS, CPU_MAX_RUNNING
+    if multiprocessors:
+        # The rows of several ranks are dealt out in shares, which are whole tiles where a step is a power of two.
+        step_tokens = filling_step(multiprocessors) if ranks == 1 else USUAL_STEP
+        max_running = GPU_MAX_RUNNING
     return replace(
         engine,
-        step_tokens=engine.step_tokens or (GPU_STEP_TOKENS if on_gpu else CPU_STEP_TOKENS),
-        max_running=engine.max_running or (GPU_MAX_RUNNING if on_gpu else CPU_MAX_RUNNING),
+        step_tokens=engine.step_tokens or step_tokens,
+        max_running=engine.max_running or max_running,
     )
+
+
+def multiprocessors_of(device: torch.device) -> int:
+    """Of a GPU; 0 for the CPU."""
+    on_gpu = device.type == "cuda"
+    return torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 0
 
 
 def check_sizes(engine: EngineConfig) -> None:

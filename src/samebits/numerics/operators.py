@@ -160,9 +160,16 @@ class Operators(Protocol):
         zeros there and has its fault flag set (trap 7). -> queries act [rows, query_heads, head_dim]."""
 
     def attention(
-        self, queries: Tensor, heads: HeadLayout, scale: float, batch: RaggedBatch, kv: KvLayer
+        self,
+        queries: Tensor,
+        heads: HeadLayout,
+        scale: float,
+        batch: RaggedBatch,
+        kv: KvLayer,
+        only_wanted: bool = False,
     ) -> Tensor:
-        """Attention clause over the pages. queries act [rows, query_heads, head_dim] -> act [rows, query width]."""
+        """Attention clause over the pages. queries act [rows, query_heads, head_dim] -> act [rows, query width]. With
+        `only_wanted`, rows that are none of `batch.wanted` may hold anything."""
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """silu(first half) * second half. act [rows, 2 width] -> act [rows, width]."""

@@ -97,13 +97,20 @@ def hidden_of(
     chunks: list[tuple[int, list[int]]],
     kv: tuple[KvLayer, ...],
     captured: bool = False,
+    planned: list[int] | None = None,
+    wanted: list[int] | None = None,
 ) -> Tensor:
-    """Hidden states of the real rows; `captured` plans as a captured decode step does."""
+    """Hidden states of the real rows, or of the wanted ones; `captured` plans as a captured decode step does, `planned`
+    are the rows that a plan takes for wanted."""
     batch, host = batch_of(chunks, operators.device)
+    if planned is not None:
+        host = replace(host, wanted=torch.tensor(planned))
     batch = operators.share_out(batch, None if captured else host)
+    if wanted is not None:
+        batch = replace(batch, wanted=torch.tensor(wanted, device=operators.device))
     hidden = decoder.forward(model.spec, model.weights, operators, batch, kv, model.rope)
     assert not batch.row_faults[: host.rows].any()
-    return hidden[: host.rows]
+    return hidden[: host.rows] if wanted is None else hidden
 
 
 PROMPTS = [[5, 9, 77, 3, 8], [100, 2, 31, 4, 55]]
@@ -134,3 +141,26 @@ def check_decoder_agrees_with_the_cpu_and_with_itself(folder: Path, device: torc
     other = hidden_of(model, operators, [(0, prompt) for prompt in changed], storage())
     assert not torch.equal(other[4].view(torch.int32), whole[4].view(torch.int32))
     assert torch.equal(other[5:].view(torch.int32), whole[5:].view(torch.int32))
+
+
+def check_the_last_layer_computes_what_is_wanted(
+    folder: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that nobody wants hold no numbers after the last attention; wanted ones have their bits all the same."""
+    operators = GpuOperators(device, torch.float32, 256, ProvenProducts(device))
+    model = loaded(folder, operators)
+    chunks = [(0, list(range(1, 41))), (0, list(range(50, 61)))]
+    wanted = [39, 3, 50, 0]
+
+    def hidden(planned: list[int] | None, wanted: list[int] | None) -> Tensor:
+        kv = operators.allocate_kv(model.spec.layers, 3, PAGE_TOKENS, model.spec.heads)
+        return hidden_of(model, operators, chunks, kv, planned=planned, wanted=wanted)
+
+    whole = hidden(None, None)[wanted]
+    monkeypatch.setattr(torch, "empty_like", lambda like: torch.full_like(like, float("nan")))
+    some = hidden(wanted, wanted)
+    assert torch.equal(some.view(torch.int32), whole.view(torch.int32))
+    # The inverse: the tile of row 39 is left out where a plan does not know of it.
+    missing = hidden(wanted[1:], wanted)
+    assert missing[0].isnan().all()
+    assert torch.equal(missing[1:].view(torch.int32), whole[1:].view(torch.int32))

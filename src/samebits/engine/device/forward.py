@@ -96,10 +96,10 @@ class StepForward:
             self.ranks.group.settle()
             graph.replay()
             return values, graph.outputs[0]
-        wanted = None
+        host = order.batch
         if order.wanted is not None:
-            wanted = self.place.send(torch.tensor(order.wanted, dtype=torch.int64))
-        return values, self._hidden(values, order.batch, wanted)
+            host = replace(host, wanted=torch.tensor(order.wanted, dtype=torch.int64))
+        return values, self._hidden(values, host)
 
     def captured_work(self, shape: StepShape) -> tuple[Tensor, Tensor]:
         """The forward of a decode step of this shape and the logits of all its rows, over what lies in the buffers."""
@@ -114,8 +114,9 @@ class StepForward:
         that shape, whose values do not matter."""
         return self.model.logits(self.ranks.from_first(hidden))
 
-    def _hidden(self, values: StepValues, host: RaggedBatch | None, wanted: Tensor | None = None) -> Tensor:
+    def _hidden(self, values: StepValues, host: RaggedBatch | None) -> Tensor:
         token_ids = self.ranks.from_first(self.inputs.token_ids(values))
+        wanted = None if host is None or host.wanted is None else self.place.send(host.wanted)
         batch = replace(ragged(values, token_ids, self.sizes.page_tokens), wanted=wanted)
         hidden = self.model.forward(self.model.operators.share_out(batch, host))
         self.ranks.join_faults(values.row_faults)

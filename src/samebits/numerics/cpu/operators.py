@@ -328,7 +328,13 @@ class CpuOperators:
         return queries
 
     def attention(
-        self, queries: Tensor, heads: HeadLayout, scale: float, batch: RaggedBatch, kv: KvLayer
+        self,
+        queries: Tensor,
+        heads: HeadLayout,
+        scale: float,
+        batch: RaggedBatch,
+        kv: KvLayer,
+        only_wanted: bool = False,
     ) -> Tensor:
         rows = queries.shape[0]
         check_matrix("queries", queries.view(rows, -1), heads.query_width)

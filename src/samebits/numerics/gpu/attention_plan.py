@@ -71,6 +71,8 @@ class AttentionWork:
 
     tiles: Units | None
     shared: Units | None
+    wanted_tiles: Units | None = None
+    """those of `tiles` in which some row is wanted, where that was asked for"""
 
 
 def plan_attention(
@@ -79,21 +81,32 @@ def plan_attention(
     rows_of_tile: int,
     rows_of_unit: int,
     device: torch.device,
+    wanted: np.ndarray | None = None,
 ) -> AttentionWork:
     """Divide a ragged batch. Requests of at most `rows_of_unit` rows are shared; host arrays, no wait for the
-    device. query_start int32 [requests + 1], positions int64 [rows]."""
+    device. query_start int32 [requests + 1], positions int64 [rows], wanted int64: rows, in any order."""
     lengths = query_start[1:] - query_start[:-1]
-    groups = (
-        (np.flatnonzero(lengths > rows_of_unit), rows_of_tile),
-        (np.flatnonzero((lengths > 0) & (lengths <= rows_of_unit)), rows_of_unit),
-    )
-    made: list[Units | None] = []
-    for requests, rows in groups:
-        if len(requests) == 0:
-            made.append(None)
-            continue
-        table = torch.from_numpy(aligned(split_units(query_start, positions, requests, rows)))
-        if device.type == "cuda":
-            table = table.pin_memory()
-        made.append(Units(*table.to(device, non_blocking=True).unbind(0)))
-    return AttentionWork(*made)
+    long = np.flatnonzero(lengths > rows_of_unit)
+    short = np.flatnonzero((lengths > 0) & (lengths <= rows_of_unit))
+    tiles = split_units(query_start, positions, long, rows_of_tile)
+    shared = split_units(query_start, positions, short, rows_of_unit)
+    some = tiles[:, :0] if wanted is None else tiles[:, holds_any(tiles, wanted, len(positions))]
+    return AttentionWork(on_device(tiles, device), on_device(shared, device), on_device(some, device))
+
+
+def holds_any(units: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """bool [units]: whether a unit of int32 [3, units] holds one of `rows`, of `count` rows in all."""
+    before = np.zeros(count + 1, dtype=np.int64)
+    before[rows + 1] = 1
+    before = np.cumsum(before)
+    return before[units[0] + units[1]] > before[units[0]]
+
+
+def on_device(units: np.ndarray, device: torch.device) -> Units | None:
+    """Units int32 [3, units] where kernels read them; None where there are none. Waits for nothing."""
+    if units.shape[1] == 0:
+        return None
+    table = torch.from_numpy(aligned(units))
+    if device.type == "cuda":
+        table = table.pin_memory()
+    return Units(*table.to(device, non_blocking=True).unbind(0))

@@ -136,8 +136,14 @@ class AttentionScheduler:
             places = torch.arange(batch.requests, dtype=torch.int32, device=self._device)
             work = AttentionWork(None, Units(batch.query_start[:-1], counts, places))
         else:
+            wanted = None if host.wanted is None else host.wanted.numpy()
             work = plan_attention(
-                host.query_start.numpy(), host.positions.numpy(), tile_tokens, UNIT_TOKENS, self._device
+                host.query_start.numpy(),
+                host.positions.numpy(),
+                tile_tokens,
+                UNIT_TOKENS,
+                self._device,
+                wanted,
             )
         if work.shared is None:
             return StepWork(work, None, None)
@@ -170,8 +176,10 @@ class AttentionScheduler:
         scale: float,
         batch: RaggedBatch,
         kv: KvLayer,
+        only_wanted: bool = False,
     ) -> Tensor:
-        """queries act [rows, query_heads, head_dim] -> act [rows, query width]. Rows of nobody are left as they are."""
+        """queries act [rows, query_heads, head_dim] -> act [rows, query width]. Rows of nobody are left as they are,
+        and with `only_wanted` also those whose tiles hold no wanted row."""
         shape = AttentionShape(heads, kv.page_tokens, self._split_tokens)
         work = batch.work
         if not isinstance(work, StepWork):
@@ -179,9 +187,10 @@ class AttentionScheduler:
             work = self.share_out(batch, on_host(batch))
         output = torch.empty_like(queries)
         context = Context(kv.keys, kv.values, batch.positions, batch.page_table)
-        if work.units.tiles is not None:
+        tiled = work.units.wanted_tiles if only_wanted else work.units.tiles
+        if tiled is not None:
             tile = self.tile(shape, queries.dtype)
-            tiles(shape, queries, context, work.units.tiles, scale, output, tile)
+            tiles(shape, queries, context, tiled, scale, output, tile)
         if work.units.shared is not None:
             assert work.ranges is not None and work.buffers is not None
             attention.shared(
@@ -206,4 +215,5 @@ def on_host(batch: RaggedBatch) -> RaggedBatch:
         page_table=batch.page_table,
         page_tokens=batch.page_tokens,
         row_faults=batch.row_faults,
+        wanted=None if batch.wanted is None else batch.wanted.cpu(),
     )

@@ -35,6 +35,8 @@ FEWER_PROPOSALS = ((32, 3), (64, 4), (512, 5))
 PARTED_PROPOSALS = 2
 DEPENDENT_ROWS, NORM_WIDTH = 64, 4096
 """Up to so many rows a product is timed behind a short kernel, whose end hides the launch of some candidates."""
+LASTING_ROWS = 8192
+"""The largest steps follow each other for as long as prompts wait; from so many rows on it counts what they draw."""
 MOST_COPIES = 32
 """Of weights so small that they stay in the cache anyway."""
 
@@ -150,9 +152,13 @@ class GemmOperator:
         trials = product_trials(problem, max(buckets), self.device)
         weights = timing_weights(problem, self.device)
         for bucket in buckets:
-            yield Round(
-                bucket, trials.trial(bucket), functools.partial(timing_workload, problem, bucket, weights)
-            )
+            work = functools.partial(timing_workload, problem, bucket, weights, lasts(bucket, buckets))
+            yield Round(bucket, trials.trial(bucket), work)
+
+
+def lasts(bucket: int, buckets: Sequence[int]) -> bool:
+    """Whether a bucket is that of steps which follow each other for seconds."""
+    return bucket == max(buckets) >= LASTING_ROWS
 
 
 def timing_weights(problem: GemmProblem, device: torch.device) -> Tensors:
@@ -168,7 +174,7 @@ def timing_weights(problem: GemmProblem, device: torch.device) -> Tensors:
     return tuple(weight() for _ in range(min(MOST_COPIES, max(2, 1 + 2 * cache // size))))
 
 
-def timing_workload(problem: GemmProblem, bucket: int, weights: Tensors) -> Workload:
+def timing_workload(problem: GemmProblem, bucket: int, weights: Tensors, lasting: bool = False) -> Workload:
     """One product with each copy of the weights."""
     device = weights[0].device
     generator = torch.Generator(device).manual_seed(1)
@@ -177,7 +183,7 @@ def timing_workload(problem: GemmProblem, bucket: int, weights: Tensors) -> Work
     bias = (torch.zeros(problem.columns, dtype=problem.act, device=device),) if problem.bias else ()
     sets = tuple(((x, weight, *bias), (out,)) for weight in weights)
     between = short_kernel(bucket, problem.act, device) if bucket <= DEPENDENT_ROWS else None
-    return Workload(sets, problem.bytes(bucket), problem.operations(bucket), between)
+    return Workload(sets, problem.bytes(bucket), problem.operations(bucket), between, lasting)
 
 
 def short_kernel(rows: int, act: torch.dtype, device: torch.device) -> Callable[[], None]:

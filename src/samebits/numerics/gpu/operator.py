@@ -34,6 +34,8 @@ class Workload:
     """floating-point operations of one run"""
     between: Callable[[], None] | None = None
     """a short kernel that stands ahead of each run, as one does in a model: what overlaps with it counts"""
+    lasting: bool = False
+    """whether work of its kind fills the card for seconds, as the largest steps do while prompts wait"""
 
 
 @dataclass(frozen=True)

@@ -315,9 +315,15 @@ class GpuOperators:
         )
 
     def attention(
-        self, queries: Tensor, heads: HeadLayout, scale: float, batch: RaggedBatch, kv: KvLayer
+        self,
+        queries: Tensor,
+        heads: HeadLayout,
+        scale: float,
+        batch: RaggedBatch,
+        kv: KvLayer,
+        only_wanted: bool = False,
     ) -> Tensor:
-        return self._attention.run(queries, heads, scale, batch, kv)
+        return self._attention.run(queries, heads, scale, batch, kv, only_wanted)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         return activation.silu_mul(gate_up)

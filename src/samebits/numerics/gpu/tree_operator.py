@@ -24,7 +24,7 @@ from samebits.numerics.gpu.gemm_candidates import (
     processors,
     unit_of,
 )
-from samebits.numerics.gpu.gemm_operator import proposals_for, timing_weights, timing_workload
+from samebits.numerics.gpu.gemm_operator import lasts, proposals_for, timing_weights, timing_workload
 from samebits.numerics.gpu.gemm_problem import ATOM, GemmProblem, proof_inputs
 from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import KernelSource, blocks, load, pointer, target_name
@@ -206,9 +206,8 @@ def tree_rounds(problem: TreeProblem, buckets: Sequence[int], device: torch.devi
     trials = RowTrials.of(reference_candidate(problem), inputs, product.output)
     weights = timing_weights(product, device)
     for bucket in buckets:
-        yield Round(
-            bucket, trials.trial(bucket), functools.partial(timing_workload, product, bucket, weights)
-        )
+        work = functools.partial(timing_workload, product, bucket, weights, lasts(bucket, buckets))
+        yield Round(bucket, trials.trial(bucket), work)
 
 
 def tile_candidate(cut: TreeTile, problem: TreeProblem, bucket: int, device: torch.device) -> Candidate:

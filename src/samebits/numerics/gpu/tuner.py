@@ -2,7 +2,9 @@
 
 It cannot change a bit. Timing is done in CUDA graphs over inputs that do not fit the cache together, the way
 decode meets its weights. Long products draw all the power that the card may have, and which of them is fastest then is
-not what short bursts on a cool card say: the close ones are timed again under load, as prefill runs them.
+not what short bursts on a cool card say: the close ones are timed again under load, as prefill runs them. The card sets
+its clock by what is drawn, some tens of milliseconds late, so that of several candidates in short turns the hungriest
+has the others' clock. Where steps of one size follow each other for seconds, each has the card for longer than that.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ HEAVY_OPERATIONS, MOST_HEAVY = 2e11, 3
 """Work of so many operations is first timed once, and then at most so many candidates under load."""
 BURST_SECONDS, BURSTS = 15e-3, 3
 """Under load, candidates run so long in turns; the first turn warms up."""
+LASTING_SECONDS, FINALISTS, FINAL_TURNS = 50e-3, 3, 2
+"""Lasting work has the card so long with each candidate, after a turn that heats, and with the fastest few again."""
 
 
 @dataclass(frozen=True)
@@ -136,13 +140,30 @@ def seconds_under_load(candidates: Iterable[Candidate], workload: Workload) -> l
     return [statistics.fmean(column[1:]) for column in zip(*times, strict=True)]
 
 
+def seconds_when_lasting(candidates: Iterable[Candidate], workload: Workload) -> list[float]:
+    """Mean times of one run of several candidates, each of which has the card for LASTING_SECONDS, the fastest few
+    FINAL_TURNS times more; the others' times are no shorter than theirs."""
+    graphs = graphs_of(candidates, workload)
+    replays = [max(1, round(LASTING_SECONDS / (graph.seconds() * graph.runs))) for graph in graphs]
+    graphs[0].seconds(replays[0])  # a card that was idle runs faster at first, and then slower than it will
+    first = [graph.seconds(count) for graph, count in zip(graphs, replays, strict=True)]
+    finalists = sorted(range(len(graphs)), key=first.__getitem__)[:FINALISTS]
+    turns = [[graphs[place].seconds(replays[place]) for place in finalists] for _ in range(FINAL_TURNS)]
+    means = [statistics.fmean(column) for column in zip(*turns, strict=True)]
+    found = [max(seconds, *means) for seconds in first]
+    for place, mean in zip(finalists, means, strict=True):
+        found[place] = mean
+    return found
+
+
 def tuning_seconds(candidates: Sequence[Candidate], workload: Workload, replays: int) -> list[float]:
-    """How the tuner times: heavy work that is to be compared closely under load, everything else in short turns."""
+    """How the tuner times: heavy work that is to be compared closely under load, lasting work under lasting load,
+    everything else in short turns."""
     if workload.operations < HEAVY_OPERATIONS:
         return interleaved_seconds(candidates, workload, replays)
     if replays < FINAL_REPLAYS:
         return interleaved_seconds(candidates, workload, replays, least=1)
-    return seconds_under_load(candidates, workload)
+    return (seconds_when_lasting if workload.lasting else seconds_under_load)(candidates, workload)
 
 
 Stopwatch = Callable[[Sequence[Candidate], Workload, int], list[float]]
@@ -162,6 +183,17 @@ def prove_and_time(
         return None, TriedRecord(candidate.name, candidate.identity, None, verdict.reason)
     seconds = stopwatch([candidate], workload, REPLAYS)[0]
     return candidate, TriedRecord(candidate.name, candidate.identity, seconds)
+
+
+def close_ones(
+    proven: Sequence[Candidate], seconds: Callable[[Candidate], float], workload: Workload
+) -> list[Candidate]:
+    """The fastest candidates, which are worth another look."""
+    best = min(map(seconds, proven))
+    # On a card that other work shares, the short kernel alone may have taken longer than both: times below zero.
+    limit = best + abs(best) * (CLOSE - 1.0)
+    most = MOST_HEAVY if workload.operations >= HEAVY_OPERATIONS else MOST_CLOSE
+    return [candidate for candidate in sorted(proven, key=seconds)[:most] if seconds(candidate) <= limit]
 
 
 def bind(operator: Operator[P], problem: P, found: Round, stopwatch: Stopwatch = tuning_seconds) -> Bound:
@@ -187,12 +219,7 @@ def bind(operator: Operator[P], problem: P, found: Round, stopwatch: Stopwatch =
     def seconds(candidate: Candidate) -> float:
         return tried[candidate.name].seconds or 0.0
 
-    best = min(map(seconds, proven))
-    # On a card that other work shares, the short kernel alone may have taken longer than both: times below zero.
-    limit = best + abs(best) * (CLOSE - 1.0)
-    most = MOST_HEAVY if workload.operations >= HEAVY_OPERATIONS else MOST_CLOSE
-    close = sorted(proven, key=seconds)[:most]
-    close = [candidate for candidate in close if seconds(candidate) <= limit]
+    close = proven if workload.lasting else close_ones(proven, seconds, workload)
     again_seconds = stopwatch(close, workload, FINAL_REPLAYS) if len(close) > 1 else map(seconds, close)
     for candidate, again in zip(close, again_seconds, strict=True):
         tried[candidate.name] = TriedRecord(candidate.name, candidate.identity, again)

@@ -146,7 +146,13 @@ class TorchOperators:
         return queries
 
     def attention(
-        self, queries: Tensor, heads: HeadLayout, scale: float, batch: RaggedBatch, kv: KvLayer
+        self,
+        queries: Tensor,
+        heads: HeadLayout,
+        scale: float,
+        batch: RaggedBatch,
+        kv: KvLayer,
+        only_wanted: bool = False,
     ) -> Tensor:
         output = torch.empty_like(queries)
         starts = batch.query_start.tolist()
