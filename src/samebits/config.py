@@ -98,15 +98,13 @@ class EngineConfig:
     )
     prefix_cache: bool = setting(True, "keep KV pages of prompts for reuse", group=MEMORY)
     step_tokens: int = setting(
-        0,
-        "most tokens in a step; longer prompts are cut into chunks; 0: 512 on the CPU, 8192 on a GPU, 8448 on one "
-        "alone that has 132 multiprocessors",
+        0, "most tokens in a step; longer prompts are cut; 0: 512 on the CPU, 8192 or 8448 on a GPU"
     )
     max_running: int = setting(0, "most requests in one step; 0: 64 on the CPU, 256 on a GPU")
     max_waiting: int = setting(4096, "most requests in the queue")
     assumed_answer_tokens: int = setting(
         4096,
-        "length of an answer before any has ended, for foretelling memory; 0: admit whoever fits at the moment",
+        "tokens expected of answers before any has ended; 0: admit whoever fits now",
     )
     loop: str = setting(
         "overlapped", "prepare the next step while one runs, or one after another", ("overlapped", "simple")
@@ -120,9 +118,7 @@ class EngineConfig:
         "how the ranks of GPUs add; nccl promises nothing, and is for unpinned",
         ("auto", "one-shot", "two-shot", "push", "gather", "nccl"),
     )
-    ranks_per_gpu: int = setting(
-        1, "ranks that share a GPU, to prove a degree for which there are too few GPUs; slow, not for serving"
-    )
+    ranks_per_gpu: int = setting(1, "ranks that share a GPU, to prove a degree; slow")
     cuda_graph_max_bs: int = setting(-1, "largest batch run as a CUDA graph; 0: none, -1: all")
 
 
