@@ -61,6 +61,7 @@ gpu-results: $(DEVELOPMENT)
 	-$(SAMEBITS) bench decode --output results/decode-$(CARD).json --plot results/decode-$(CARD).png
 	-$(SAMEBITS) bench decode --profiles exact tp-invariant --batches 1 32 128 --output results/decode-tp-invariant-$(CARD).json
 	-$(SAMEBITS) bench prefill --output results/prefill-$(CARD).json --plot results/prefill-$(CARD).png
+	-$(SAMEBITS) bench prefill --profiles exact --step-tokens 16896 --output results/prefill-16896-$(CARD).json
 	-$(SAMEBITS) bench prefill --profiles exact tp-invariant --output results/prefill-tp-invariant-$(CARD).json
 	-$(SAMEBITS) bench serving --output results/serving-$(CARD).json --plot results/serving-$(CARD).png
 	-$(SAMEBITS) bench start --output results/start-$(CARD).json
