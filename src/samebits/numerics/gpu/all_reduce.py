@@ -207,6 +207,33 @@ def all_gather(
 
 
 @triton.jit
+def residual_sums(
+    pointers, residual, y, start, FIRST: tl.constexpr, WORLD: tl.constexpr, TREE: tl.constexpr,
+    WIDTH: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Of the row that begins at `start`: the sums over ranks, rounded to y's type, with the residual, rounded again; a
+    tuple of blocks of LANES columns."""
+    values = ()  # which the compiler unrolls
+    for begin in tl.static_range(0, WIDTH, LANES):
+        columns = begin + tl.arange(0, LANES)
+        mask = columns < WIDTH
+        joined = sum_of_ranks(pointers, start + columns, mask, FIRST, WORLD, TREE).to(y.dtype.element_ty)
+        other = tl.load(residual + start + columns, mask=mask, other=0.0)
+        values = values + ((joined.to(tl.float32) + other.to(tl.float32)).to(y.dtype.element_ty),)  # type: ignore[assignment]
+    return values
+
+
+@triton.jit
+def scale_of_row(values, eps, WIDTH: tl.constexpr, LANES: tl.constexpr):
+    """What the norm clause multiplies a row by that lies in a tuple of blocks."""
+    squares = tl.zeros((LANES,), tl.float32)
+    for part in tl.static_range(0, len(values)):
+        wide = values[part].to(tl.float32)
+        squares = tl.fma(wide, wide, squares)
+    return inverse_root_mean_square(tl.reshape(squares, (1, LANES)), LANES, WIDTH, eps)
+
+
+@triton.jit
 def one_shot_add_norm(
     inputs, pads, epochs, like, residual, weight, y, total, rows, rank, eps,
     WIDTH: tl.constexpr, LANES: tl.constexpr, FIRST: tl.constexpr, WORLD: tl.constexpr,
@@ -220,18 +247,8 @@ def one_shot_add_norm(
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         start = row * tl.full((), WIDTH, tl.int64)
         # Nothing is stored before everything is loaded, so that all reads from the peers are on their way at once.
-        values = ()  # a tuple of blocks, which the compiler unrolls
-        for begin in tl.static_range(0, WIDTH, LANES):
-            columns = begin + tl.arange(0, LANES)
-            mask = columns < WIDTH
-            joined = sum_of_ranks(pointers, start + columns, mask, FIRST, WORLD, TREE).to(y.dtype.element_ty)
-            other = tl.load(residual + start + columns, mask=mask, other=0.0)
-            values = values + ((joined.to(tl.float32) + other.to(tl.float32)).to(y.dtype.element_ty),)  # type: ignore[assignment]
-        squares = tl.zeros((LANES,), tl.float32)
-        for part in tl.static_range(0, len(values)):
-            wide = values[part].to(tl.float32)  # type: ignore[var-annotated]
-            squares = tl.fma(wide, wide, squares)
-        scale = inverse_root_mean_square(tl.reshape(squares, (1, LANES)), LANES, WIDTH, eps)
+        values = residual_sums(pointers, residual, y, start, FIRST, WORLD, TREE, WIDTH, LANES)
+        scale = scale_of_row(values, eps, WIDTH, LANES)
         for part in tl.static_range(0, len(values)):
             columns = part * LANES + tl.arange(0, LANES)
             mask = columns < WIDTH

@@ -9,7 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from samebits.numerics.gpu.attention_ranges import UNITS_AT_ONCE, unit_splits, whole_pairs_pay
+from samebits.numerics.gpu.attention_ranges import (
+    UNITS_AT_ONCE,
+    count_splits,
+    unit_splits,
+    whole_pairs_pay,
+)
 from samebits.numerics.gpu.dependent import publish, wait_only
 
 CLAIM_WORDS = tl.constexpr(16)
@@ -68,18 +73,7 @@ def plan_claims(
     kernel that claims."""
     wait_only(DEPENDENT)
     program, programs = tl.program_id(0), tl.num_programs(0)
-    total = tl.zeros((), tl.int32)
-    longest = tl.zeros((), tl.int32)
-    filled = tl.zeros((), tl.int32)
-    for block in range(0, units, UNITS_AT_ONCE):
-        unit = block + tl.arange(0, UNITS_AT_ONCE)
-        splits = unit_splits(positions, unit_first, unit_count, unit, unit < units, SPLIT)
-        before = total + tl.cumsum(splits, 0) - splits
-        if program == 0:
-            tl.store(split_start + unit, before, mask=unit < units)
-        total += tl.sum(splits, 0)
-        longest = tl.maximum(longest, tl.max(splits, 0))
-        filled += tl.sum((splits > 0).to(tl.int32), 0)
+    total, longest, filled = count_splits(positions, unit_first, unit_count, split_start, units, SPLIT)
     whole = whole_pairs_pay(total.to(tl.int64) * KV_HEADS, longest, filled * KV_HEADS, programs, capacity)
     if program == 0:
         tl.store(split_start + units, total)

@@ -43,6 +43,21 @@ def first_entry(table, KV_HEADS: gl.constexpr):
 
 
 @gluon.jit
+def copied(entry):
+    """What a claim's entry says to who copies: (first split, splits claimed, request, last position, the pages of the
+    first split's four key blocks)."""
+    begin = gl.load(entry)
+    taken = gl.load(entry + 1)
+    request = gl.load(entry + 6)
+    last = gl.load(entry + 7)
+    page_0 = gl.load(entry + 8)
+    page_1 = gl.load(entry + 9)
+    page_2 = gl.load(entry + 10)
+    page_3 = gl.load(entry + 11)
+    return begin, taken, request, last, page_0, page_1, page_2, page_3
+
+
+@gluon.jit
 def next_claim(state, epoch, claims):
     """Claim what comes next."""
     programs = gl.num_programs(0)
@@ -92,15 +107,9 @@ def produce(
         claim = next_claim(state, epoch, claims)
         send(mail, mailed, place, claim)
         place, turn = following(place, turn, MAILS)
-        entry = entry_of(table, claim, claims, KV_HEADS)
-        begin = gl.load(entry)
-        taken = gl.load(entry + 1)
-        request = gl.load(entry + 6)
-        last = gl.load(entry + 7)
-        page_0 = gl.load(entry + 8)
-        page_1 = gl.load(entry + 9)
-        page_2 = gl.load(entry + 10)
-        page_3 = gl.load(entry + 11)
+        begin, taken, request, last, page_0, page_1, page_2, page_3 = copied(
+            entry_of(table, claim, claims, KV_HEADS)
+        )
 
 
 @gluon.jit
@@ -125,6 +134,24 @@ def queries_of(
 
 
 @gluon.jit
+def claimed(
+    entry, claim, claims, queries, positions, token, QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr
+):  # fmt: skip
+    """What a claim's entry says: (first split, splits claimed, splits of the unit, its first slot, first row, rows,
+    last position), and the unit's queries and positions. There are no rows where there is no such claim."""
+    begin = gl.load(entry)
+    taken = gl.load(entry + 1)
+    splits = gl.load(entry + 2)
+    slot = gl.load(entry + 3)
+    first = gl.load(entry + 4)
+    count = gl.where(claim < claims, gl.load(entry + 5), 0)
+    last = gl.load(entry + 7)
+    tile = queries_of(queries, first, count, claim % KV_HEADS, QUERY_HEADS, KV_HEADS, D)
+    position = gl.load(positions + first + token, mask=token < count, other=-1).to(gl.int32)
+    return begin, taken, splits, slot, first, count, last, tile, position
+
+
+@gluon.jit
 def consume(
     claim, claims, queries, output, positions, table, tops, totals, accumulators, factor, q, p, ring, ready,
     free, mail, mailed, QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, KEYS: gl.constexpr,
@@ -141,16 +168,9 @@ def consume(
     phase = 0
     place = 0
     turn = 0
-    entry = first_entry(table, KV_HEADS)
-    begin = gl.load(entry)
-    taken = gl.load(entry + 1)
-    splits = gl.load(entry + 2)
-    slot = gl.load(entry + 3)
-    first = gl.load(entry + 4)
-    count = gl.where(claim < claims, gl.load(entry + 5), 0)
-    last = gl.load(entry + 7)
-    tile = queries_of(queries, first, count, claim % KV_HEADS, QUERY_HEADS, KV_HEADS, D)
-    position = gl.load(positions + first + token, mask=token < count, other=-1).to(gl.int32)
+    begin, taken, splits, slot, first, count, last, tile, position = claimed(
+        first_entry(table, KV_HEADS), claim, claims, queries, positions, token, QUERY_HEADS, KV_HEADS, D
+    )
     policy = policy_of(claims, STRIDE * (D + 2))
     epoch = receive(mail, mailed, MAILS, 0)
     while claim < claims:
@@ -180,16 +200,10 @@ def consume(
             if done == taken - 1:
                 # The last split's copies are asked for, so the next claim is, too.
                 next_one = receive(mail, mailed, place, turn)
-                entry = entry_of(table, next_one, claims, KV_HEADS)
-                n_begin = gl.load(entry)
-                n_taken = gl.load(entry + 1)
-                n_splits = gl.load(entry + 2)
-                n_slot = gl.load(entry + 3)
-                n_first = gl.load(entry + 4)
-                n_count = gl.where(next_one < claims, gl.load(entry + 5), 0)
-                n_last = gl.load(entry + 7)
-                tile = queries_of(queries, n_first, n_count, next_one % KV_HEADS, QUERY_HEADS, KV_HEADS, D)
-                n_position = gl.load(positions + n_first + token, mask=token < n_count, other=-1).to(gl.int32)
+                n_begin, n_taken, n_splits, n_slot, n_first, n_count, n_last, tile, n_position = claimed(
+                    entry_of(table, next_one, claims, KV_HEADS), next_one, claims, queries, positions, token,
+                    QUERY_HEADS, KV_HEADS, D,
+                )  # fmt: skip
             one_top, one_lanes, one_acc, group, phase = attend_split(
                 q, p, ring, ready, free, group, phase, (begin + done) * SPLIT, last, position, factor, D, KEYS,
                 STAGES,
@@ -236,15 +250,7 @@ def attention_claims_hopper(
     # What the plan of a step wrote may be read before the wait.
     claim = gl.program_id(0)
     claims = gl.load(table)
-    entry = first_entry(table, KV_HEADS)
-    begin = gl.load(entry)
-    taken = gl.load(entry + 1)
-    request = gl.load(entry + 6)
-    last = gl.load(entry + 7)
-    page_0 = gl.load(entry + 8)
-    page_1 = gl.load(entry + 9)
-    page_2 = gl.load(entry + 10)
-    page_3 = gl.load(entry + 11)
+    begin, taken, request, last, page_0, page_1, page_2, page_3 = copied(first_entry(table, KV_HEADS))
     act: gl.constexpr = keys.dtype
     ring = gl.allocate_shared_memory(act, [STAGES * BLOCKS, KEYS, D], keys.layout)
     q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], act)

@@ -44,6 +44,26 @@ def unit_splits(positions, unit_first, unit_count, unit, known, SPLIT: tl.conste
 
 
 @triton.jit
+def count_splits(positions, unit_first, unit_count, split_start, units, SPLIT: tl.constexpr):
+    """(splits of all units, those of the longest, units that have any). The first program writes the splits
+    before each unit into split_start int32 [units + 1], but not the last word."""
+    program = tl.program_id(0)
+    total = tl.zeros((), tl.int32)
+    longest = tl.zeros((), tl.int32)
+    filled = tl.zeros((), tl.int32)
+    for block in range(0, units, UNITS_AT_ONCE):
+        unit = block + tl.arange(0, UNITS_AT_ONCE)
+        splits = unit_splits(positions, unit_first, unit_count, unit, unit < units, SPLIT)
+        before = total + tl.cumsum(splits, 0) - splits
+        if program == 0:
+            tl.store(split_start + unit, before, mask=unit < units)
+        total += tl.sum(splits, 0)
+        longest = tl.maximum(longest, tl.max(splits, 0))
+        filled += tl.sum((splits > 0).to(tl.int32), 0)
+    return total, longest, filled
+
+
+@triton.jit
 def whole_pairs_pay(length, longest, pairs, programs, capacity):
     """Whether no pair shall be cut: their partials have no room, or as many whole pairs for each program are nearly
     even."""
@@ -95,18 +115,7 @@ def plan_ranges(
     int32 [programs, PLAN_WORDS]."""
     wait_only(DEPENDENT)
     program, programs = tl.program_id(0), tl.num_programs(0)
-    total = tl.zeros((), tl.int32)
-    longest = tl.zeros((), tl.int32)
-    filled = tl.zeros((), tl.int32)
-    for block in range(0, units, UNITS_AT_ONCE):
-        unit = block + tl.arange(0, UNITS_AT_ONCE)
-        splits = unit_splits(positions, unit_first, unit_count, unit, unit < units, SPLIT)
-        before = total + tl.cumsum(splits, 0) - splits
-        if program == 0:
-            tl.store(split_start + unit, before, mask=unit < units)
-        total += tl.sum(splits, 0)
-        longest = tl.maximum(longest, tl.max(splits, 0))
-        filled += tl.sum((splits > 0).to(tl.int32), 0)
+    total, longest, filled = count_splits(positions, unit_first, unit_count, split_start, units, SPLIT)
     if program == 0:
         tl.store(split_start + units, total)
     length = total.to(tl.int64) * KV_HEADS

@@ -10,9 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from samebits.numerics.gpu.all_reduce import READ, own_shares, sum_of_ranks
+from samebits.numerics.gpu.all_reduce import READ, own_shares, residual_sums, scale_of_row
 from samebits.numerics.gpu.dependent import wait_ahead
-from samebits.numerics.gpu.norm import inverse_root_mean_square
 from samebits.numerics.gpu.symmetric import ALONE, meet_at, pads_of_program, peer_pointers
 
 
@@ -40,19 +39,9 @@ def add_norm_shares(
         meet_at(theirs, own, epoch, rank, WORLD, MEET)
     for row in range(tl.program_id(0), share_rows, tl.num_programs(0)):
         begin = (rank * share_rows + row).to(tl.int64) * WIDTH
-        values = ()  # a tuple of blocks, which the compiler unrolls
-        for column in tl.static_range(0, WIDTH, LANES):
-            columns = column + tl.arange(0, LANES)
-            mask = columns < WIDTH
-            joined = sum_of_ranks(parts, begin + columns, mask, FIRST, WORLD, TREE).to(y.dtype.element_ty)
-            other = tl.load(residual + begin + columns, mask=mask, other=0.0)
-            values = values + ((joined.to(tl.float32) + other.to(tl.float32)).to(y.dtype.element_ty),)  # type: ignore[assignment]
+        values = residual_sums(parts, residual, y, begin, FIRST, WORLD, TREE, WIDTH, LANES)
         if NORMED:
-            squares = tl.zeros((LANES,), tl.float32)
-            for part in tl.static_range(0, len(values)):
-                wide = values[part].to(tl.float32)  # type: ignore[var-annotated]
-                squares = tl.fma(wide, wide, squares)
-            scale = inverse_root_mean_square(tl.reshape(squares, (1, LANES)), LANES, WIDTH, eps)
+            scale = scale_of_row(values, eps, WIDTH, LANES)
         for part in tl.static_range(0, len(values)):
             columns = part * LANES + tl.arange(0, LANES)
             mask = columns < WIDTH
