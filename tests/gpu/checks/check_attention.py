@@ -14,8 +14,10 @@ import triton.language as tl
 from attention_cases import Case, Inputs, in_float64, make_inputs
 
 from conftest import INTERPRETED
-from samebits.numerics.gpu import attention, attention_fold, attention_prefill
+from samebits.numerics.gpu import attention, attention_fold, attention_prefill, attention_ranges
 from samebits.numerics.gpu.attention import RangeLaunch
+from samebits.numerics.gpu.attention_core import empty_partial
+from samebits.numerics.gpu.attention_operator import FEWER_PROGRAMS, borders
 from samebits.numerics.gpu.attention_plan import Units, plan_attention
 from samebits.numerics.gpu.attention_prefill import TileLaunch
 from samebits.numerics.gpu.attention_shape import AttentionShape, Context
@@ -145,10 +147,10 @@ def check_widths_and_pages(
     assert same_bits(got, expected)
 
 
-def planned(lengths: tuple[int, ...], programs: int, device: torch.device) -> list[list[int]]:
+def planned(lengths: tuple[int, ...], programs: int, device: torch.device, heads: int = 2) -> list[list[int]]:
     """(begin, end, whether pairs are cut) of each range over units of one row; a length of 0 is a unit that is
     skipped."""
-    shape = AttentionShape(HeadLayout(4, 2, 16), 64)
+    shape = AttentionShape(HeadLayout(2 * heads, heads, 16), 64)
     positions = torch.tensor([max(length, 1) - 1 for length in lengths], device=device)
     places = torch.arange(len(lengths), dtype=torch.int32, device=device)
     units = Units(places, (torch.tensor(lengths, device=device) > 0).int(), places)
@@ -184,6 +186,83 @@ def check_whole_pairs_have_the_reference_bits(device: torch.device, dtypes: list
     expected = by_reference(inputs, 64)
     for programs in (3, 4, 8):
         assert same_bits(by_kernels(inputs, TileLaunch(), RangeLaunch(programs), split_tokens=64), expected)
+
+
+def kinds_of_pairs(plan: list[list[int]], splits: list[int], heads: int) -> set[str]:
+    """What becomes of the pairs of units of so many splits, one unit after another, under a plan: whole, handed on,
+    or folded from partials."""
+    length = heads * sum(splits)
+    starts = [begin for begin, end, _ in plan if begin < end]
+    kinds, place = set(), 0
+    for pair in (unit for unit in splits for _ in range(heads)):
+        cuts = sum(place < start < place + pair for start in starts)
+        short = pair * len(plan) <= length
+        assert cuts < 2 or not short
+        kinds.add("partials" if cuts and not short else "handed on" if cuts else "whole")
+        place += pair
+    return kinds
+
+
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def check_a_proof_has_every_kind_of_pair(heads: int, device: torch.device) -> None:
+    contexts = sorted(borders(256, 64, 1).computed, reverse=True)
+    splits = [tokens // 256 + 1 for tokens in contexts]
+    found = set()
+    for each in FEWER_PROGRAMS:
+        plan = planned(tuple(tokens + 1 for tokens in contexts), each * heads, device, heads)
+        found |= kinds_of_pairs(plan, splits, heads)
+    assert found == {"whole", "handed on", "partials"}
+
+
+HANDED_ON = (130, 300, 90, 200, 64, 250)
+"""40 splits of 64 tokens over two heads, none of a pair more than 5: 5 programs cut pairs, and hand all of them on."""
+
+
+def handing_on(device: torch.device, dtype: torch.dtype) -> Inputs:
+    return make_inputs(Case(HeadLayout(4, 2, 16), 64, HANDED_ON, (1,) * len(HANDED_ON)), device, dtype)
+
+
+@pytest.mark.parametrize("capacity", [1, 4096], ids=["without room for partials", "with room"])
+def check_what_is_handed_on_has_the_reference_bits(
+    capacity: int, device: torch.device, dtypes: list[torch.dtype]
+) -> None:
+    for dtype in dtypes:
+        inputs = handing_on(device, dtype)
+        got = by_kernels(inputs, TileLaunch(), RangeLaunch(5), capacity=capacity, split_tokens=64)
+        assert same_bits(got, by_reference(inputs, 64)), dtype
+
+
+@triton.jit
+def rounded(
+    tops, totals, accumulators, arrival, slot, exists, D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr
+):  # fmt: skip
+    """`attention_ranges.take_up` of an accumulator that was rounded on its way."""
+    place = slot.to(tl.int64) * STRIDE + tl.arange(0, exists.shape[0])
+    top = tl.load(tops + place, mask=exists, other=0.0)
+    total = tl.load(totals + place, mask=exists, other=0.0)
+    columns = tl.arange(0, WIDTH)[None, :]
+    acc = tl.load(accumulators + (place * D)[:, None] + columns, mask=exists[:, None], other=0.0)
+    return top, total, acc.to(tl.float16).to(tl.float32)
+
+
+@triton.jit
+def forgotten(
+    tops, totals, accumulators, arrival, slot, exists, D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr
+):  # fmt: skip
+    """`attention_ranges.take_up` of nothing."""
+    return empty_partial(exists.shape[0], WIDTH)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a compiled kernel keeps the functions that it was compiled with")
+@pytest.mark.parametrize("other", [rounded, forgotten], ids=["rounded", "forgotten"])
+def check_another_beginning_is_noticed(
+    other: Any, device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = handing_on(device, dtypes[0])
+    expected = by_reference(inputs, 64)
+    monkeypatch.setattr(attention_ranges, "take_up", other)
+    got = by_kernels(inputs, TileLaunch(), RangeLaunch(5), split_tokens=64)
+    assert not same_bits(got, expected)
 
 
 def many_partials(device: torch.device, dtype: torch.dtype, tokens: int = 2200) -> Inputs:

@@ -27,6 +27,7 @@ from samebits.numerics.gpu.attention_operator import (
     reference_candidate,
     tile_candidate,
     units_of,
+    with_fewer_programs,
 )
 from samebits.numerics.gpu.attention_prefill import HopperLaunch, tiles
 from samebits.numerics.gpu.attention_shape import AttentionShape
@@ -143,7 +144,8 @@ def check_what_the_engine_uses_is_proven(
     for act, shape in shapes.items():
         ranges = {default_ranges(shape, act, 1, units, 132) for units in range(1, 257)}
         assert any(launch.specialised for launch in ranges) == (target_name() == "sm_90")
-        assert len(prove_defaults(shape, act, 132, device)) == 1 + len(ranges)
+        launches = [launch for one in ranges for launch in with_fewer_programs(shape, one)]
+        assert len(prove_defaults(shape, act, 132, device)) == 1 + len(launches)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="there is no interpreter for Gluon")

@@ -2,9 +2,11 @@
 
 A *unit* is a tile of query rows of one request; a *pair* is a unit and a key-value head. All splits of all pairs
 stand in one line, pair after pair; program i of n walks the i-th n-th of it, or of the pairs where that is nearly as
-even. A pair that lies in one program's range is folded there; of a pair that is cut, every split's partial is written,
-and folded when all are there (`attention_fold`). So the cost follows the real lengths, which are read on the device,
-and one captured graph serves any.
+even. A pair that lies in one program's range is folded there. A range is walked from its last pair to its first, so
+that of a pair cut in two its beginning is the first that one program does and its end the last that the next one does:
+the fold of the beginning is handed on, and nothing is waited for. Of a pair that is longer than a range, every split's
+partial is written, and folded when all are there (`attention_fold`). So the cost follows the real lengths, which are
+read on the device, and one captured graph serves any.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import triton
 import triton.language as tl
 
 from samebits.numerics.gpu.attention_core import (
+    HIDDEN,
     attend,
     empty_partial,
     empty_split,
@@ -29,8 +32,9 @@ from samebits.numerics.gpu.dependent import allow_next, publish, wait_only
 
 UNITS_AT_ONCE = tl.constexpr(256)
 PLAN_WORDS = tl.constexpr(16)
-"""int32 of a program's plan: first place in the line, end, unit, place among the unit's heads and splits, whether
-pairs are cut; of the unit: splits, first row, rows, request, last position; the first page; splits of all units."""
+"""int32 of a program's plan: first place in the line, end; of the last pair: unit, end among the unit's heads and
+splits; whether pairs are cut; of the unit: splits, first row, rows, request, last position; the first page; splits of
+all units."""
 
 
 @triton.jit
@@ -61,6 +65,13 @@ def count_splits(positions, unit_first, unit_count, split_start, units, SPLIT: t
         longest = tl.maximum(longest, tl.max(splits, 0))
         filled += tl.sum((splits > 0).to(tl.int32), 0)
     return total, longest, filled
+
+
+@triton.jit
+def is_handed_on(splits, programs, length):
+    """Whether the beginning of a cut pair of so many splits is handed to who does its end: no range is shorter than
+    such a pair, so that two programs share it, and who begins it has done so before the other wants it."""
+    return splits.to(tl.int64) * programs <= length
 
 
 @triton.jit
@@ -95,6 +106,14 @@ def page_of(page_table, request, table_width, key, PAGE: tl.constexpr):
 
 
 @triton.jit
+def first_split(offset, splits, left, may_cut):
+    """The first split that a program does of the pair that ends, for it, at `offset` among its unit's heads and
+    splits; `left` of its range are left."""
+    ending = (offset - 1) % splits + 1
+    return tl.where(may_cut, tl.maximum(ending - left, 0), 0)
+
+
+@triton.jit
 def plan_ranges(
     positions,
     unit_first,
@@ -120,7 +139,9 @@ def plan_ranges(
         tl.store(split_start + units, total)
     length = total.to(tl.int64) * KV_HEADS
     pairs = filled * KV_HEADS
-    whole = whole_pairs_pay(length, longest, pairs, programs, capacity)
+    # Where all cut pairs are handed on, there are no partials.
+    room = tl.where(is_handed_on(longest, programs, length), length, capacity)
+    whole = whole_pairs_pay(length, longest, pairs, programs, room)
     start, end = range_start(program, programs, length), range_start(program + 1, programs, length)
     if whole:
         first_pair = range_start(program, programs, pairs).to(tl.int32)
@@ -134,11 +155,11 @@ def plan_ranges(
         unit = block + tl.arange(0, UNITS_AT_ONCE)
         splits = unit_splits(positions, unit_first, unit_count, unit, unit < units, SPLIT)
         ends = passed + tl.cumsum(splits, 0)
-        behind = (unit < units) & (ends.to(tl.int64) * KV_HEADS <= start)
+        behind = (unit < units) & (ends.to(tl.int64) * KV_HEADS < end)
         found += tl.sum(behind.to(tl.int32), 0)
         base = tl.maximum(base, tl.max(tl.where(behind, ends, 0), 0))
         passed += tl.sum(splits, 0)
-    offset = (start - base.to(tl.int64) * KV_HEADS).to(tl.int32)
+    offset = (end - base.to(tl.int64) * KV_HEADS).to(tl.int32)
     plan = plans + program * PLAN_WORDS
     if start < end:
         splits = unit_splits(positions, unit_first, unit_count, found, True, SPLIT)
@@ -153,7 +174,8 @@ def plan_ranges(
         request = tl.load(unit_request + found)
         tl.store(plan + 8, request)
         tl.store(plan + 9, tl.load(positions + first + count - 1).to(tl.int32))
-        tl.store(plan + 10, page_of(page_table, request, table_width, offset % splits * SPLIT, PAGE))
+        begin = first_split(offset, splits, (end - start).to(tl.int32), True)
+        tl.store(plan + 10, page_of(page_table, request, table_width, begin * SPLIT, PAGE))
     tl.store(plan, start.to(tl.int32))
     tl.store(plan + 1, end.to(tl.int32))
     publish(DEPENDENT)
@@ -171,6 +193,45 @@ def store_partial(
     tl.store(totals + place, total, mask=exists)
     places = accumulators + (place * D)[:, None] + columns[None, :]
     tl.store(places, acc, mask=exists[:, None] & (columns < D)[None, :])
+
+
+@triton.jit
+def take_up(
+    tops,
+    totals,
+    accumulators,
+    arrival,
+    slot,
+    exists,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+):
+    """The fold of a pair's beginning, (maximum, sum, accumulator), once the program ahead has handed it on."""
+    handed = tl.atomic_add(arrival, 0, sem="acquire", scope="gpu")
+    while handed == 0:
+        handed = tl.atomic_add(arrival, 0, sem="acquire", scope="gpu")
+    rows = tl.arange(0, exists.shape[0])
+    columns = tl.arange(0, WIDTH)
+    place = slot.to(tl.int64) * STRIDE + rows
+    top = tl.load(tops + place, mask=exists, other=HIDDEN, cache_modifier=".cg")
+    total = tl.load(totals + place, mask=exists, other=0.0, cache_modifier=".cg")
+    places = accumulators + (place * D)[:, None] + columns[None, :]
+    wanted = exists[:, None] & (columns < D)[None, :]
+    acc = tl.load(places, mask=wanted, other=0.0, cache_modifier=".cg")
+    tl.debug_barrier()
+    tl.store(arrival, 0)
+    return top, total, acc
+
+
+@triton.jit
+def hand_on(
+    tops, totals, accumulators, arrival, slot, top, total, acc, exists, D: tl.constexpr, STRIDE: tl.constexpr
+):
+    """Give the fold of a pair's beginning to the program that does its end."""
+    store_partial(tops, totals, accumulators, slot, top, total, acc, exists, D, STRIDE)
+    tl.debug_barrier()
+    tl.atomic_add(arrival, 1, sem="release", scope="gpu")
 
 
 @triton.jit
@@ -208,33 +269,43 @@ def attention_ranges(
     POLLS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Grid (programs,). Partials lie in tops and totals float32 [capacity, STRIDE] and accumulators float32
-    [capacity, STRIDE, D]; `arrivals` int32 [units * KV_HEADS, 2] is what `fold_cut_pair` counts in, and is zero before
-    and after. Without PINNED a range's splits make one partial, so that results follow the batch:
-    for the profile that promises nothing."""
+    """Grid (programs,). What is handed on, one slot a pair, and behind it partials lie in tops and totals float32
+    [units * KV_HEADS + capacity, STRIDE] and accumulators float32 [units * KV_HEADS + capacity, STRIDE, D]; `arrivals`
+    int32 [units * KV_HEADS, 2] tells of both, and is zero before and after. A program waits for none but the one ahead
+    of it, which was started before it. Without PINNED a range's splits make one partial, so that results follow the
+    batch: for the profile that promises nothing."""
     allow_next(DEPENDENT)
     group: tl.constexpr = QUERY_HEADS // KV_HEADS
     programs = tl.num_programs(0)
     # What `plan_ranges` wrote, and found, may be read before the wait.
     plan = plans + tl.program_id(0) * PLAN_WORDS
-    place, end = tl.load(plan), tl.load(plan + 1)
-    unit, offset, may_cut = tl.load(plan + 2), tl.load(plan + 3), tl.load(plan + 4)
+    start, place = tl.load(plan), tl.load(plan + 1)
+    unit, offset, may_cut = tl.load(plan + 2), tl.load(plan + 3), tl.load(plan + 4) != 0
     splits, first, count = tl.load(plan + 5), tl.load(plan + 6), tl.load(plan + 7)
     request, last, page = tl.load(plan + 8), tl.load(plan + 9), tl.load(plan + 10)
     length = tl.load(plan + 11).to(tl.int64) * KV_HEADS
+    behind = units.to(tl.int64) * KV_HEADS * STRIDE
+    split_tops, split_totals, split_accumulators = tops + behind, totals + behind, accumulators + behind * D
     wait_only(DEPENDENT)
     columns = tl.arange(0, WIDTH)
-    while place < end:
-        kv_head, begin = offset // splits, offset % splits
-        taken = splits - begin
-        if may_cut != 0:
-            taken = tl.minimum(taken, end - place)
+    while start < place:
+        kv_head = (offset - 1) // splits
+        begin = first_split(offset, splits, place - start, may_cut)
+        taken = offset - kv_head * splits - begin
         rows, heads, position, exists = tile_rows(positions, first, count, kv_head, group, ROWS)
         wanted = exists[:, None] & (columns < D)[None, :]
         q = tl.load(row_places(queries, rows, heads, columns, QUERY_HEADS, D), mask=wanted, other=0.0)
         is_whole = taken == splits
+        is_folded = is_whole | (not PINNED)
         top, total, acc = empty_partial(ROWS, WIDTH)
         split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
+        pair = unit * KV_HEADS + kv_head
+        if PINNED:
+            is_folded = is_whole | is_handed_on(splits, programs, length)
+            if is_folded & (begin > 0):
+                top, total, acc = take_up(
+                    tops, totals, accumulators, arrivals + pair * 2, pair, exists, D, WIDTH, STRIDE
+                )
         stop = tl.minimum((begin + taken) * SPLIT, last + 1)
         pages = page_table + request.to(tl.int64) * table_width
         for key in tl.range(begin * SPLIT, stop, KEYS, num_stages=STAGES):
@@ -249,39 +320,45 @@ def attention_ranges(
             )
             if ((key + KEYS) % SPLIT == 0) | (key + KEYS >= stop):
                 split_total = fold_lanes(lanes)
-                if is_whole or not PINNED:
+                if is_folded:
                     top, total, acc = fold(top, total, acc, split_top, split_total, split_acc, factor)
                 else:
-                    slot = place + (key // SPLIT - begin)
+                    slot = place - taken + (key // SPLIT - begin)
                     store_partial(
-                        tops, totals, accumulators, slot, split_top, split_total, split_acc, exists, D, STRIDE
-                    )
+                        split_tops, split_totals, split_accumulators, slot, split_top, split_total, split_acc,
+                        exists, D, STRIDE,
+                    )  # fmt: skip
                 split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
-        if is_whole:
+        place -= taken
+        offset -= taken
+        if is_whole | (PINNED & is_folded & (begin > 0)):
             result = finish(total, acc).to(output.dtype.element_ty)
             tl.store(row_places(output, rows, heads, columns, QUERY_HEADS, D), result, mask=wanted)
+        elif PINNED & is_folded:
+            hand_on(tops, totals, accumulators, arrivals + pair * 2, pair, top, total, acc, exists, D, STRIDE)
         else:
             if not PINNED:
-                store_partial(tops, totals, accumulators, place, top, total, acc, exists, D, STRIDE)
+                store_partial(
+                    split_tops, split_totals, split_accumulators, place, top, total, acc, exists, D, STRIDE
+                )
             tl.debug_barrier()
-            arrival = arrivals + (unit * KV_HEADS + kv_head) * 2
             # Who has more to do does not wait.
-            polls = tl.where(place + taken == end, POLLS, 0)
+            polls = tl.where(place == start, POLLS, 0)
             fold_cut_pair(
-                output, tops, totals, accumulators, arrival, taken, polls, place - begin, splits, first, count,
-                kv_head, length, programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PADDED, PINNED,
+                output, split_tops, split_totals, split_accumulators, arrivals + pair * 2, taken, polls, place - begin,
+                splits, first, count, kv_head, length, programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PADDED,
+                PINNED,
             )  # fmt: skip
-        place += taken
-        offset += taken
-        if (offset == splits * KV_HEADS) & (place < end):
-            offset = 0
-            unit += 1
+        if (offset == 0) & (start < place):
+            unit -= 1
             splits = tl.load(split_start + unit + 1) - tl.load(split_start + unit)
             while splits == 0:
-                unit += 1
+                unit -= 1
                 splits = tl.load(split_start + unit + 1) - tl.load(split_start + unit)
+            offset = splits * KV_HEADS
             first, count = tl.load(unit_first + unit), tl.load(unit_count + unit)
             request = tl.load(unit_request + unit)
             last = tl.load(positions + first + count - 1).to(tl.int32)
-        if place < end:
-            page = page_of(page_table, request, table_width, offset % splits * SPLIT, PAGE)
+        if start < place:
+            begin = first_split(offset, splits, place - start, may_cut)
+            page = page_of(page_table, request, table_width, begin * SPLIT, PAGE)
