@@ -20,6 +20,7 @@ from samebits.numerics.gpu.attention_core import empty_partial
 from samebits.numerics.gpu.attention_operator import FEWER_PROGRAMS, borders
 from samebits.numerics.gpu.attention_plan import Units, plan_attention
 from samebits.numerics.gpu.attention_prefill import TileLaunch
+from samebits.numerics.gpu.attention_ranges import kept_splits
 from samebits.numerics.gpu.attention_shape import AttentionShape, Context
 from samebits.numerics.operators import HeadLayout
 
@@ -234,9 +235,9 @@ def check_what_is_handed_on_has_the_reference_bits(
 
 @triton.jit
 def rounded(
-    tops, totals, accumulators, arrival, slot, exists, D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr
-):  # fmt: skip
-    """`attention_ranges.take_up` of an accumulator that was rounded on its way."""
+    tops, totals, accumulators, slot, exists, D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr
+):
+    """`attention_ranges.load_partial` of an accumulator that was rounded on its way."""
     place = slot.to(tl.int64) * STRIDE + tl.arange(0, exists.shape[0])
     top = tl.load(tops + place, mask=exists, other=0.0)
     total = tl.load(totals + place, mask=exists, other=0.0)
@@ -247,10 +248,16 @@ def rounded(
 
 @triton.jit
 def forgotten(
-    tops, totals, accumulators, arrival, slot, exists, D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr
-):  # fmt: skip
-    """`attention_ranges.take_up` of nothing."""
+    tops, totals, accumulators, slot, exists, D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr
+):
+    """`attention_ranges.load_partial` of nothing."""
     return empty_partial(exists.shape[0], WIDTH)
+
+
+@triton.jit
+def one_more(pair, start, end, place, taken, program, programs, length):
+    """`attention_ranges.kept_splits` with one split more, where there is one: the same bits."""
+    return tl.minimum(kept_splits(pair, start, end, place, taken, program, programs, length) + 1, taken)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a compiled kernel keeps the functions that it was compiled with")
@@ -260,9 +267,19 @@ def check_another_beginning_is_noticed(
 ) -> None:
     inputs = handing_on(device, dtypes[0])
     expected = by_reference(inputs, 64)
-    monkeypatch.setattr(attention_ranges, "take_up", other)
+    monkeypatch.setattr(attention_ranges, "load_partial", other)
     got = by_kernels(inputs, TileLaunch(), RangeLaunch(5), split_tokens=64)
     assert not same_bits(got, expected)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a compiled kernel keeps the functions that it was compiled with")
+def check_keeping_more_changes_no_bit(
+    device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = handing_on(device, dtypes[0])
+    monkeypatch.setattr(attention_ranges, "kept_splits", one_more)
+    got = by_kernels(inputs, TileLaunch(), RangeLaunch(5), split_tokens=64)
+    assert same_bits(got, by_reference(inputs, 64))
 
 
 def many_partials(device: torch.device, dtype: torch.dtype, tokens: int = 2200) -> Inputs:

@@ -153,11 +153,11 @@ class RangeBuffers:
     plans: Tensor
     """int32 [programs, 16]"""
     tops: Tensor
-    """float32 [units * kv_heads + capacity, stride]"""
+    """float32 [capacity, stride]"""
     totals: Tensor
-    """float32 [units * kv_heads + capacity, stride]"""
+    """float32 [capacity, stride]"""
     accumulators: Tensor
-    """float32 [units * kv_heads + capacity, stride, head_dim]"""
+    """float32 [capacity, stride, head_dim]"""
     arrivals: Tensor
     """int32 [units * kv_heads, 2], zero between launches"""
     claims: ClaimBuffers | None = None
@@ -165,8 +165,7 @@ class RangeBuffers:
 
     @property
     def capacity(self) -> int:
-        """Splits whose partials have room."""
-        return self.tops.shape[0] - self.arrivals.shape[0]
+        return self.tops.shape[0]
 
     @property
     def stride(self) -> int:
@@ -183,18 +182,16 @@ def range_buffers(
     claims: int = 0,
 ) -> RangeBuffers:
     """Room for `units` units of at most `tokens` rows, and for partials of `capacity` splits (of one kv head
-    each): a batch with more than that, and with requests longer than a program's share, is shared out by whole pairs,
-    which is slower where few requests are long. `claims`: the capacity of launches whose splits are claimed, where
-    they may be used."""
+    each): a batch with more than that is shared out by whole pairs, which is slower where few requests are long.
+    `claims`: the capacity of launches whose splits are claimed, where they may be used."""
     stride = tokens * shape.group
-    pairs = units * shape.heads.kv_heads
     return RangeBuffers(
         torch.zeros(units + 1, dtype=torch.int32, device=device),
         torch.zeros((programs, int(ranges.PLAN_WORDS)), dtype=torch.int32, device=device),
-        torch.zeros((pairs + capacity, stride), device=device),
-        torch.zeros((pairs + capacity, stride), device=device),
-        torch.zeros((pairs + capacity, stride, shape.heads.head_dim), device=device),
-        torch.zeros((pairs, 2), dtype=torch.int32, device=device),
+        torch.zeros((capacity, stride), device=device),
+        torch.zeros((capacity, stride), device=device),
+        torch.zeros((capacity, stride, shape.heads.head_dim), device=device),
+        torch.zeros((units * shape.heads.kv_heads, 2), dtype=torch.int32, device=device),
         claimed.claim_buffers(shape, units, tokens, programs, claims, device) if claims else None,
     )
 

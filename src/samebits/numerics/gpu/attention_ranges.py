@@ -4,9 +4,10 @@ A *unit* is a tile of query rows of one request; a *pair* is a unit and a key-va
 stand in one line, pair after pair; program i of n walks the i-th n-th of it, or of the pairs where that is nearly as
 even. A pair that lies in one program's range is folded there. A range is walked from its last pair to its first, so
 that of a pair cut in two its beginning is the first that one program does and its end the last that the next one does:
-the fold of the beginning is handed on, and nothing is waited for. Of a pair that is longer than a range, every split's
-partial is written, and folded when all are there (`attention_fold`). So the cost follows the real lengths, which are
-read on the device, and one captured graph serves any.
+the fold of the beginning is handed on, and the end goes on with it. What a program has computed before it is handed
+what comes ahead, it keeps as partials of splits. Of a pair that more than a few programs share, every split's partial
+is written, and folded when all are there (`attention_fold`). So the cost follows the real lengths, which are read on
+the device, and one captured graph serves any.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from samebits.numerics.gpu.attention_core import (
     score,
     tile_rows,
 )
-from samebits.numerics.gpu.attention_fold import fold_cut_pair, range_start
+from samebits.numerics.gpu.attention_fold import fold_cut_pair, program_of, range_start
 from samebits.numerics.gpu.dependent import allow_next, publish, wait_only
 
 UNITS_AT_ONCE = tl.constexpr(256)
+SHARERS = tl.constexpr(3)
+"""So many programs of a pair hand on its fold, one after another."""
 PLAN_WORDS = tl.constexpr(16)
 """int32 of a program's plan: first place in the line, end; of the last pair: unit, end among the unit's heads and
 splits; whether pairs are cut; of the unit: splits, first row, rows, request, last position; the first page; splits of
@@ -68,10 +71,21 @@ def count_splits(positions, unit_first, unit_count, split_start, units, SPLIT: t
 
 
 @triton.jit
-def is_handed_on(splits, programs, length):
-    """Whether the beginning of a cut pair of so many splits is handed to who does its end: no range is shorter than
-    such a pair, so that two programs share it, and who begins it has done so before the other wants it."""
-    return splits.to(tl.int64) * programs <= length
+def sharers(begin, splits, programs, length):
+    """(the first program whose range holds some of a pair that begins at a place of the line, whether its fold is
+    handed on from there to the last): where they are few, and where no range between them is empty."""
+    first = program_of(begin, programs, length)
+    count = program_of(begin + splits - 1, programs, length) - first + 1
+    return first, (count <= SHARERS) & (length >= programs)
+
+
+@triton.jit
+def kept_splits(pair, start, end, place, taken, program, programs, length):
+    """How many splits of its piece of a pair a program keeps as partials, for the fold of those ahead is not there yet:
+    the program ahead does what it has of the pair first. `start` and `end` of this program's range, of which it has
+    done what lies behind `place`; `pair` is where the pair begins."""
+    ahead = start - tl.maximum(range_start(program - 1, programs, length).to(tl.int32), pair)
+    return tl.minimum(tl.maximum(ahead - (end - place), 0), taken)
 
 
 @triton.jit
@@ -139,9 +153,7 @@ def plan_ranges(
         tl.store(split_start + units, total)
     length = total.to(tl.int64) * KV_HEADS
     pairs = filled * KV_HEADS
-    # Where all cut pairs are handed on, there are no partials.
-    room = tl.where(is_handed_on(longest, programs, length), length, capacity)
-    whole = whole_pairs_pay(length, longest, pairs, programs, room)
+    whole = whole_pairs_pay(length, longest, pairs, programs, capacity)
     start, end = range_start(program, programs, length), range_start(program + 1, programs, length)
     if whole:
         first_pair = range_start(program, programs, pairs).to(tl.int32)
@@ -196,40 +208,47 @@ def store_partial(
 
 
 @triton.jit
-def take_up(
-    tops,
-    totals,
-    accumulators,
-    arrival,
-    slot,
-    exists,
-    D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    STRIDE: tl.constexpr,
+def load_partial(
+    tops, totals, accumulators, slot, exists, D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr
 ):
-    """The fold of a pair's beginning, (maximum, sum, accumulator), once the program ahead has handed it on."""
-    handed = tl.atomic_add(arrival, 0, sem="acquire", scope="gpu")
-    while handed == 0:
-        handed = tl.atomic_add(arrival, 0, sem="acquire", scope="gpu")
-    rows = tl.arange(0, exists.shape[0])
+    """The partial of a slot: maximum, sum and accumulator."""
     columns = tl.arange(0, WIDTH)
-    place = slot.to(tl.int64) * STRIDE + rows
+    place = slot.to(tl.int64) * STRIDE + tl.arange(0, exists.shape[0])
     top = tl.load(tops + place, mask=exists, other=HIDDEN, cache_modifier=".cg")
     total = tl.load(totals + place, mask=exists, other=0.0, cache_modifier=".cg")
     places = accumulators + (place * D)[:, None] + columns[None, :]
     wanted = exists[:, None] & (columns < D)[None, :]
-    acc = tl.load(places, mask=wanted, other=0.0, cache_modifier=".cg")
+    return top, total, tl.load(places, mask=wanted, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def take_up(
+    tops, totals, accumulators, arrival, number, pair, kept, count, exists, factor,
+    D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr,
+):  # fmt: skip
+    """The fold of a pair up to and with the `count` splits whose partials this program has kept from the slot `kept`
+    on, once the program ahead, the pair's `number`-th, has handed its own on."""
+    handed = tl.atomic_add(arrival, 0, sem="acquire", scope="gpu")
+    while handed < number:
+        handed = tl.atomic_add(arrival, 0, sem="acquire", scope="gpu")
     tl.debug_barrier()
-    tl.store(arrival, 0)
+    top, total, acc = load_partial(tops, totals, accumulators, pair, exists, D, WIDTH, STRIDE)
+    for place in range(count):
+        split_top, split_total, split_acc = load_partial(
+            tops, totals, accumulators, kept + place, exists, D, WIDTH, STRIDE
+        )
+        top, total, acc = fold(top, total, acc, split_top, split_total, split_acc, factor)
     return top, total, acc
 
 
 @triton.jit
 def hand_on(
-    tops, totals, accumulators, arrival, slot, top, total, acc, exists, D: tl.constexpr, STRIDE: tl.constexpr
+    tops, totals, accumulators, arrival, pair, top, total, acc, exists, D: tl.constexpr, STRIDE: tl.constexpr
 ):
-    """Give the fold of a pair's beginning to the program that does its end."""
-    store_partial(tops, totals, accumulators, slot, top, total, acc, exists, D, STRIDE)
+    """Give the fold of a pair so far to the next of its programs, in the slot of its first split, whose own partial
+    nobody writes."""
+    tl.debug_barrier()
+    store_partial(tops, totals, accumulators, pair, top, total, acc, exists, D, STRIDE)
     tl.debug_barrier()
     tl.atomic_add(arrival, 1, sem="release", scope="gpu")
 
@@ -269,85 +288,95 @@ def attention_ranges(
     POLLS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Grid (programs,). What is handed on, one slot a pair, and behind it partials lie in tops and totals float32
-    [units * KV_HEADS + capacity, STRIDE] and accumulators float32 [units * KV_HEADS + capacity, STRIDE, D]; `arrivals`
-    int32 [units * KV_HEADS, 2] tells of both, and is zero before and after. A program waits for none but the one ahead
-    of it, which was started before it. Without PINNED a range's splits make one partial, so that results follow the
-    batch: for the profile that promises nothing."""
+    """Grid (programs,). Partials lie in tops and totals float32 [capacity, STRIDE] and accumulators float32
+    [capacity, STRIDE, D]; `arrivals` int32 [units * KV_HEADS, 2] counts, of each pair, the programs that have handed
+    on or what `fold_cut_pair` counts, and is zero before and after. A program waits for none but the one ahead of it,
+    which was started before it. Without PINNED a range's splits make one partial, so that results follow the batch: for
+    the profile that promises nothing."""
     allow_next(DEPENDENT)
     group: tl.constexpr = QUERY_HEADS // KV_HEADS
-    programs = tl.num_programs(0)
+    program, programs = tl.program_id(0), tl.num_programs(0)
     # What `plan_ranges` wrote, and found, may be read before the wait.
-    plan = plans + tl.program_id(0) * PLAN_WORDS
-    start, place = tl.load(plan), tl.load(plan + 1)
+    plan = plans + program * PLAN_WORDS
+    start, end = tl.load(plan), tl.load(plan + 1)
     unit, offset, may_cut = tl.load(plan + 2), tl.load(plan + 3), tl.load(plan + 4) != 0
     splits, first, count = tl.load(plan + 5), tl.load(plan + 6), tl.load(plan + 7)
     request, last, page = tl.load(plan + 8), tl.load(plan + 9), tl.load(plan + 10)
     length = tl.load(plan + 11).to(tl.int64) * KV_HEADS
-    behind = units.to(tl.int64) * KV_HEADS * STRIDE
-    split_tops, split_totals, split_accumulators = tops + behind, totals + behind, accumulators + behind * D
     wait_only(DEPENDENT)
     columns = tl.arange(0, WIDTH)
+    place = end
     while start < place:
         kv_head = (offset - 1) // splits
         begin = first_split(offset, splits, place - start, may_cut)
         taken = offset - kv_head * splits - begin
+        pair = place - taken - begin
         rows, heads, position, exists = tile_rows(positions, first, count, kv_head, group, ROWS)
         wanted = exists[:, None] & (columns < D)[None, :]
         q = tl.load(row_places(queries, rows, heads, columns, QUERY_HEADS, D), mask=wanted, other=0.0)
+        arrival = arrivals + (unit * KV_HEADS + kv_head) * 2
         is_whole = taken == splits
-        is_folded = is_whole | (not PINNED)
+        number, hands_on, kept = 0, False, 0
+        if PINNED:
+            if not is_whole:
+                first_program, hands_on = sharers(pair, splits, programs, length)
+                number, kept = program - first_program, taken
+                if hands_on:
+                    kept = 0
+                    if begin > 0:
+                        kept = kept_splits(pair, start, end, place, taken, program, programs, length)
         top, total, acc = empty_partial(ROWS, WIDTH)
         split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
-        pair = unit * KV_HEADS + kv_head
-        if PINNED:
-            is_folded = is_whole | is_handed_on(splits, programs, length)
-            if is_folded & (begin > 0):
-                top, total, acc = take_up(
-                    tops, totals, accumulators, arrivals + pair * 2, pair, exists, D, WIDTH, STRIDE
-                )
         stop = tl.minimum((begin + taken) * SPLIT, last + 1)
         pages = page_table + request.to(tl.int64) * table_width
-        for key in tl.range(begin * SPLIT, stop, KEYS, num_stages=STAGES):
-            where = (page.to(tl.int64) * KV_HEADS + kv_head) * PAGE + key % PAGE
-            # A block ahead, so that keys and values do not wait for it.
-            page = tl.load(pages + (key + KEYS) // PAGE, mask=key + KEYS < stop, other=0)
-            k = load_block(keys, where, key, last, D, WIDTH, KEYS, True)
-            v = load_block(values, where, key, last, D, WIDTH, KEYS, True)
-            visible = (key + tl.arange(0, KEYS))[None, :] <= position[:, None]
-            split_top, lanes, split_acc = attend(
-                score(q, k), v, split_top, lanes, split_acc, visible, factor, True, KEYS
-            )
-            if ((key + KEYS) % SPLIT == 0) | (key + KEYS >= stop):
-                split_total = fold_lanes(lanes)
-                if is_folded:
-                    top, total, acc = fold(top, total, acc, split_top, split_total, split_acc, factor)
-                else:
-                    slot = place - taken + (key // SPLIT - begin)
-                    store_partial(
-                        split_tops, split_totals, split_accumulators, slot, split_top, split_total, split_acc,
-                        exists, D, STRIDE,
+        for is_folded in range(2):
+            # First what is kept, then the rest.
+            run, run_stop = begin * SPLIT, (begin + kept) * SPLIT
+            if is_folded == 1:
+                run, run_stop = run_stop, stop
+                if hands_on & (begin > 0):
+                    top, total, acc = take_up(
+                        tops, totals, accumulators, arrival, number, pair, pair + begin, kept, exists, factor, D, WIDTH,
+                        STRIDE,
                     )  # fmt: skip
-                split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
+            for key in tl.range(run, tl.minimum(run_stop, stop), KEYS, num_stages=STAGES):
+                where = (page.to(tl.int64) * KV_HEADS + kv_head) * PAGE + key % PAGE
+                # A block ahead, so that keys and values do not wait for it.
+                page = tl.load(pages + (key + KEYS) // PAGE, mask=key + KEYS < stop, other=0)
+                k = load_block(keys, where, key, last, D, WIDTH, KEYS, True)
+                v = load_block(values, where, key, last, D, WIDTH, KEYS, True)
+                visible = (key + tl.arange(0, KEYS))[None, :] <= position[:, None]
+                split_top, lanes, split_acc = attend(
+                    score(q, k), v, split_top, lanes, split_acc, visible, factor, True, KEYS
+                )
+                if ((key + KEYS) % SPLIT == 0) | (key + KEYS >= stop):
+                    split_total = fold_lanes(lanes)
+                    if is_folded == 1:
+                        top, total, acc = fold(top, total, acc, split_top, split_total, split_acc, factor)
+                    else:
+                        store_partial(
+                            tops, totals, accumulators, pair + key // SPLIT, split_top, split_total, split_acc, exists,
+                            D, STRIDE,
+                        )  # fmt: skip
+                    split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
         place -= taken
         offset -= taken
-        if is_whole | (PINNED & is_folded & (begin > 0)):
+        if is_whole | (hands_on & (begin + taken == splits)):
+            if hands_on:
+                tl.store(arrival, 0)
             result = finish(total, acc).to(output.dtype.element_ty)
             tl.store(row_places(output, rows, heads, columns, QUERY_HEADS, D), result, mask=wanted)
-        elif PINNED & is_folded:
-            hand_on(tops, totals, accumulators, arrivals + pair * 2, pair, top, total, acc, exists, D, STRIDE)
+        elif hands_on:
+            hand_on(tops, totals, accumulators, arrival, pair, top, total, acc, exists, D, STRIDE)
         else:
             if not PINNED:
-                store_partial(
-                    split_tops, split_totals, split_accumulators, place, top, total, acc, exists, D, STRIDE
-                )
+                store_partial(tops, totals, accumulators, place, top, total, acc, exists, D, STRIDE)
             tl.debug_barrier()
             # Who has more to do does not wait.
             polls = tl.where(place == start, POLLS, 0)
             fold_cut_pair(
-                output, split_tops, split_totals, split_accumulators, arrivals + pair * 2, taken, polls, place - begin,
-                splits, first, count, kv_head, length, programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PADDED,
-                PINNED,
+                output, tops, totals, accumulators, arrival, taken, polls, pair, splits, first, count, kv_head, length,
+                programs, factor, QUERY_HEADS, group, D, WIDTH, STRIDE, PADDED, PINNED,
             )  # fmt: skip
         if (offset == 0) & (start < place):
             unit -= 1
