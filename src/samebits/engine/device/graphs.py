@@ -46,8 +46,9 @@ class DecodeGraphs:
         """Give all of them up. NCCL leaves no group while a graph holds its work."""
         graphs, self._graphs, self.largest = self._graphs, {}, 0
         for graph in graphs.values():
-            for captured in (graph.forward, *graph.sampling):
-                captured.release()
+            graph.forward.release()
+            for sampling in graph.sampling:
+                sampling.release()
 
 
 def decode_shape(bucket: int) -> StepShape:
