@@ -35,7 +35,7 @@ WIDE = {"model": "qwen3-8b-shaped-8-layers", "load_format": "dummy", "numerics":
 WIDE_TEST = "products_write"
 
 DYING = """
-import faulthandler, os, signal, time
+import faulthandler, json, os, signal, sys, time
 from samebits import LLM, SamplingParams
 from samebits.engine.build import build_engine
 from samebits.errors import EngineError
@@ -47,7 +47,8 @@ def build(*arguments):
 
 def main():
     faulthandler.dump_traceback_later(75)
-    llm = LLM(device="cuda", tensor_parallel=2, kv_memory_mib=2048, max_running=16, step_tokens=512, build=build)
+    settings = json.loads(sys.argv[1])
+    llm = LLM(**settings, tensor_parallel=2, build=build)
     stream = llm.stream([1, 2, 3], SamplingParams(max_new_tokens=900, ignore_eos=True))
     next(stream)
     os.kill(engines[0].close_ranks.__self__._processes[0].pid, signal.SIGKILL)
@@ -58,7 +59,8 @@ def main():
         assert "rank 1 ended unexpectedly with exit status -9" in str(error), error
         assert time.monotonic() - started < 20
         print("told", flush=True)
-    os._exit(0)
+    llm.close()
+    assert time.monotonic() - started < 40
 
 if __name__ == "__main__":
     main()
@@ -202,10 +204,15 @@ def test_sums_of_nccl_are_refused_where_bits_are_promised() -> None:
     assert done.returncode not in (0, 1) and "forbids" in done.stderr
 
 
-def test_a_dying_rank_ends_the_engine_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["auto", "gather"])
+def test_a_dying_rank_ends_the_engine_and_says_so(tmp_path: Path, method: str) -> None:
+    """And the process ends by itself, whatever its device was waiting for."""
     script = tmp_path / "dying.py"
     script.write_text(DYING)
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=LIMIT_SECONDS
+        [sys.executable, str(script), json.dumps({**SMALL, "all_reduce": method})],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
     )
-    assert "told" in done.stdout, done.stderr
+    assert "told" in done.stdout and done.returncode == 0, done.stderr
