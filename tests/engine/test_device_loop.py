@@ -11,8 +11,10 @@ from device_engine import device_loop, with_padding_page
 from small_engine import request, small_engine
 
 from samebits.engine.device import runner as device_runner
+from samebits.engine.device.graphs import DecodeGraph, DecodeGraphs
 from samebits.engine.device.inputs import StepInputs
 from samebits.engine.device.loop import DeviceLoop
+from samebits.engine.device.place import Captured
 from samebits.engine.device.runner import DeviceRunner
 from samebits.engine.device.sampling import PlainSamples
 from samebits.errors import DeviceLostError
@@ -140,6 +142,34 @@ def test_a_lost_device_ends_the_engine(ahead: bool) -> None:
     with pytest.raises(DeviceLostError, match="illegal memory access"):
         for _ in range(3):
             engine.step()
+
+
+def test_graphs_are_given_up_before_the_ranks_are_left() -> None:
+    """NCCL leaves no group while a graph holds its work."""
+    done: list[str] = []
+
+    class Graph:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def reset(self) -> None:
+            done.append(self.name)
+
+    def captured(name: str) -> Any:
+        return Captured(lambda: None, (), Graph(name))  # type: ignore[arg-type]
+
+    engine = small_engine()
+    loop = device_loop()(engine.runner)
+    loop.runner.graphs = DecodeGraphs(  # type: ignore[attr-defined]
+        {
+            1: DecodeGraph(captured("forward of 1"), (captured("sampling of 1"),)),
+            2: DecodeGraph(captured("2"), ()),
+        }
+    )
+    engine.loop, engine.close_ranks = loop, lambda: done.append("ranks left")
+    engine.close()
+    assert done == ["forward of 1", "sampling of 1", "2", "ranks left"]
+    assert loop.runner.graphs.get(1) is None and not loop.runner.graphs.largest  # type: ignore[attr-defined]
 
 
 def test_inputs_start_at_multiples_of_16_bytes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from samebits import LLM, SamplingParams
+from samebits.engine import ranks as engine_ranks
 from samebits.engine.build import build_engine
 from samebits.engine.engine import Engine
 from samebits.engine.rank_worker import Logits
@@ -125,6 +127,47 @@ def test_ranks_leave_with_the_engine() -> None:
     assert process.exitcode == 0
     assert left == [0], "nothing may wait for ranks that have left"
     assert not folder.exists()
+
+
+def test_what_never_ends_keeps_no_engine_from_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that waits on a device for ever. The inverse: without a limit closing waits as long."""
+    engine, llm = built()
+    ranks = engine.runner.ranks
+    [process] = ranks._processes
+    folder = ranks.meeting.parent
+    called, over = threading.Event(), threading.Event()
+
+    def never_returns() -> None:
+        called.set()
+        over.wait()
+
+    ranks.let_go = never_returns
+    try:
+        monkeypatch.setattr(engine_ranks, "LET_GO_SECONDS", 0.2)
+        llm.close()
+        assert called.is_set() and not over.is_set()
+        assert process.exitcode == 0 and not folder.exists()
+        monkeypatch.setattr(engine_ranks, "LET_GO_SECONDS", 600.0)
+        again = threading.Thread(target=ranks.close, daemon=True)
+        again.start()
+        again.join(0.5)
+        assert again.is_alive()
+    finally:
+        over.set()
+    again.join(60)
+    assert not again.is_alive()
+
+
+def test_ranks_are_left_even_if_a_device_has_failed() -> None:
+    engine, llm = built()
+    [process] = engine.runner.ranks._processes
+
+    def fails() -> None:
+        raise RuntimeError("the device failed")
+
+    engine.loop.close = fails  # type: ignore[method-assign]
+    llm.close()
+    assert process.exitcode == 0
 
 
 def test_degrees_that_do_not_divide_the_model_are_refused() -> None:

@@ -19,6 +19,9 @@ from samebits.models.weights import expected_shapes
 BATCHES = (256, 128, 64, 32, 8, 1)
 """Largest first: the surplus is aborted, so that prompts are computed once."""
 PROMPT_TOKENS = 1024
+EVERYBODY_AT_ONCE = 0
+"""as `assumed_answer_tokens`: requests never end here, and their memory lasts for the steps that are measured. An
+engine that foretold how long they may become would let most of a batch wait"""
 WARM_STEPS = 6
 TERABYTES_PER_SECOND = 4.4
 """What a large read of the H200 reaches; the floor of a step is its bytes over this."""
@@ -58,6 +61,7 @@ def run(
     engine = replace(
         engine,
         max_running=max(batches),
+        assumed_answer_tokens=EVERYBODY_AT_ONCE,
         kv_memory_mib=engine.kv_memory_mib or kv_mebibytes(files.spec, max(batches)),
     )
     for profile in profiles:
@@ -84,6 +88,7 @@ def run(
         "prompt tokens": PROMPT_TOKENS,
         "steps": steps,
         "repeats": repeats,
+        "assumed answer tokens": EVERYBODY_AT_ONCE,
         "start seconds": {profile: round(one.start_seconds, 2) for profile, one in engines.items()},
         "peer": PEER["name"],
         "batches": rows,

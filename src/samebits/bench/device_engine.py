@@ -23,6 +23,9 @@ from samebits.engine.step import PreparedStep
 from samebits.errors import ConfigError
 from samebits.sampling_params import ResolvedSampling
 
+IDLE_STEPS = 4
+"""that admit nobody, after which nobody will be admitted"""
+
 
 @dataclass
 class TimedRunner:
@@ -42,6 +45,9 @@ class TimedRunner:
         end.record()
         self.marks.append((begin, end))
         return launched
+
+    def close(self) -> None:
+        self.inner.close()
 
     def busy_and_idle(self) -> tuple[float, float]:
         """Milliseconds inside steps and between them, of the steps since the last call."""
@@ -70,14 +76,27 @@ class BenchEngine:
         return self.engine.step()
 
     def decode_together(self, count: int, prompt_tokens: int, temperature: float = 1.0) -> None:
-        """Submit `count` requests more with prompts of their own and compute all prefills."""
+        """Submit `count` requests more with prompts of their own and compute all prefills. Raises `ConfigError` where
+        the scheduler keeps some of them waiting: nobody here ends, so they would wait for ever."""
         for number in range(self.joined, self.joined + count):
             self.engine.submit(long_request(number, prompt_tokens, self.engine.facts.vocabulary, temperature))
         self.joined += count
-        while self.engine.scheduler.waiting_count or any(
-            request.uncomputed > 1 for request in self.engine.scheduler.running
-        ):
+        scheduler, idle = self.engine.scheduler, 0
+        while (prompts := self._prompts_left()) or scheduler.waiting_count:
+            waiting = scheduler.waiting_count
             self.engine.step()
+            # Without prompts to compute the step was for whoever waits, and none of them was let in.
+            idle = idle + 1 if not prompts and scheduler.waiting_count >= waiting else 0
+            if idle == IDLE_STEPS:
+                raise ConfigError(
+                    f"{waiting} of {self.joined} requests would never run with the others: {scheduler.pool.used} of "
+                    f"{scheduler.pool.total} KV pages are in use; see --kv-memory-mib, --max-running, --step-tokens "
+                    "and --assumed-answer-tokens 0"
+                )
+
+    def _prompts_left(self) -> bool:
+        """Whether a running request has more to compute than the token that it sampled last."""
+        return any(request.uncomputed > 1 for request in self.engine.scheduler.running)
 
     def prefill(self, count: int, prompt_tokens: int, step_tokens: int) -> dict[str, float]:
         """What `count` new prompts take, nothing else running, in steps of at most `step_tokens`: `seconds` from their

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from samebits.bench.all_reduce import microseconds_alone
-from samebits.bench.decode import PROMPT_TOKENS, TERABYTES_PER_SECOND, WARM_STEPS, kv_mebibytes
+from samebits.bench.decode import (
+    EVERYBODY_AT_ONCE,
+    PROMPT_TOKENS,
+    TERABYTES_PER_SECOND,
+    WARM_STEPS,
+    kv_mebibytes,
+)
 from samebits.bench.device_engine import gpu_facts, median_of
 from samebits.bench.engine_process import EngineProcess
 from samebits.bench.facts import machine, write_result
@@ -186,6 +192,7 @@ def run(
         "repeats": course.repeats,
         "interleaved": [[one.name for one in group] for group in groups],
         "most tokens in a step": engine.step_tokens,
+        "assumed answer tokens": EVERYBODY_AT_ONCE,
         "whole": False,
     }
     started = time.monotonic()
@@ -218,7 +225,13 @@ def _process(
     memory = engine.kv_memory_mib or kv_mebibytes(spec, largest, CONTEXT_TOKENS) // one.degree
     return EngineProcess(
         replace(model, numerics=one.profile, device="cuda", tensor_parallel=one.degree),
-        replace(engine, max_running=largest, kv_memory_mib=memory, all_reduce=one.method),
+        replace(
+            engine,
+            max_running=largest,
+            kv_memory_mib=memory,
+            assumed_answer_tokens=EVERYBODY_AT_ONCE,
+            all_reduce=one.method,
+        ),
     )
 
 

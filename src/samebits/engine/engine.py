@@ -186,8 +186,10 @@ class Engine:
 
     def close(self) -> None:
         """Let go of threads and processes; the engine cannot be used afterwards."""
-        self.loop.close()
-        self.close_ranks()
+        try:
+            self.loop.close()
+        finally:
+            self.close_ranks()
 
     def _end_expired(self) -> None:
         """End the requests whose deadline has passed. What they sampled until now has been sent."""

@@ -26,6 +26,8 @@ from samebits.numerics.collectives.gloo import GlooGroup
 LAST_WORDS_SECONDS = 3.0
 """how long rank 0, when a collective broke, waits to hear which rank it was"""
 STOP_SECONDS = 5.0
+LET_GO_SECONDS = 3.0
+"""how long `close` waits for what `let_go` does: libraries of devices may wait for ever in it"""
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
@@ -107,9 +109,13 @@ class RankProcesses:
             if process.is_alive():
                 process.kill()
                 process.join()
+        if not ends_within(LET_GO_SECONDS, self._let_go):
+            log.warning("what the ranks shared on the devices is left as it is: it was not let go of in time")
+        self._folder.remove()
+
+    def _let_go(self) -> None:
         with contextlib.suppress(RuntimeError):  # of a device that has failed
             self.let_go()
-        self._folder.remove()
 
     def _watch(self) -> None:
         """Notice the first rank that ends, and keep what it said of the reason."""
@@ -119,8 +125,8 @@ class RankProcesses:
             return
         self._lost = self._told_by(sentinels[ended[0]])
         self._noticed.set()
-        self.let_go()
         log.error("%s", self._lost)
+        self._let_go()
 
     def _told_by(self, index: int) -> str:
         process, pipe = self._processes[index], self._pipes[index]
@@ -134,3 +140,12 @@ class RankProcesses:
         except (EOFError, OSError):
             pass
         return f"the process of rank {rank} ended unexpectedly with exit status {process.exitcode}"
+
+
+def ends_within(seconds: float, work: Callable[[], None]) -> bool:
+    """Do work in a thread of its own, and tell whether it ended in time. One that goes on keeps no process from
+    ending."""
+    thread = threading.Thread(target=work, name="samebits-leaving", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()

@@ -42,6 +42,14 @@ class DecodeGraphs:
     def items(self) -> Sequence[tuple[int, DecodeGraph]]:
         return sorted(self._graphs.items())
 
+    def release(self) -> None:
+        """Give all of them up. NCCL leaves no group while a graph holds its work."""
+        graphs, self._graphs, self.largest = self._graphs, {}, 0
+        for graph in graphs.values():
+            graph.forward.release()
+            for sampling in graph.sampling:
+                sampling.release()
+
 
 def decode_shape(bucket: int) -> StepShape:
     """A decode step: every row is a request of its own, and is sampled."""

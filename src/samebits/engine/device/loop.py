@@ -20,6 +20,8 @@ class Launcher(Protocol):
 
     def launch(self, step: PreparedStep, before: Mapping[str, int]) -> Launched: ...
 
+    def close(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class Broken:
@@ -75,6 +77,7 @@ class DeviceLoop:
     def close(self) -> None:
         if isinstance(self._running, Launched):
             self._running.wait()
+        self.runner.close()
 
     def _launch(self, step: PreparedStep) -> Launched | Broken:
         tokens, self._tokens = self._tokens, {}

@@ -79,6 +79,11 @@ class Captured(Generic[Outputs]):
     outputs: Outputs
     graph: torch.cuda.CUDAGraph | None = None
 
+    def release(self) -> None:
+        """Give up what was captured: there is no replay afterwards."""
+        if self.graph is not None:
+            self.graph.reset()
+
 
 class CudaCapture:
     """CUDA graphs that share one memory pool: they run one after another, so what one leaves behind inside is free

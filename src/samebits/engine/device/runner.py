@@ -82,6 +82,10 @@ class DeviceRunner:
             progress,
         )
 
+    def close(self) -> None:
+        """Give the graphs up; steps are eager afterwards."""
+        self.graphs.release()
+
     def launch(self, step: PreparedStep, before: Mapping[str, int]) -> Launched:
         """Queue a step. `before` says, by rid, where the step before keeps the tokens that it sampled. Raises what
         the model raises."""

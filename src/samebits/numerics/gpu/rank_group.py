@@ -98,7 +98,8 @@ class RankGroup(Protocol):
         """Row r of the part of the rank that holds ids[r]; every rank holds `held` ids."""
 
     def abandon(self) -> None:
-        """A rank is gone, or all are about to leave: nothing must wait for another. May be called by another thread."""
+        """A rank is gone, or all are about to leave: nothing must wait for another. May be called by another thread,
+        and may not return before the device's graphs are given up."""
 
     def meet(self) -> None:
         """Wait, on the host, until every rank is here. Raises `RanksLostError` when one is gone."""
@@ -223,7 +224,8 @@ class GatheringGroup:
         self._host.all_gather(torch.zeros(1))
 
     def abandon(self) -> None:
-        # Else a process that ends waits in NCCL for the ranks that have left.
+        # Else a process that ends waits in NCCL for the ranks that have left. What devices wait for is let go at once,
+        # but this returns only when no captured graph holds work of the group.
         if dist.group.WORLD is not None:
             dist.group.WORLD.abort()
 
