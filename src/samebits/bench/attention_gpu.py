@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ROUNDS = 9
 GRAPH_LAUNCHES = 10
 PREFILL_LAUNCHES = 3
-CAPACITY = 16384
+CAPACITY = 32768
 PAGE_TOKENS = 64
 
 Say = Callable[[str], None]
@@ -37,10 +37,22 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Setting:
-    """`batch` requests with `tokens` of context each."""
+    """`batch` requests with `tokens` of context each; where `least` is given, with evenly spread contexts from that
+    many tokens on, in any order."""
 
     batch: int
     tokens: int
+    least: int | None = None
+
+    @property
+    def contexts(self) -> str:
+        return f"{self.tokens}" if self.least is None else f"{self.least} to {self.tokens}"
+
+    def lengths(self) -> torch.Tensor:
+        """int64 [batch]: tokens of each request's context."""
+        least = self.tokens if self.least is None else self.least
+        order = torch.randperm(self.batch, generator=torch.Generator().manual_seed(0))
+        return torch.linspace(least, self.tokens, self.batch, dtype=torch.float64).long()[order]
 
 
 DECODES = tuple(
@@ -54,6 +66,12 @@ DECODES = tuple(
         (64, 4096),
         (256, 1024),
         (256, 4096),
+        (24, 8192, 4096),
+        (32, 8192, 4096),
+        (48, 8192, 4096),
+        (64, 8192, 4096),
+        (96, 8192, 4096),
+        (128, 8192, 4096),
     )
 )
 PREFILLS = tuple(Setting(*pair) for pair in ((8, 2048), (1, 8192), (1, 32768)))
@@ -77,7 +95,7 @@ def run(output: Path, say: Say = print) -> dict[str, Any]:
         "prefill": [],
     }
     for setting in DECODES:
-        say(f"decode: {setting.batch} x {setting.tokens}")
+        say(f"decode: {setting.batch} x {setting.contexts}")
         result["decode"].append(measure_decode(setting, ceilings.bytes_per_second, device))
     launch = bound_tile(result, device)
     for setting in PREFILLS:
@@ -106,7 +124,8 @@ def measure_decode(setting: Setting, bytes_per_second: float, device: torch.devi
 
     keys, values, table = paged(setting, device)
     shape = attention.AttentionShape(HEADS, PAGE_TOKENS)
-    positions = torch.full((setting.batch,), setting.tokens - 1, device=device)
+    lengths = setting.lengths()
+    positions = (lengths - 1).to(device)
     context = attention.Context(keys, values, positions, table)
     units = decode_units(setting.batch, setting.batch, device)
     queries = torch.randn(
@@ -125,7 +144,7 @@ def measure_decode(setting: Setting, bytes_per_second: float, device: torch.devi
             shape, queries, context, units, scale, output, buffers, launch, pinned
         )
 
-    moved = 2 * setting.batch * setting.tokens * HEADS.kv_width * keys.element_size()
+    moved = 2 * int(lengths.sum()) * HEADS.kv_width * keys.element_size()
     reading = readers(torch.zeros(moved // 4, dtype=torch.int32, device=device))
     contenders = {"exact": ours(True), "unpinned": ours(False)} | reading
     graphs = {name: captured(work, GRAPH_LAUNCHES) for name, work in contenders.items()}
@@ -134,6 +153,7 @@ def measure_decode(setting: Setting, bytes_per_second: float, device: torch.devi
     return {
         "batch": setting.batch,
         "tokens": setting.tokens,
+        "contexts": setting.contexts,
         "seconds": seconds,
         "bytes": moved,
         "bytes_per_second": moved / seconds["exact"],
@@ -255,7 +275,7 @@ def decode_rows(result: dict[str, Any]) -> list[Sequence[str]]:
         rows.append(
             (
                 f"{found['batch']}",
-                f"{found['tokens']}",
+                found["contexts"],
                 f"{found['seconds']['exact'] * 1e6:.1f} us",
                 f"{found['seconds']['unpinned'] * 1e6:.1f} us",
                 f"{found['seconds']['plain'] * 1e6:.1f} us",
@@ -290,7 +310,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     decode, prefill = figure.subplots(1, 2)
-    names = [f"{found['batch']} x {found['tokens']}" for found in result["decode"]]
+    names = [f"{found['batch']} x {found['contexts']}" for found in result["decode"]]
     decode.barh(names, [found["share"] for found in result["decode"]])
     decode.set_xlabel("share of the measured reading rate")
     decode.set_title("decode, batch x context")

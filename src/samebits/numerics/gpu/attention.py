@@ -86,7 +86,7 @@ MOST_PROGRAMS = 4
 """Programs a multiprocessor that a launch has at most."""
 FEW_UNITS = 4
 """Up to these, two programs a multiprocessor are faster than four."""
-CLAIMED_UNITS = 32
+CLAIMED_UNITS = 24
 """Up to these the kernel for Hopper is the faster one."""
 
 
@@ -102,11 +102,14 @@ def specialised_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int) -
     )
 
 
-def two_programs_pay(shape: AttentionShape, units: int, processors: int) -> bool:
+def two_programs_pay(shape: AttentionShape, units: int, processors: int, pinned: bool = True) -> bool:
     """Whether two programs a multiprocessor, which keep two key blocks each on their way, are faster than four that
-    keep one: for few units, and where a whole pair for each program nearly fills them."""
+    keep one: for few units, and where a whole pair for each nearly fills them; with folds that are handed on, also from
+    where two of them share a pair to where whole pairs nearly fill four."""
     pairs, programs = units * shape.heads.kv_heads, 2 * processors
-    return units <= FEW_UNITS or 5 * programs <= 6 * pairs <= 6 * programs
+    if units <= FEW_UNITS or 5 * programs <= 6 * pairs <= 6 * programs:
+        return True
+    return pinned and 2 * programs <= 3 * pairs and 6 * pairs < 10 * programs
 
 
 def claiming_launch(rows: int, processors: int) -> RangeLaunch:
@@ -128,7 +131,7 @@ def default_ranges(
     kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
     if kibibytes > 16:
         return RangeLaunch(2 * processors, rows, warps=4, stages=2 if kibibytes <= 32 else 1)
-    if two_programs_pay(shape, units, processors):
+    if two_programs_pay(shape, units, processors, pinned):
         return RangeLaunch(2 * processors, rows, warps=2, stages=3)
     return RangeLaunch(MOST_PROGRAMS * processors, rows, warps=2, stages=2)
 
@@ -138,8 +141,9 @@ def default_launches(
 ) -> list[RangeLaunch]:
     """Every launch that `default_ranges` chooses for some number of units, once: on both sides of the numbers at which
     it chooses another."""
-    filling = 2 * processors // shape.heads.kv_heads
-    counts = (1, FEW_UNITS + 1, CLAIMED_UNITS, CLAIMED_UNITS + 1, max(filling, 1), filling + 1)
+    heads, programs = shape.heads.kv_heads, 2 * processors
+    shared, filling = -(-2 * programs // (3 * heads)), -(-10 * programs // (6 * heads))
+    counts = (1, FEW_UNITS + 1, CLAIMED_UNITS, CLAIMED_UNITS + 1, shared, filling)
     return list(dict.fromkeys(default_ranges(shape, dtype, tokens, units, processors) for units in counts))
 
 

@@ -329,8 +329,8 @@ def attention_ranges(
         split_top, lanes, split_acc = empty_split(ROWS, WIDTH)
         stop = tl.minimum((begin + taken) * SPLIT, last + 1)
         pages = page_table + request.to(tl.int64) * table_width
-        for is_folded in range(2):
-            # First what is kept, then the rest.
+        # First what is kept, where anything is, then the rest.
+        for is_folded in range(tl.where(kept > 0, 0, 1), 2):
             run, run_stop = begin * SPLIT, (begin + kept) * SPLIT
             if is_folded == 1:
                 run, run_stop = run_stop, stop
