@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from samebits import __version__
 from samebits.commands import bench, chat, demo, generate, info, serve, verify
 from samebits.commands.foreign import about_unknown
+from samebits.engine.leaving import leave
 from samebits.errors import SamebitsError
 
 EXIT_ERROR = 2
@@ -73,10 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
 
 
+def command() -> NoReturn:
+    """Run one command and end the process."""
+    leave(main())
+
+
 def _version(options: argparse.Namespace) -> int:
     print(f"samebits {__version__}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

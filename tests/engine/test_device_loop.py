@@ -11,8 +11,9 @@ from device_engine import device_loop, with_padding_page
 from small_engine import request, small_engine
 
 from samebits.engine.device import runner as device_runner
-from samebits.engine.device.graphs import DecodeGraph, DecodeGraphs
+from samebits.engine.device.graphs import DecodeGraph, DecodeGraphs, capture_graphs
 from samebits.engine.device.inputs import StepInputs
+from samebits.engine.device.launched import Launched, QueuedOutcomes
 from samebits.engine.device.loop import DeviceLoop
 from samebits.engine.device.place import Captured
 from samebits.engine.device.runner import DeviceRunner
@@ -170,6 +171,50 @@ def test_graphs_are_given_up_before_the_ranks_are_left() -> None:
     engine.close()
     assert done == ["forward of 1", "sampling of 1", "2", "ranks left"]
     assert loop.runner.graphs.get(1) is None and not loop.runner.graphs.largest  # type: ignore[attr-defined]
+
+
+def test_graphs_are_given_up_where_capturing_fails() -> None:
+    released: list[str] = []
+
+    class Graph:
+        def reset(self) -> None:
+            released.append("one")
+
+    def capture(work: Any) -> Any:
+        return Captured(lambda: None, work(), Graph())  # type: ignore[arg-type]
+
+    def forward(bucket: int) -> Any:
+        if bucket == fails_at:
+            raise RuntimeError("a rank is gone")
+        return torch.zeros(bucket), torch.zeros(bucket)
+
+    def captured_graphs() -> DecodeGraphs:
+        return capture_graphs([1, 2, 4], capture, forward, lambda *of: torch.zeros(1), lambda *news: None)
+
+    fails_at = 2
+    with pytest.raises(RuntimeError, match="a rank is gone"):
+        captured_graphs()
+    assert released == ["one"]
+    fails_at = 0
+    assert captured_graphs().largest == 4 and released == ["one"]
+
+
+def test_graphs_are_given_up_on_a_device_that_failed() -> None:
+    class Lost:
+        def synchronize(self) -> None:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    given_up: list[str] = []
+
+    class Runner:
+        def close(self) -> None:
+            given_up.append("graphs")
+
+    loop = DeviceLoop(Runner())  # type: ignore[arg-type]
+    loop._running = Launched(None, {}, QueuedOutcomes(), Lost())  # type: ignore[arg-type]
+    with pytest.raises(torch.AcceleratorError):
+        loop.close()
+    assert given_up == ["graphs"]
 
 
 def test_inputs_start_at_multiples_of_16_bytes() -> None:

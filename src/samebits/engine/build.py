@@ -98,10 +98,14 @@ def _build(
     assumed = engine.assumed_answer_tokens
     scheduler = Scheduler(limits, PagePool(pages), Foresight(assumed) if assumed else None)
     loop: Loop = LOOPS[engine.loop](runner) if not on_gpu else _device_loop(shard, limits, ranks, progress)
-    masks = _make_masks(reading, progress)
-    built = Engine(
-        facts, runner, scheduler, loop, engine.max_waiting, masks, prefix_cache=engine.prefix_cache
-    )
+    try:
+        masks = _make_masks(reading, progress)
+        built = Engine(
+            facts, runner, scheduler, loop, engine.max_waiting, masks, prefix_cache=engine.prefix_cache
+        )
+    except BaseException:
+        loop.close()
+        raise
     if ranks is not None:
         built.check_ranks, built.close_ranks = ranks.check, ranks.close
     return built

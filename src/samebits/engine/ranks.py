@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.folders import OwnedFolder
+from samebits.engine.leaving import ends_within
 from samebits.engine.rank_worker import Failed, Order, Stop, rank_process
 from samebits.errors import RanksLostError
 from samebits.numerics.collectives.gloo import GlooGroup
@@ -27,7 +28,7 @@ LAST_WORDS_SECONDS = 3.0
 """how long rank 0, when a collective broke, waits to hear which rank it was"""
 STOP_SECONDS = 5.0
 LET_GO_SECONDS = 3.0
-"""how long `close` waits for what `let_go` does: libraries of devices may wait for ever in it"""
+"""how long `let_go` is waited for"""
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class RankProcesses:
         self._lost = self._told_by(sentinels[ended[0]])
         self._noticed.set()
         log.error("%s", self._lost)
-        self._let_go()
+        ends_within(LET_GO_SECONDS, self._let_go)
 
     def _told_by(self, index: int) -> str:
         process, pipe = self._processes[index], self._pipes[index]
@@ -140,12 +141,3 @@ class RankProcesses:
         except (EOFError, OSError):
             pass
         return f"the process of rank {rank} ended unexpectedly with exit status {process.exitcode}"
-
-
-def ends_within(seconds: float, work: Callable[[], None]) -> bool:
-    """Do work in a thread of its own, and tell whether it ended in time. One that goes on keeps no process from
-    ending."""
-    thread = threading.Thread(target=work, name="samebits-leaving", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return not thread.is_alive()

@@ -7,6 +7,7 @@ ones. It computes what the eager path computes, with the same kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -67,9 +68,10 @@ def capture_graphs(
     the work of a bucket on the fixed buffers. All ranks capture the same buckets at the same time."""
     graphs: dict[int, DecodeGraph] = {}
     progress(STAGE, 0, len(buckets))
-    with torch.inference_mode():
+    with torch.inference_mode(), ExitStack() as made:
         for number, bucket in enumerate(sorted(buckets, reverse=True), start=1):
             captured = capture(lambda bucket=bucket: forward(bucket))  # type: ignore[misc]
+            made.callback(captured.release)
             logits = captured.outputs[1]
             samplings: tuple[Captured[Tensor], ...] = ()
             if sampling is not None:
@@ -79,4 +81,5 @@ def capture_graphs(
                 )
             graphs[bucket] = DecodeGraph(captured, samplings)
             progress(STAGE, number, len(buckets))
+        made.pop_all()  # nothing went wrong: they are kept
     return DecodeGraphs(graphs)

@@ -75,9 +75,11 @@ class DeviceLoop:
         return results
 
     def close(self) -> None:
-        if isinstance(self._running, Launched):
-            self._running.wait()
-        self.runner.close()
+        try:
+            if isinstance(self._running, Launched):
+                self._running.wait()
+        finally:
+            self.runner.close()
 
     def _launch(self, step: PreparedStep) -> Launched | Broken:
         tokens, self._tokens = self._tokens, {}

@@ -6,6 +6,7 @@ With a CPU for a device everything arrives at once; the code around it is the sa
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -82,7 +83,13 @@ class Captured(Generic[Outputs]):
     def release(self) -> None:
         """Give up what was captured: there is no replay afterwards."""
         if self.graph is not None:
-            self.graph.reset()
+            give_up(self.graph)
+
+
+def give_up(graph: torch.cuda.CUDAGraph) -> None:
+    """Let go of what a graph holds, as far as the device can still do so."""
+    with suppress(RuntimeError):
+        graph.reset()
 
 
 class CudaCapture:
@@ -96,9 +103,13 @@ class CudaCapture:
         work()  # compiles and allocates whatever is made at the first call
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.graph(graph, pool=self._pool):
-            outputs = work()
-        graph.instantiate()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                outputs = work()
+            graph.instantiate()
+        except BaseException:
+            give_up(graph)
+            raise
         return Captured(graph.replay, outputs, graph)
 
 
