@@ -102,14 +102,12 @@ def specialised_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int) -
     )
 
 
-def two_programs_pay(shape: AttentionShape, units: int, processors: int, pinned: bool = True) -> bool:
+def two_programs_pay(shape: AttentionShape, units: int, processors: int, pinned: bool) -> bool:
     """Whether two programs a multiprocessor, which keep two key blocks each on their way, are faster than four that
-    keep one: for few units, and where a whole pair for each nearly fills them; with folds that are handed on, also from
-    where two of them share a pair to where whole pairs nearly fill four."""
+    keep one: for few units, and with folds that are handed on (`pinned`) also from where two of them share a pair to
+    where whole pairs nearly fill four."""
     pairs, programs = units * shape.heads.kv_heads, 2 * processors
-    if units <= FEW_UNITS or 5 * programs <= 6 * pairs <= 6 * programs:
-        return True
-    return pinned and 2 * programs <= 3 * pairs and 6 * pairs < 10 * programs
+    return units <= FEW_UNITS or (pinned and 2 * programs <= 3 * pairs and 6 * pairs < 10 * programs)
 
 
 def claiming_launch(rows: int, processors: int) -> RangeLaunch:
