@@ -16,11 +16,11 @@ from attention_cases import Case, Inputs, in_float64, make_inputs
 from conftest import INTERPRETED
 from samebits.numerics.gpu import attention, attention_fold, attention_prefill, attention_ranges
 from samebits.numerics.gpu.attention import RangeLaunch
-from samebits.numerics.gpu.attention_core import empty_partial
+from samebits.numerics.gpu.attention_core import empty_partial, fold
 from samebits.numerics.gpu.attention_operator import FEWER_PROGRAMS, borders
 from samebits.numerics.gpu.attention_plan import Units, plan_attention
 from samebits.numerics.gpu.attention_prefill import TileLaunch
-from samebits.numerics.gpu.attention_ranges import kept_splits
+from samebits.numerics.gpu.attention_ranges import kept_splits, load_partial
 from samebits.numerics.gpu.attention_shape import AttentionShape, Context
 from samebits.numerics.operators import HeadLayout
 
@@ -219,8 +219,12 @@ HANDED_ON = (130, 300, 90, 200, 64, 250)
 """40 splits of 64 tokens over two heads, none of a pair more than 5: 5 programs cut pairs, and hand all of them on."""
 
 
-def handing_on(device: torch.device, dtype: torch.dtype) -> Inputs:
-    return make_inputs(Case(HeadLayout(4, 2, 16), 64, HANDED_ON, (1,) * len(HANDED_ON)), device, dtype)
+KEPT = (900, 64, 130, 200)
+"""48 splits of which 15 are one pair's: 5 programs have 9 or 10 each, so who ends that pair has to keep some."""
+
+
+def handing_on(device: torch.device, dtype: torch.dtype, contexts: tuple[int, ...] = HANDED_ON) -> Inputs:
+    return make_inputs(Case(HeadLayout(4, 2, 16), 64, contexts, (1,) * len(contexts)), device, dtype)
 
 
 @pytest.mark.parametrize("capacity", [1, 4096], ids=["without room for partials", "with room"])
@@ -231,6 +235,43 @@ def check_what_is_handed_on_has_the_reference_bits(
         inputs = handing_on(device, dtype)
         got = by_kernels(inputs, TileLaunch(), RangeLaunch(5), capacity=capacity, split_tokens=64)
         assert same_bits(got, by_reference(inputs, 64)), dtype
+
+
+def check_what_is_kept_has_the_reference_bits(device: torch.device, dtypes: list[torch.dtype]) -> None:
+    for dtype in dtypes:
+        inputs = handing_on(device, dtype, KEPT)
+        expected = by_reference(inputs, 64)
+        for programs in (4, 5, 6, 7):
+            got = by_kernels(inputs, TileLaunch(), RangeLaunch(programs), split_tokens=64)
+            assert same_bits(got, expected), (dtype, programs)
+
+
+@triton.jit
+def from_the_last_kept(
+    tops, totals, accumulators, arrival, number, pair, kept, count, exists, factor,
+    D: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr,
+):  # fmt: skip
+    """`attention_ranges.take_up` that folds what was kept from the last split to the first."""
+    top, total, acc = load_partial(tops, totals, accumulators, pair, exists, D, WIDTH, STRIDE)
+    for place in range(count):
+        slot = kept + count - 1 - place
+        other_top, other_total, other_acc = load_partial(
+            tops, totals, accumulators, slot, exists, D, WIDTH, STRIDE
+        )
+        top, total, acc = fold(top, total, acc, other_top, other_total, other_acc, factor)
+    return top, total, acc
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a compiled kernel keeps the functions that it was compiled with")
+def check_another_order_of_what_is_kept_is_noticed(
+    device: torch.device, dtypes: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = handing_on(device, dtypes[0], KEPT)
+    expected = by_reference(inputs, 64)
+    monkeypatch.setattr(attention_ranges, "take_up", from_the_last_kept)
+    got = by_kernels(inputs, TileLaunch(), RangeLaunch(5), split_tokens=64)
+    assert not same_bits(got, expected)
+    assert (got - expected).abs().max() <= BOUNDS[dtypes[0]] * inputs.values.abs().max()
 
 
 @triton.jit
