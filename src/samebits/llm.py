@@ -7,10 +7,13 @@ with LLM("path/to/model") as llm:
 from __future__ import annotations
 
 import asyncio
+import atexit
 import collections.abc
+import multiprocessing.util  # noqa: F401  (at exit it joins processes; what is registered later comes first)
 import operator
 import sys
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, fields
@@ -40,6 +43,8 @@ from samebits.sampling_params import ResolvedSampling, SamplingParams
 Result = TypeVar("Result")
 Message = Mapping[str, Any]
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+THREADS = "samebits-"
+"""what the names of our threads begin with"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ class LLM:
 
     `settings` are the fields of `ModelConfig` and `EngineConfig` by name; what is not given comes from the
     environment or the defaults. Raises `ConfigError` for an unknown setting or a model that cannot be loaded.
-    Calls block, from ordinary code and from a notebook's running event loop alike.
+    Calls block, from ordinary code and from a notebook's running event loop alike. The engine ends with `close`, at the
+    end of a `with` block, or else with the last reference to this object or with the process.
     """
 
     def __init__(self, model: str = "bundled", *, build: BuildEngine = build_engine, **settings: Any) -> None:
@@ -91,11 +97,12 @@ class LLM:
         if engine_config.data_parallel != 1:
             raise ConfigError("data_parallel is for a server: an LLM is one engine")
         transport = ThreadTransport(model_config, engine_config, build)
-        self._closed = False
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="samebits-front", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"{THREADS}front", daemon=True)
         self._thread.start()
         self._engine = AsyncEngine(transport)
+        self._end = weakref.finalize(self, _end_from_anywhere, self._engine, self._loop, self._thread)
+        atexit.register(self._end)
         try:
             self._text = load_text_parts(self._wait(self._engine.start()))
         except BaseException:
@@ -237,13 +244,8 @@ class LLM:
 
     def close(self) -> None:
         """Stop the engine. A second call does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        asyncio.run_coroutine_threadsafe(self._engine.shutdown(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        atexit.unregister(self._end)
+        self._end()
 
     def __enter__(self) -> LLM:
         return self
@@ -298,12 +300,30 @@ class LLM:
             raise
 
     def _check_open(self) -> None:
-        if self._closed:
+        if not self._end.alive:
             raise ConfigError("this LLM is closed")
 
 
 async def _await(work: Awaitable[Result]) -> Result:
     return await work
+
+
+def _end(engine: AsyncEngine, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    """Stop an engine, and the loop and the thread that talk to it."""
+    asyncio.run_coroutine_threadsafe(engine.shutdown(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def _end_from_anywhere(
+    engine: AsyncEngine, loop: asyncio.AbstractEventLoop, thread: threading.Thread
+) -> None:
+    """As `_end`. Garbage may be collected in one of our own threads, which cannot wait for itself."""
+    if threading.current_thread().name.startswith(THREADS):
+        threading.Thread(target=_end, args=(engine, loop, thread)).start()
+    else:
+        _end(engine, loop, thread)
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -127,6 +130,42 @@ def test_ranks_leave_with_the_engine() -> None:
     assert process.exitcode == 0
     assert left == [0], "nothing may wait for ranks that have left"
     assert not folder.exists()
+
+
+SCRIPT = """
+import sys
+from samebits import LLM, SamplingParams
+
+def main():
+    llm = LLM(**{settings}, tensor_parallel=2)
+    assert len(llm.generate([[1, 2]], SamplingParams(max_new_tokens=4, ignore_eos=True))[0].token_ids) == 4
+    {ending}
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [("pass", 0), ("raise RuntimeError('a mistake')", 1), ("globals()['kept'] = llm", 0)],
+)
+def test_a_script_that_closes_nothing_ends(tmp_path: Path, ending: str, status: int) -> None:
+    """At its end, at its mistake, and with an engine that is referred to until then."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(settings=SETTINGS, ending=ending))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == status, done.stderr
+    assert ("a mistake" in done.stderr) == bool(status)
+
+
+def test_ranks_leave_with_the_last_reference() -> None:
+    engine, llm = built()
+    [process] = engine.runner.ranks._processes
+    assert process.is_alive()
+    del llm
+    gc.collect()
+    assert process.exitcode == 0
 
 
 def test_what_never_ends_keeps_no_engine_from_closing(monkeypatch: pytest.MonkeyPatch) -> None:

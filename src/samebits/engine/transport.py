@@ -52,16 +52,24 @@ class ThreadTransport:
         self._build = build
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._ended = asyncio.Event()
 
     def start(self, deliver: Deliver) -> None:
         loop = asyncio.get_running_loop()
+
+        def run() -> None:
+            try:
+                self._run(send)
+            finally:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                    loop.call_soon_threadsafe(self._ended.set)
 
         def send(messages: list[Message]) -> None:
             # The loop may be closed while a last step runs; nobody listens then.
             if not loop.is_closed():
                 loop.call_soon_threadsafe(deliver, messages)
 
-        self._thread = threading.Thread(target=self._run, args=(send,), name="samebits-engine", daemon=True)
+        self._thread = threading.Thread(target=run, name="samebits-engine", daemon=True)
         self._thread.start()
 
     def send(self, command: Command) -> None:
@@ -70,7 +78,9 @@ class ThreadTransport:
     async def stop(self) -> None:
         self._commands.put(Shutdown())
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+            # Not in one of asyncio's threads, of which there are none any more when a process ends.
+            await self._ended.wait()
+            self._thread.join()
 
     def take(self, wait: bool) -> list[Command]:
         """The thread's side: every command that has come."""
