@@ -204,6 +204,13 @@ def kinds_of_pairs(plan: list[list[int]], splits: list[int], heads: int) -> set[
     return kinds
 
 
+def is_noticed(inputs: Inputs, expected: torch.Tensor, programs: int) -> None:
+    """Shared ranges, of which something was exchanged, give other bits, and nothing grossly wrong."""
+    got = by_kernels(inputs, TileLaunch(), RangeLaunch(programs), split_tokens=64)
+    assert not same_bits(got, expected)
+    assert (got - expected).abs().max() <= BOUNDS[got.dtype] * inputs.values.abs().max()
+
+
 @pytest.mark.parametrize("heads", [1, 2, 8])
 def check_a_proof_has_every_kind_of_pair(heads: int, device: torch.device) -> None:
     contexts = sorted(borders(256, 64, 1).computed, reverse=True)
@@ -269,9 +276,7 @@ def check_another_order_of_what_is_kept_is_noticed(
     inputs = handing_on(device, dtypes[0], KEPT)
     expected = by_reference(inputs, 64)
     monkeypatch.setattr(attention_ranges, "take_up", from_the_last_kept)
-    got = by_kernels(inputs, TileLaunch(), RangeLaunch(5), split_tokens=64)
-    assert not same_bits(got, expected)
-    assert (got - expected).abs().max() <= BOUNDS[dtypes[0]] * inputs.values.abs().max()
+    is_noticed(inputs, expected, 5)
 
 
 @triton.jit
@@ -362,6 +367,4 @@ def check_another_order_of_partials_is_noticed(
     inputs = many_partials(device, dtypes[0], tokens)
     expected = by_reference(inputs, 64)
     monkeypatch.setattr(attention_fold, "partial_place", other)
-    got = by_kernels(inputs, TileLaunch(), RangeLaunch(40), split_tokens=64)
-    assert not same_bits(got, expected)
-    assert (got - expected).abs().max() <= BOUNDS[dtypes[0]] * inputs.values.abs().max()
+    is_noticed(inputs, expected, 40)

@@ -35,7 +35,6 @@ def add_norm_shares(
         program = tl.program_id(0)
         epoch = tl.load(epochs + program) + 1
         theirs, own = pads_of_program(pads, rank, WORLD)
-    if MEET != ALONE:
         meet_at(theirs, own, epoch, rank, WORLD, MEET)
     for row in range(tl.program_id(0), share_rows, tl.num_programs(0)):
         begin = (rank * share_rows + row).to(tl.int64) * WIDTH
