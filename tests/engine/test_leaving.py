@@ -10,12 +10,14 @@ import pytest
 PROGRAM = """
 import atexit, threading
 from samebits import cli
-from samebits.engine.leaving import ends_within
+from samebits.engine.leaving import THREAD
 
 def main():
     print("figures", end="")
-    ended = ends_within({seconds}, {work})
-    assert ended is {ends}
+    thread = threading.Thread(target={work}, name=THREAD, daemon=True)
+    thread.start()
+    thread.join({seconds})
+    assert thread.is_alive() is not {ends}
     return 3
 
 atexit.register(lambda: print(", and Python taken down", end=""))

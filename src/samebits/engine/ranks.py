@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.folders import OwnedFolder
-from samebits.engine.leaving import ends_within
+from samebits.engine.leaving import THREAD
 from samebits.engine.rank_worker import Failed, Order, Stop, rank_process
 from samebits.errors import RanksLostError
 from samebits.numerics.collectives.gloo import GlooGroup
@@ -48,6 +48,8 @@ class RankProcesses:
         one is found dead"""
         self._noticed = threading.Event()
         self._closing = False
+        self._all_left, self._was_let_go = threading.Event(), threading.Event()
+        """all ranks have left; what is shared with them has been let go of"""
         context = multiprocessing.get_context("spawn")
         for rank in range(1, size):
             ours, theirs = context.Pipe()
@@ -61,7 +63,7 @@ class RankProcesses:
             theirs.close()
             self._processes.append(process)
             self._pipes.append(ours)
-        threading.Thread(target=self._watch, name="samebits-ranks", daemon=True).start()
+        threading.Thread(target=self._watch, name=THREAD, daemon=True).start()
         try:
             self.group = self.explained(lambda: GlooGroup(meeting, 0, size))
         except RanksLostError:
@@ -110,7 +112,8 @@ class RankProcesses:
             if process.is_alive():
                 process.kill()
                 process.join()
-        if not ends_within(LET_GO_SECONDS, self._let_go):
+        self._all_left.set()
+        if not self._was_let_go.wait(LET_GO_SECONDS):
             log.warning("what the ranks shared on the devices is left as it is: it was not let go of in time")
         self._folder.remove()
 
@@ -119,15 +122,18 @@ class RankProcesses:
             self.let_go()
 
     def _watch(self) -> None:
-        """Notice the first rank that ends, and keep what it said of the reason."""
+        """Notice the first rank that ends, and keep what it said of the reason; let go of what is shared then, and when
+        all have left. A thread that is there already, for a process that ends can start none."""
         sentinels = {process.sentinel: index for index, process in enumerate(self._processes)}
         ended: list[Any] = wait(list(sentinels))
-        if self._closing:
-            return
-        self._lost = self._told_by(sentinels[ended[0]])
-        self._noticed.set()
-        log.error("%s", self._lost)
-        ends_within(LET_GO_SECONDS, self._let_go)
+        if not self._closing:
+            self._lost = self._told_by(sentinels[ended[0]])
+            self._noticed.set()
+            log.error("%s", self._lost)
+            self._let_go()
+        self._all_left.wait()
+        self._let_go()
+        self._was_let_go.set()
 
     def _told_by(self, index: int) -> str:
         process, pipe = self._processes[index], self._pipes[index]
