@@ -101,8 +101,8 @@ class LLM:
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"{THREADS}front", daemon=True)
         self._thread.start()
         self._engine = AsyncEngine(transport)
-        self._end = weakref.finalize(self, _end_from_anywhere, self._engine, self._loop, self._thread)
-        atexit.register(self._end)
+        self._finalizer = weakref.finalize(self, _end_from_anywhere, self._engine, self._loop, self._thread)
+        atexit.register(self._finalizer)
         try:
             self._text = load_text_parts(self._wait(self._engine.start()))
         except BaseException:
@@ -244,8 +244,8 @@ class LLM:
 
     def close(self) -> None:
         """Stop the engine. A second call does nothing."""
-        atexit.unregister(self._end)
-        self._end()
+        atexit.unregister(self._finalizer)
+        self._finalizer()
 
     def __enter__(self) -> LLM:
         return self
@@ -300,7 +300,7 @@ class LLM:
             raise
 
     def _check_open(self) -> None:
-        if not self._end.alive:
+        if not self._finalizer.alive:
             raise ConfigError("this LLM is closed")
 
 
