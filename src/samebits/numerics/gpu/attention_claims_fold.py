@@ -17,6 +17,8 @@ LANES = gl.constexpr(32)
 LANE_BITS = gl.constexpr(5)
 KEPT_WORDS = gl.constexpr(1 << 21)
 """So many words of partials may stay in the second-level cache: two thirds of it hold others."""
+LAST_TOGETHER = gl.constexpr(16)
+"""A row's last partials are folded so many at a time, at most."""
 MAILS = gl.constexpr(4)
 """Claims that may be told and not yet heard of; the word behind them is the launch's epoch."""
 
@@ -106,18 +108,64 @@ def take_up(top_places, total_places, acc_places, epoch, known, wanted):
 
 
 @gluon.jit
+def fold_group(
+    tops, totals, places, line, top, total, acc, done, left, epoch, lane, factor, APART: gl.constexpr,
+    D: gl.constexpr, TOGETHER: gl.constexpr,
+):  # fmt: skip
+    """Fold the `left` partials from `done` on, at most TOGETHER, as soon as all of them are there: (top, total,
+    accumulator, partials done). A group is looked for by its maxima and sums; if a word of its accumulators is not
+    there yet, nothing is done."""
+    wanted = line + (done + gl.minimum(lane, left - 1)) * APART
+    word_tops = gl.load(tops + wanted, volatile=True)
+    word_totals = gl.load(totals + wanted, volatile=True)
+    missing = ((word_tops >> 32) ^ epoch) | ((word_totals >> 32) ^ epoch)
+    while gl.max(gl.max((missing != 0).to(gl.int32), axis=1), axis=0) != 0:
+        wait_a_little()
+        word_tops = gl.load(tops + wanted, volatile=True)
+        word_totals = gl.load(totals + wanted, volatile=True)
+        missing = ((word_tops >> 32) ^ epoch) | ((word_totals >> 32) ^ epoch)
+    loaded = ()
+    for one in gl.static_range(TOGETHER):
+        word = gl.load(places + (done + gl.minimum(one, left - 1)) * (APART * D), volatile=True)
+        loaded = loaded + (word,)  # type: ignore[assignment]
+    exists = lane < left
+    after = gl.maximum(top, running_maximum(gl.where(exists, floats(word_tops), HIDDEN), lane))
+    before = gl.where(lane == 0, top, gl.gather(after, gl.maximum(lane - 1, 0), 1))
+    keep = gl.exp2((before - after) * factor)
+    take = gl.where(exists, gl.exp2((floats(word_tops) - after) * factor), 0.0)
+    part = gl.where(exists, floats(word_totals) * take, 0.0)
+    new_total = total
+    new_acc = acc
+    missing = (loaded[0] >> 32) ^ epoch
+    for one in gl.static_range(TOGETHER):
+        which = lane * 0 + one
+        of_keep = gl.gather(keep, which, 1)
+        new_total = gl.fma(new_total, of_keep, gl.gather(part, which, 1))
+        weighted = floats(loaded[one]) * gl.gather(take, which, 1)
+        new_acc = gl.fma(new_acc, of_keep, gl.where(one < left, weighted, 0.0))
+        missing = missing | ((loaded[one] >> 32) ^ epoch)
+    if gl.max(gl.max((missing != 0).to(gl.int32), axis=1), axis=0) == 0:
+        top = gl.gather(after, lane * 0 + (LANES - 1), 1)
+        total = new_total
+        acc = new_acc
+        done += left
+    return top, total, acc, done
+
+
+@gluon.jit
 def fold_rows(
     output, tops, totals, accumulators, epoch, first_row, first_slot, partials, first, count, kv_head, factor,
     QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr, TOGETHER: gl.constexpr,
     BESIDE: gl.constexpr,
 ):  # fmt: skip
-    """Fold BESIDE rows of a pair from `first_row` on, TOGETHER partials at a time as soon as all of them are there. A
-    slice, a part of a row's columns, lies in a warp: a lane has a column, and a partial's factors. A group is looked
-    for by its maxima and sums; if a word of its accumulators is not there yet, it is done again."""
+    """Fold BESIDE rows of a pair from `first_row` on, TOGETHER partials at a time, but for the last few, of which
+    little is left to do when they come. A slice, a part of a row's columns, lies in a warp: a lane has a column, and a
+    partial's factors."""
     GROUP: gl.constexpr = QUERY_HEADS // KV_HEADS
     APART: gl.constexpr = KV_HEADS * STRIDE
     PARTS: gl.constexpr = D // LANES
     SLICES: gl.constexpr = BESIDE * PARTS
+    LAST: gl.constexpr = LAST_TOGETHER if TOGETHER > LAST_TOGETHER else TOGETHER
     layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
     number = gl.arange(0, SLICES, gl.SliceLayout(1, layout))
     row = first_row + number // PARTS
@@ -130,42 +178,17 @@ def fold_rows(
     total = gl.zeros([SLICES, LANES], gl.float32, layout)
     acc = gl.zeros([SLICES, LANES], gl.float32, layout)
     done = 0
+    if TOGETHER > LAST:
+        while done < partials - LAST:
+            left = gl.minimum(partials - LAST - done, TOGETHER)
+            top, total, acc, done = fold_group(
+                tops, totals, places, line, top, total, acc, done, left, epoch, lane, factor, APART, D, TOGETHER,
+            )  # fmt: skip
     while done < partials:
-        left = gl.minimum(partials - done, TOGETHER)
-        wanted = line + (done + gl.minimum(lane, left - 1)) * APART
-        word_tops = gl.load(tops + wanted, volatile=True)
-        word_totals = gl.load(totals + wanted, volatile=True)
-        missing = ((word_tops >> 32) ^ epoch) | ((word_totals >> 32) ^ epoch)
-        while gl.max(gl.max((missing != 0).to(gl.int32), axis=1), axis=0) != 0:
-            wait_a_little()
-            word_tops = gl.load(tops + wanted, volatile=True)
-            word_totals = gl.load(totals + wanted, volatile=True)
-            missing = ((word_tops >> 32) ^ epoch) | ((word_totals >> 32) ^ epoch)
-        loaded = ()
-        for one in gl.static_range(TOGETHER):
-            word = gl.load(places + (done + gl.minimum(one, left - 1)) * (APART * D), volatile=True)
-            loaded = loaded + (word,)  # type: ignore[assignment]
-        exists = lane < left
-        after = gl.maximum(top, running_maximum(gl.where(exists, floats(word_tops), HIDDEN), lane))
-        before = gl.where(lane == 0, top, gl.gather(after, gl.maximum(lane - 1, 0), 1))
-        keep = gl.exp2((before - after) * factor)
-        take = gl.where(exists, gl.exp2((floats(word_tops) - after) * factor), 0.0)
-        part = gl.where(exists, floats(word_totals) * take, 0.0)
-        new_total = total
-        new_acc = acc
-        missing = gl.zeros([SLICES, LANES], gl.int64, layout)
-        for one in gl.static_range(TOGETHER):
-            which = lane * 0 + one
-            of_keep = gl.gather(keep, which, 1)
-            new_total = gl.fma(new_total, of_keep, gl.gather(part, which, 1))
-            weighted = floats(loaded[one]) * gl.gather(take, which, 1)
-            new_acc = gl.fma(new_acc, of_keep, gl.where(one < left, weighted, 0.0))
-            missing = missing | ((loaded[one] >> 32) ^ epoch)
-        if gl.max(gl.max((missing != 0).to(gl.int32), axis=1), axis=0) == 0:
-            top = gl.gather(after, lane * 0 + (LANES - 1), 1)
-            total = new_total
-            acc = new_acc
-            done += TOGETHER
+        left = gl.minimum(partials - done, LAST)
+        top, total, acc, done = fold_group(
+            tops, totals, places, line, top, total, acc, done, left, epoch, lane, factor, APART, D, LAST,
+        )  # fmt: skip
     line = ((first + row // GROUP).to(gl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
     wanted = gl.expand_dims(row < count * GROUP, 1) & (lane >= 0)
     result = finish_each(total, acc).to(output.dtype.element_ty)

@@ -203,6 +203,7 @@ def consume(
     begin, taken, fate, slot, first, count, last, position = claimed(
         first_entry(table, KV_HEADS), claim, claims, positions, token
     )
+    policy = policy_of(claims, STRIDE * (D + 2))
     wait_for_the_kernel_ahead(DEPENDENT)
     tile = queries_of(queries, first, count, claim % KV_HEADS, QUERY_HEADS, KV_HEADS, D)
     epoch = receive(mail, mailed, MAILS, 0)
@@ -256,7 +257,6 @@ def consume(
                 top, total, acc = fold(top, total, acc, one_top, one_lanes, one_acc, factor)
         if fate != ENDS:
             at = (slot + kv_head).to(gl.int64) * STRIDE
-            policy = policy_of(claims, STRIDE * (D + 2))
             put(tops + at + s_row, top, epoch, token < count, policy)
             put(totals + at + s_row, total, epoch, token < count, policy)
             put(accumulators + at * D + a_place, acc, epoch, a_wanted, policy)
