@@ -11,14 +11,15 @@ from device_engine import device_loop, with_padding_page
 from small_engine import request, small_engine
 
 from samebits.engine.device import runner as device_runner
-from samebits.engine.device.graphs import DecodeGraph, DecodeGraphs, capture_graphs
-from samebits.engine.device.inputs import StepInputs
+from samebits.engine.device.graphs import DecodeGraph, DecodeGraphs, capture_graphs, decode_shape
+from samebits.engine.device.inputs import StepInputs, StepShape
 from samebits.engine.device.launched import Launched, QueuedOutcomes
 from samebits.engine.device.loop import DeviceLoop
 from samebits.engine.device.place import Captured
 from samebits.engine.device.runner import DeviceRunner
 from samebits.engine.device.sampling import PlainSamples
 from samebits.errors import DeviceLostError
+from samebits.numerics.cpu.operators import CpuOperators
 from samebits.verify.simulation import simulate
 from samebits.verify.simulation.schedules import scenario_of, simulated_model
 from samebits.verify.simulation.simulate import Counts, run_scenario
@@ -55,6 +56,26 @@ def test_schedules_give_the_same_bits(loop: str) -> None:
 
 def test_schedules_of_a_real_model_give_the_same_bits(loop: str) -> None:
     assert run(20, "tiny").tokens + run(41, "tiny").tokens > 10
+
+
+def test_steps_with_short_contexts_have_graphs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where operators ask for that, and the bits are the same; a step of either kind finds the graph of its kind."""
+    monkeypatch.setitem(simulate.LOOPS, "device", LOOPS["captured"])  # type: ignore[misc]
+    monkeypatch.setattr(CpuOperators, "short_contexts", lambda self, rows: 8 if rows > 1 else 0)
+    replayed: list[StepShape] = []
+    original = DecodeGraphs.get
+
+    def get(self: DecodeGraphs, shape: StepShape) -> DecodeGraph | None:
+        found = original(self, shape)
+        assert found is not None and shape in dict(self.items())
+        replayed.append(shape)
+        return found
+
+    monkeypatch.setattr(DecodeGraphs, "get", get)
+    for seed in SEEDS[:40]:
+        run(seed)
+    assert {shape.short for shape in replayed} == {False, True}
+    assert not any(shape.short for shape in replayed if shape.rows == 1)
 
 
 @pytest.fixture
@@ -163,14 +184,14 @@ def test_graphs_are_given_up_before_the_ranks_are_left() -> None:
     loop = device_loop()(engine.runner)
     loop.runner.graphs = DecodeGraphs(  # type: ignore[attr-defined]
         {
-            1: DecodeGraph(captured("forward of 1"), (captured("sampling of 1"),)),
-            2: DecodeGraph(captured("2"), ()),
+            decode_shape(1): DecodeGraph(captured("forward of 1"), (captured("sampling of 1"),)),
+            decode_shape(2): DecodeGraph(captured("2"), ()),
         }
     )
     engine.loop, engine.close_ranks = loop, lambda: done.append("ranks left")
     engine.close()
     assert done == ["forward of 1", "sampling of 1", "2", "ranks left"]
-    assert loop.runner.graphs.get(1) is None and not loop.runner.graphs.largest  # type: ignore[attr-defined]
+    assert loop.runner.graphs.get(decode_shape(1)) is None and not loop.runner.graphs.largest  # type: ignore[attr-defined]
 
 
 def test_graphs_are_given_up_where_capturing_fails() -> None:
@@ -183,13 +204,14 @@ def test_graphs_are_given_up_where_capturing_fails() -> None:
     def capture(work: Any) -> Any:
         return Captured(lambda: None, work(), Graph())  # type: ignore[arg-type]
 
-    def forward(bucket: int) -> Any:
-        if bucket == fails_at:
+    def forward(shape: StepShape) -> Any:
+        if shape.rows == fails_at:
             raise RuntimeError("a rank is gone")
-        return torch.zeros(bucket), torch.zeros(bucket)
+        return torch.zeros(shape.rows), torch.zeros(shape.rows)
 
     def captured_graphs() -> DecodeGraphs:
-        return capture_graphs([1, 2, 4], capture, forward, lambda *of: torch.zeros(1), lambda *news: None)
+        shapes = [decode_shape(bucket) for bucket in (1, 2, 4)]
+        return capture_graphs(shapes, capture, forward, lambda *of: torch.zeros(1), lambda *news: None)
 
     fails_at = 2
     with pytest.raises(RuntimeError, match="a rank is gone"):

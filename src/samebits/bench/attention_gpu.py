@@ -8,6 +8,7 @@ torch's cuDNN and flash attention on dense inputs. Interleaved rounds, random da
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from samebits.numerics.gpu.attention_prefill import AnyTile
 
 ROUNDS = 9
-GRAPH_LAUNCHES = 10
+GRAPH_LAUNCHES = 12
+COLD_BYTES = 400_000_000
+"""Of keys and values, at least, that lie between two launches that read the same ones, as between two steps of a model:
+several times what a second-level cache holds."""
 PREFILL_LAUNCHES = 3
 CAPACITY = 32768
 PAGE_TOKENS = 64
@@ -116,17 +120,20 @@ def paged(setting: Setting, device: torch.device) -> tuple[torch.Tensor, torch.T
 
 
 def measure_decode(setting: Setting, bytes_per_second: float, device: torch.device) -> dict[str, Any]:
-    """Seconds of one launch in a captured graph, and the share of the measured reading rate. `plain` is the fastest
-    launch that only reads as many bytes."""
+    """Seconds of one launch in a captured chain of them over several layers' keys and values, and the share of the
+    measured reading rate. `plain` is the fastest launch that only reads as many bytes."""
     from samebits.numerics.gpu import attention
     from samebits.numerics.gpu.attention_plan import decode_units
     from samebits.numerics.gpu.plain_read import readers
 
-    keys, values, table = paged(setting, device)
     shape = attention.AttentionShape(HEADS, PAGE_TOKENS)
     lengths = setting.lengths()
     positions = (lengths - 1).to(device)
-    context = attention.Context(keys, values, positions, table)
+    moved = 4 * int(lengths.sum()) * HEADS.kv_width
+    layers = min(GRAPH_LAUNCHES, -(-COLD_BYTES // moved))
+    _, _, table = kept = paged(setting, device)
+    stored = [kept, *(paged(setting, device) for _ in range(layers - 1))]
+    contexts = [attention.Context(keys, values, positions, table) for keys, values, _ in stored]
     units = decode_units(setting.batch, setting.batch, device)
     queries = torch.randn(
         setting.batch, HEADS.query_heads, HEADS.head_dim, device=device, dtype=torch.bfloat16
@@ -140,12 +147,17 @@ def measure_decode(setting: Setting, bytes_per_second: float, device: torch.devi
         claims = CAPACITY if launch.specialised else 0
         buffers = attention.range_buffers(shape, setting.batch, 1, launch.programs, CAPACITY, device, claims)
         attention.plan_ranges(shape, positions, table, units, buffers, launch)
-        return lambda: attention.shared(
-            shape, queries, context, units, scale, output, buffers, launch, pinned
+        return in_turn(
+            [
+                functools.partial(
+                    attention.shared, shape, queries, context, units, scale, output, buffers, launch, pinned
+                )
+                for context in contexts
+            ]
         )
 
-    moved = 2 * int(lengths.sum()) * HEADS.kv_width * keys.element_size()
-    reading = readers(torch.zeros(moved // 4, dtype=torch.int32, device=device))
+    read = [readers(torch.zeros(moved // 4, dtype=torch.int32, device=device)) for _ in range(layers)]
+    reading = {name: in_turn([one[name] for one in read]) for name in read[0]}
     contenders = {"exact": ours(True), "unpinned": ours(False)} | reading
     graphs = {name: captured(work, GRAPH_LAUNCHES) for name, work in contenders.items()}
     seconds = interleaved(graphs, GRAPH_LAUNCHES)
@@ -154,6 +166,7 @@ def measure_decode(setting: Setting, bytes_per_second: float, device: torch.devi
         "batch": setting.batch,
         "tokens": setting.tokens,
         "contexts": setting.contexts,
+        "layers": layers,
         "seconds": seconds,
         "bytes": moved,
         "bytes_per_second": moved / seconds["exact"],
@@ -238,6 +251,12 @@ def measure_prefill(setting: Setting, launch: AnyTile, device: torch.device) -> 
         "operations": operations,
         "operations_per_second": {name: operations / taken for name, taken in seconds.items()},
     }
+
+
+def in_turn(works: Sequence[Work]) -> Work:
+    """One piece of work after another, and then from the first on, a piece at each call."""
+    pieces = itertools.cycle(works)
+    return lambda: next(pieces)()
 
 
 def captured(work: Work, launches: int) -> Work:

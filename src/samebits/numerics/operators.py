@@ -110,6 +110,10 @@ class Operators(Protocol):
         the host, without padding rows; None: a captured decode step, in which row r is request r, whose lengths
         only the device knows."""
 
+    def short_contexts(self, rows: int) -> int:
+        """Tokens: decode steps of `rows` rows whose contexts are shorter than this on average are captured by
+        themselves, for other kernels are faster there; 0 where there are no others. It chooses no bit."""
+
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         """Rows of the embedding as act [rows, hidden]; `table` holds this rank's rows of it."""
 

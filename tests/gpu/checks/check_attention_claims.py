@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
+
 import pytest
 import torch
 
 from conftest import INTERPRETED
 from samebits.numerics.gpu import attention, attention_claimed
 from samebits.numerics.gpu.attention import claiming_launch
-from samebits.numerics.gpu.attention_claimed import ClaimBuffers
-from samebits.numerics.gpu.attention_claims import LAST_EPOCH
+from samebits.numerics.gpu.attention_claimed import MOST_SPLITS, RUNS_OF_PROGRAM, ClaimBuffers
+from samebits.numerics.gpu.attention_claims import ENDS, GOES_ON, IS_PARTIAL, LAST_EPOCH
 from samebits.numerics.gpu.attention_operator import (
     UNIT_INPUTS,
     AttentionProblem,
@@ -27,16 +30,49 @@ from samebits.numerics.gpu.prover import Proof, Trial
 from samebits.numerics.operators import HeadLayout
 
 SHAPE = AttentionShape(HeadLayout(4, 2, 16), 64)
+LONG, SHORT = (5000, 9000, 7, 9000, 8192, 300), (700, 300, 512, 700)
 BATCHES = (
-    ((1000, 300, 5, 2000), (1, 1, 1, 1), 4096, False),
-    ((1000, 300, 5, 2000), (1, 1, 1, 1), 20, True),
-    ((1000, 300, 5, 20000), (1, 0, 1, 1), 4096, False),
-    ((700, 300, 512, 700), (1, 0, 1, 1), 4096, True),
-    ((256,), (1,), 4096, True),
-    ((1025,), (1,), 4096, False),
-    ((7,), (0,), 4096, True),
+    ((1000, 300, 5, 2000), (1, 1, 1, 1), 4096, 4, "cut"),
+    ((1000, 300, 5, 2000), (1, 1, 1, 1), 20, 4, "whole"),
+    ((1000, 300, 5, 2000), (1, 1, 1, 1), 4096, 3, 1),
+    ((1000, 300, 5, 2000), (1, 1, 1, 1), 20, 3, 3),
+    ((1000, 300, 5, 20000), (1, 0, 1, 1), 4096, 3, "cut"),
+    (SHORT, (1, 0, 1, 1), 4096, 3, "whole"),
+    ((256,), (1,), 4096, 3, "cut"),
+    ((1025,), (1,), 4096, 3, "cut"),
+    ((7,), (0,), 4096, 3, "whole"),
+    (LONG, (1, 1, 1, 1, 1, 1), 4096, 3, 8),
+    (LONG, (1, 1, 0, 1, 1, 1), 4096, 7, 6),
+    (LONG, (1, 1, 1, 1, 1, 1), 32, 3, 13),
+    ((4000, 4000, 4000, 2000, 600), (1, 1, 1, 1, 1), 4096, 5, 3),
 )
-"""(lengths, rows) of units, partials that have room, whether pairs stay whole among three programs"""
+"""(lengths, rows) of units, partials that have room, programs, how pairs are claimed: splits of a run where they are
+chained"""
+
+
+def shared_out(splits: Sequence[int], capacity: int, programs: int) -> tuple[str, int]:
+    """How pairs are claimed, and splits of a run."""
+    length, longest = 2 * sum(splits), max(splits)
+    pairs = 2 * sum(count > 0 for count in splits)
+    most = -(-pairs // programs) * longest
+    room = capacity - pairs
+    if 5 * most * programs <= 6 * length:
+        return "whole", max(longest, 1)
+    if length >= programs * longest and room > 0:
+        fair = min(max(length // (programs * RUNS_OF_PROGRAM), 1), MOST_SPLITS)
+        return "chained", min(max(fair, -(-length // room)), longest)
+    return ("cut", 1) if length <= capacity else ("whole", longest)
+
+
+def claims_in_order(splits: Sequence[int], how: str, run: int) -> list[tuple[int, int]]:
+    """(unit, run) in the order in which they are claimed."""
+    runs = [-(-count // run) for count in splits]
+    found = [(unit, number) for unit, count in enumerate(runs) for number in range(count)]
+    if how == "cut":
+        return sorted(found, key=lambda one: (one[1], one[0]))
+    return sorted(
+        found, key=lambda one: (Fraction(2 * one[1] + 1, 2 * runs[one[0]]), -splits[one[0]], one[0])
+    )
 
 
 def planned(
@@ -47,37 +83,58 @@ def planned(
     pages = torch.randperm(len(lengths) * 400, generator=torch.Generator().manual_seed(1)).int()
     table = pages.view(len(lengths), 400).to(device)
     units = Units(rows, torch.tensor(counts, dtype=torch.int32, device=device), rows.flip(0).contiguous())
-    buffers = attention_claimed.claim_buffers(SHAPE, len(lengths), 1, 3, capacity, device)
+    buffers = attention_claimed.claim_buffers(SHAPE, len(lengths), 1, programs, capacity, device)
     buffers.words.fill_(7)
     positions = torch.tensor(lengths, device=device) - 1
     attention_claimed.plan(SHAPE, positions, table, units, buffers, programs)
     return buffers, table
 
 
-@pytest.mark.parametrize(("lengths", "counts", "capacity", "whole"), BATCHES, ids=str)
+@pytest.mark.parametrize(("lengths", "counts", "capacity", "programs", "way"), BATCHES, ids=str)
 def check_the_table_of_claims(
-    lengths: tuple[int, ...], counts: tuple[int, ...], capacity: int, whole: bool, device: torch.device
+    lengths: tuple[int, ...],
+    counts: tuple[int, ...],
+    capacity: int,
+    programs: int,
+    way: str | int,
+    device: torch.device,
 ) -> None:
-    """First splits of all units, then second ones; whole pairs where that is even or partials have no room."""
+    """Every run of every unit, in the order that suits: first splits of all units ahead of second ones, or each unit's
+    runs spread over all claims."""
     splits = [-(-length // 256) if count else 0 for length, count in zip(lengths, counts, strict=True)]
-    starts = [sum(splits[:unit]) for unit in range(len(splits) + 1)]
-    units = range(len(splits))
-    if whole:
-        expected = [(0, splits[unit], unit) for unit in units if splits[unit]]
-    else:
-        expected = [
-            (split, 1, unit) for split in range(max(splits)) for unit in units if split < splits[unit]
-        ]
-    buffers, pages = planned(lengths, counts, capacity, 3, device)
-    assert buffers.split_start.tolist() == starts
-    assert int(buffers.table[0, 0]) == 2 * len(expected)
-    for number, (split, taken, unit) in enumerate(expected):
+    how, run = shared_out(splits, capacity, programs)
+    assert way == (run if how == "chained" else how)
+    runs = [-(-count // run) for count in splits]
+    buffers, pages = planned(lengths, counts, capacity, programs, device)
+    assert buffers.split_start.tolist() == [sum(splits[:unit]) for unit in range(len(splits) + 1)]
+    assert buffers.table[0, :2].tolist() == [2 * sum(runs), how == "cut"]
+    slots = set()
+    for place, (unit, number) in enumerate(claims_in_order(splits, how, run)):
         last, request = lengths[unit] - 1, len(splits) - 1 - unit
+        split = number * run
+        fate = GOES_ON if number + 1 < runs[unit] else ENDS
+        if how == "cut" and runs[unit] > 1:
+            fate = IS_PARTIAL
+        slot = 2 * (sum(runs[:unit]) + number)
+        slots.add(slot)
         keys = [min(256 * split + 64 * block, last) for block in range(4)]
-        wanted = [split, taken, splits[unit], 2 * starts[unit], unit, 1, request, last]
+        wanted = [split, min(run, splits[unit] - split), fate.value, slot, unit, 1, request, last]
         wanted += [int(pages[request, key // 64]) for key in keys]
-        assert buffers.table[1 + number, : len(wanted)].tolist() == wanted
+        assert buffers.table[1 + place, : len(wanted)].tolist() == wanted
+    assert len(slots) == sum(runs) and (how == "whole" or 2 * sum(runs) <= capacity)
     assert bool((buffers.words == 7).all()) and not buffers.state.any()
+
+
+def check_a_fold_goes_on_only_after_it_was_claimed() -> None:
+    """Whoever waits for the run before waits for an earlier claim, so that waiting ends."""
+    for splits in ((20, 36, 1, 36, 32, 2), (7, 7, 7), (1, 40, 39, 2)):
+        for run in (1, 2, 3, 8):
+            order = claims_in_order(splits, "chained", run)
+            assert all(
+                order.index((unit, number - 1)) < order.index((unit, number))
+                for unit, number in order
+                if number
+            )
 
 
 def check_epochs_begin_anew_over_cleared_words(device: torch.device) -> None:
@@ -97,17 +154,25 @@ def on_hopper(head_dim: int, act: torch.dtype, group: int = 4) -> AttentionProbl
     return AttentionProblem(AttentionShape(HeadLayout(2 * group, 2, head_dim), 64), act)
 
 
+SHARED = ((132, 4096), (46, 4096), (36, 4096), (36, 100), (7, 4096), (3, 4096), (2, 64), (1, 4096), (132, 16))
+"""(programs, partials that have room)"""
+
+
 @pytest.mark.parametrize(("group", "head_dim", "tokens"), [(4, 128, 1), (5, 64, 1), (1, 128, 1), (4, 64, 2)])
 def check_claims_are_proven(group: int, head_dim: int, tokens: int, device: torch.device) -> None:
-    """Over every kind of border and long ragged contexts, by few programs and by many, cut or whole."""
+    """Over every kind of border and long ragged contexts, by few programs and by many, cut, whole or chained."""
     for act in (torch.bfloat16, torch.float16):
         problem = on_hopper(head_dim, act, group)
         long = Ragged((1023, 2047, 8191, 30000, 0), (tokens,) * 5)
         cases = proof_cases(problem, tokens, device)
+        even = Ragged(tuple(range(4000, 8000, 167)), (tokens,) * 24)
         cases += [make_case(problem, kind, long, 9, device) for kind in ("sharp", "cancelling")]
+        level = Ragged((1023,) * 24, (tokens,) * 24)
+        for ragged in (even, level):
+            cases += [make_case(problem, kind, ragged, 9, device) for kind in ("sharp", "cancelling")]
         trial = Trial.of(reference_candidate(problem), cases)
         for rows in (1, 1000):
-            for programs, capacity in ((132, 4096), (7, 4096), (1, 4096), (132, 16)):
+            for programs, capacity in SHARED:
                 launch = claiming_launch(rows, programs)
                 verdict = trial.prove(range_candidate(problem, tokens, launch, 32, device, capacity))
                 assert isinstance(verdict, Proof), (act, launch, capacity, verdict.reason)

@@ -1,4 +1,5 @@
-"""Captured decode steps: one pair of graphs a bucket, the forward and the plain sampling.
+"""Captured decode steps: one pair of graphs a bucket, the forward and the plain sampling, and where operators ask for
+that, another for short contexts.
 
 A graph reads nothing but fixed buffers, so its cost follows the lengths that lie in them, not the longest possible
 ones. It computes what the eager path computes, with the same kernels.
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from samebits.engine.device.inputs import StepShape
 from samebits.engine.device.place import Capture, Captured
+from samebits.numerics.batch import RaggedBatch
+from samebits.numerics.operators import Operators
 
 STAGE = "capturing decode graphs"
 Progress = Callable[[str, int, int], None]
@@ -31,17 +34,17 @@ class DecodeGraph:
 
 
 class DecodeGraphs:
-    """The graphs by bucket. Without any, every step is eager."""
+    """The graphs by their steps' shape. Without any, every step is eager."""
 
-    def __init__(self, graphs: dict[int, DecodeGraph] | None = None) -> None:
+    def __init__(self, graphs: dict[StepShape, DecodeGraph] | None = None) -> None:
         self._graphs = dict(graphs or {})
-        self.largest = max(self._graphs, default=0)
+        self.largest = max((shape.rows for shape in self._graphs), default=0)
 
-    def get(self, rows: int) -> DecodeGraph | None:
-        return self._graphs.get(rows)
+    def get(self, shape: StepShape) -> DecodeGraph | None:
+        return self._graphs.get(shape)
 
-    def items(self) -> Sequence[tuple[int, DecodeGraph]]:
-        return sorted(self._graphs.items())
+    def items(self) -> Sequence[tuple[StepShape, DecodeGraph]]:
+        return list(self._graphs.items())
 
     def release(self) -> None:
         """Give all of them up. NCCL leaves no group while a graph holds its work."""
@@ -52,34 +55,47 @@ class DecodeGraphs:
                 sampling.release()
 
 
-def decode_shape(bucket: int) -> StepShape:
-    """A decode step: every row is a request of its own, and is sampled."""
-    return StepShape(bucket, bucket, bucket)
+def decode_shape(bucket: int, short: bool = False) -> StepShape:
+    """A decode step: every row is a request of its own, and is sampled. `short` as in `StepShape`."""
+    return StepShape(bucket, bucket, bucket, short)
+
+
+def decode_shapes(buckets: Sequence[int], operators: Operators) -> list[StepShape]:
+    """The decode steps to capture: each bucket's, and with short contexts where other kernels serve those."""
+    shapes = [decode_shape(bucket) for bucket in buckets]
+    return shapes + [decode_shape(bucket, True) for bucket in buckets if operators.short_contexts(bucket)]
+
+
+def shape_of_decode(batch: RaggedBatch, bucket: int, operators: Operators) -> StepShape:
+    """What a decode step of `batch`, on the host, is captured as."""
+    limit = operators.short_contexts(bucket)
+    return decode_shape(bucket, int(batch.positions.sum()) + batch.rows < limit * batch.rows)
 
 
 def capture_graphs(
-    buckets: Sequence[int],
+    shapes: Sequence[StepShape],
     capture: Capture,
-    forward: Callable[[int], tuple[Tensor, Tensor]],
-    sampling: Callable[[int, Tensor, bool], Tensor] | None,
+    forward: Callable[[StepShape], tuple[Tensor, Tensor]],
+    sampling: Callable[[StepShape, Tensor, bool], Tensor] | None,
     progress: Progress,
 ) -> DecodeGraphs:
-    """Capture the buckets, largest first, so that the smaller ones fit into its memory. `forward` and `sampling` do
-    the work of a bucket on the fixed buffers. All ranks capture the same buckets at the same time."""
-    graphs: dict[int, DecodeGraph] = {}
-    progress(STAGE, 0, len(buckets))
+    """Capture decode steps of these shapes, largest first, so that the smaller ones fit into its memory. `forward` and
+    `sampling` do their work on the fixed buffers. All ranks capture the same shapes at the same time."""
+    graphs: dict[StepShape, DecodeGraph] = {}
+    progress(STAGE, 0, len(shapes))
     with torch.inference_mode(), ExitStack() as made:
-        for number, bucket in enumerate(sorted(buckets, reverse=True), start=1):
-            captured = capture(lambda bucket=bucket: forward(bucket))  # type: ignore[misc]
+        ordered = sorted(shapes, key=lambda shape: shape.rows, reverse=True)
+        for number, shape in enumerate(ordered, start=1):
+            captured = capture(lambda shape=shape: forward(shape))  # type: ignore[misc]
             made.callback(captured.release)
             logits = captured.outputs[1]
             samplings: tuple[Captured[Tensor], ...] = ()
             if sampling is not None:
                 samplings = tuple(
-                    capture(lambda b=bucket, x=logits, wanted=wanted: sampling(b, x, wanted))  # type: ignore[misc]
+                    capture(lambda s=shape, x=logits, wanted=wanted: sampling(s, x, wanted))  # type: ignore[misc]
                     for wanted in (False, True)
                 )
-            graphs[bucket] = DecodeGraph(captured, samplings)
-            progress(STAGE, number, len(buckets))
+            graphs[shape] = DecodeGraph(captured, samplings)
+            progress(STAGE, number, len(shapes))
         made.pop_all()  # nothing went wrong: they are kept
     return DecodeGraphs(graphs)

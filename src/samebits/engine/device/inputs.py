@@ -50,11 +50,13 @@ class InputSizes:
 
 @dataclass(frozen=True)
 class StepShape:
-    """What decides where the values of a step lie."""
+    """What decides where the values of a step lie, and which of the graphs of as many rows is replayed."""
 
     rows: int
     requests: int
     sampled: int
+    short: bool = False
+    """whether a captured step's contexts are short on average, so that other kernels serve them; it chooses no bit"""
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,8 @@ class StepInputs:
         return self.sizes.padding_page * self.sizes.page_tokens
 
 
-def ragged(values: StepValues, token_ids: Tensor, page_tokens: int) -> RaggedBatch:
-    """The arrays as the forward's operators take them."""
+def ragged(values: StepValues, token_ids: Tensor, page_tokens: int, short: bool = False) -> RaggedBatch:
+    """The arrays as the forward's operators take them; `short` as in `StepShape`."""
     return RaggedBatch(
         token_ids=token_ids,
         positions=values.positions,
@@ -200,6 +202,7 @@ def ragged(values: StepValues, token_ids: Tensor, page_tokens: int) -> RaggedBat
         page_table=values.page_table,
         page_tokens=page_tokens,
         row_faults=values.row_faults,
+        short=short,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from samebits.engine.device.forward import LogitsOrder, StepForward, StepOrder, StepRanks
-from samebits.engine.device.graphs import DecodeGraphs, capture_graphs, decode_shape
+from samebits.engine.device.graphs import DecodeGraphs, capture_graphs, decode_shapes
 from samebits.engine.device.inputs import InputSizes
 from samebits.engine.device.place import Capture, Place
 from samebits.engine.runner import Runner
@@ -35,9 +35,9 @@ class RankSteps:
     def capture(self, buckets: Sequence[int], capture: Capture) -> None:
         """Capture decode steps of these buckets, together with rank 0."""
         self._graphs = capture_graphs(
-            buckets,
+            decode_shapes(buckets, self._operators),
             capture,
-            lambda bucket: self._forward.captured_work(decode_shape(bucket)),
+            self._forward.captured_work,
             None,
             lambda stage, done, total: None,
         )
@@ -54,5 +54,5 @@ class RankSteps:
                     )
                 )
                 return
-            graph = self._graphs.get(order.shape.rows) if order.captured else None
+            graph = self._graphs.get(order.shape) if order.captured else None
             self._forward.run(order, None if graph is None else graph.forward)

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from samebits.engine.device.forward import ALONE, LogitsOrder, StepForward, StepOrder, StepRanks
-from samebits.engine.device.graphs import DecodeGraph, DecodeGraphs, Progress, capture_graphs, decode_shape
+from samebits.engine.device.graphs import (
+    DecodeGraph,
+    DecodeGraphs,
+    Progress,
+    capture_graphs,
+    decode_shapes,
+    shape_of_decode,
+)
 from samebits.engine.device.inputs import InputSizes, StepShape, StepValues
 from samebits.engine.device.launched import Launched, QueuedOutcomes
 from samebits.engine.device.place import Capture, Place
@@ -75,10 +82,10 @@ class DeviceRunner:
         """Capture decode steps of these buckets. Every place that they read must be sound already: it is, for the
         buffers start as zeros, which are rows of page 0 that belong to no request."""
         self.graphs = capture_graphs(
-            buckets,
+            decode_shapes(buckets, self.model.operators),
             capture,
-            lambda bucket: self._step_forward.captured_work(decode_shape(bucket)),
-            self._sample_bucket,
+            self._step_forward.captured_work,
+            self._sample_shape,
             progress,
         )
 
@@ -126,13 +133,15 @@ class DeviceRunner:
         batch = step.batch
         assert batch is not None
         bucket = self._bucket_of(batch.rows)
-        decodes = batch.rows == batch.requests <= self.graphs.largest
-        graph = self.graphs.get(bucket) if decodes else None
+        captured = None
+        if batch.rows == batch.requests <= self.graphs.largest:
+            captured = shape_of_decode(batch, bucket, self.model.operators)
+        graph = None if captured is None else self.graphs.get(captured)
         plain = rows.ready if rows.plain else []
         wanted = None if graph is not None else self._wanted(step, rows, bucket)
         last_rows = [rows.last_rows[at] for at in plain]
-        if graph is not None:
-            shape, places = decode_shape(bucket), last_rows
+        if graph is not None and captured is not None:
+            shape, places = captured, last_rows
         else:
             shape = StepShape(bucket, batch.requests, self._bucket_of(len(plain)) if plain else 0)
             places = list(range(len(plain)))
@@ -180,8 +189,8 @@ class DeviceRunner:
 
     # The sampling stage
 
-    def _sample_bucket(self, bucket: int, logits: Tensor, with_logprobs: bool) -> Tensor:
-        return self._plain(self._inputs.on_device(decode_shape(bucket)), logits, with_logprobs)
+    def _sample_shape(self, shape: StepShape, logits: Tensor, with_logprobs: bool) -> Tensor:
+        return self._plain(self._inputs.on_device(shape), logits, with_logprobs)
 
     def _plain(self, values: StepValues, logits: Tensor, with_logprobs: bool) -> Tensor:
         kept = self._inputs.kept_tokens

@@ -71,7 +71,7 @@ class RangeLaunch:
     stages: int = 3
     polls: int = 32
     specialised: bool = False
-    """the kernel for Hopper, one program a multiprocessor"""
+    """the kernel for Hopper, in which runs of splits are claimed, one program a multiprocessor"""
     together: int = 32
     """partials that it folds at a time"""
     beside: int = 1
@@ -87,7 +87,9 @@ MOST_PROGRAMS = 4
 FEW_UNITS = 4
 """Up to these, two programs a multiprocessor are faster than four."""
 CLAIMED_UNITS = 24
-"""Up to these the kernel for Hopper is the faster one."""
+"""Up to these the kernel for Hopper is the faster one at any length; beyond, where contexts are not short."""
+SHORT_HALF_SPLITS = 3
+"""Contexts of fewer half splits on average are short: what a claim costs by itself is not hidden behind its keys."""
 
 
 def specialised_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int) -> bool:
@@ -119,11 +121,13 @@ def claiming_launch(rows: int, processors: int) -> RangeLaunch:
 
 
 def default_ranges(
-    shape: AttentionShape, dtype: torch.dtype, tokens: int, units: int, processors: int, pinned: bool = True
-) -> RangeLaunch:
+    shape: AttentionShape, dtype: torch.dtype, tokens: int, units: int, processors: int, pinned: bool = True,
+    short: bool = False,
+) -> RangeLaunch:  # fmt: skip
     """A launch that suits a model's heads, for `units` units of at most `tokens` rows on a GPU of so many
-    multiprocessors. Where splits are not `pinned`, a portable one."""
-    if pinned and units <= CLAIMED_UNITS and specialised_ranges(shape, dtype, tokens):
+    multiprocessors, with contexts that are `short` on average or not. Where splits are not `pinned`, a portable one."""
+    claims = pinned and specialised_ranges(shape, dtype, tokens)
+    if claims and not (short and short_contexts(shape, units)):
         return claiming_launch(units * tokens * shape.heads.query_heads, processors)
     rows = shape.rows_for(tokens)
     kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
@@ -134,6 +138,12 @@ def default_ranges(
     return RangeLaunch(MOST_PROGRAMS * processors, rows, warps=2, stages=2)
 
 
+def short_contexts(shape: AttentionShape, units: int) -> int:
+    """Tokens of a context, on average, from which on the kernel for Hopper is the faster one for so many units; 0: it
+    is at any length."""
+    return shape.split_tokens * SHORT_HALF_SPLITS // 2 if units > CLAIMED_UNITS else 0
+
+
 def default_launches(
     shape: AttentionShape, dtype: torch.dtype, tokens: int, processors: int
 ) -> list[RangeLaunch]:
@@ -141,8 +151,13 @@ def default_launches(
     it chooses another."""
     heads, programs = shape.heads.kv_heads, 2 * processors
     shared, filling = -(-2 * programs // (3 * heads)), -(-10 * programs // (6 * heads))
-    counts = (1, FEW_UNITS + 1, CLAIMED_UNITS, CLAIMED_UNITS + 1, shared, filling)
-    return list(dict.fromkeys(default_ranges(shape, dtype, tokens, units, processors) for units in counts))
+    counts = (1, FEW_UNITS + 1, CLAIMED_UNITS, CLAIMED_UNITS + 1, shared, filling, processors + 1)
+    launches = (
+        default_ranges(shape, dtype, tokens, units, processors, short=short)
+        for units in counts
+        for short in (False, True)
+    )
+    return list(dict.fromkeys(launches))
 
 
 @dataclass(frozen=True)

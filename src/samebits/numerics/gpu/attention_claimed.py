@@ -1,4 +1,4 @@
-"""Planning and launching attention whose splits are claimed (decode of few rows on Hopper)."""
+"""Planning and launching attention whose splits are claimed (decode on Hopper)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from samebits.numerics.gpu.attention_shape import AttentionShape, Context, softm
 from samebits.numerics.gpu.configuration import Launch, Start, named_source, start
 from samebits.numerics.gpu.launch import KernelSource, load, pointer, swizzled_descriptor
 
-REGISTERS = 136
+REGISTERS = 144
 """of a thread at the start; the kernel deals them out among its warps"""
+MOST_SPLITS = 8
+"""Splits of a run, at most, where partials have room for shorter ones."""
+RUNS_OF_PROGRAM = 6
+"""Runs are shorter where a program had fewer than these to do."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class ClaimBuffers:
 def claim_buffers(
     shape: AttentionShape, units: int, tokens: int, programs: int, capacity: int, device: torch.device
 ) -> ClaimBuffers:
-    """Room for `units` units of at most `tokens` rows, and for partials of `capacity` splits (of one kv head each):
-    with more than that a pair is one claim."""
+    """Room for `units` units of at most `tokens` rows, and for partials of `capacity` runs (of one kv head each): with
+    more than that runs are longer."""
     stride, width = tokens * shape.group, shape.heads.head_dim
     size = capacity * stride
     entries = (capacity + programs) // shape.heads.kv_heads + units
@@ -89,6 +93,8 @@ def plan(
         PAGE=shape.page_tokens,
         KEYS=shape.key_block_tokens,
         SPLIT=shape.split_tokens,
+        MOST=MOST_SPLITS,
+        RUNS=RUNS_OF_PROGRAM,
         launch=Launch(warps=4, stages=1),
     )
 

@@ -82,14 +82,40 @@ def wait_a_little():
 
 
 @gluon.jit
+def asked(top_places, total_places, acc_places, epoch, known, wanted):
+    """The words of a fold, as (tops, totals, accumulators), and whether one of those wanted is of another launch. Each
+    thread looks at what it has itself: rows that several have could look different to them."""
+    tops = gl.load(top_places, mask=known, other=0, volatile=True)
+    totals = gl.load(total_places, mask=known, other=0, volatile=True)
+    accs = gl.load(acc_places, mask=wanted, other=0, volatile=True)
+    missing = (accs >> 32) ^ epoch | gl.expand_dims(((tops >> 32) ^ epoch) | ((totals >> 32) ^ epoch), 1)
+    missing = (gl.where(wanted, missing, 0) != 0).to(gl.int32)
+    return tops, totals, accs, gl.max(gl.max(missing, axis=1), axis=0)
+
+
+@gluon.jit
+def take_up(top_places, total_places, acc_places, epoch, known, wanted):
+    """The fold of a pair's run before, as (top, total, accumulator), when all of its words are there; rows that do not
+    exist have empty ones. That run was claimed before, so somebody works on it. Places of rows lie as those of
+    `acc_places` [ROWS, D] do."""
+    tops, totals, accs, missing = asked(top_places, total_places, acc_places, epoch, known, wanted)
+    while missing != 0:
+        wait_a_little()
+        tops, totals, accs, missing = asked(top_places, total_places, acc_places, epoch, known, wanted)
+    return gl.where(known, floats(tops), HIDDEN), floats(totals), floats(accs)
+
+
+@gluon.jit
 def fold_rows(
     output, tops, totals, accumulators, epoch, first_row, first_slot, partials, first, count, kv_head, factor,
-    QUERY_HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr, TOGETHER: gl.constexpr,
+    QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr, TOGETHER: gl.constexpr,
     BESIDE: gl.constexpr,
 ):  # fmt: skip
     """Fold BESIDE rows of a pair from `first_row` on, TOGETHER partials at a time as soon as all of them are there. A
     slice, a part of a row's columns, lies in a warp: a lane has a column, and a partial's factors. A group is looked
     for by its maxima and sums; if a word of its accumulators is not there yet, it is done again."""
+    GROUP: gl.constexpr = QUERY_HEADS // KV_HEADS
+    APART: gl.constexpr = KV_HEADS * STRIDE
     PARTS: gl.constexpr = D // LANES
     SLICES: gl.constexpr = BESIDE * PARTS
     layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
@@ -106,7 +132,7 @@ def fold_rows(
     done = 0
     while done < partials:
         left = gl.minimum(partials - done, TOGETHER)
-        wanted = line + (done + gl.minimum(lane, left - 1)) * STRIDE
+        wanted = line + (done + gl.minimum(lane, left - 1)) * APART
         word_tops = gl.load(tops + wanted, volatile=True)
         word_totals = gl.load(totals + wanted, volatile=True)
         missing = ((word_tops >> 32) ^ epoch) | ((word_totals >> 32) ^ epoch)
@@ -117,7 +143,7 @@ def fold_rows(
             missing = ((word_tops >> 32) ^ epoch) | ((word_totals >> 32) ^ epoch)
         loaded = ()
         for one in gl.static_range(TOGETHER):
-            word = gl.load(places + (done + gl.minimum(one, left - 1)) * (STRIDE * D), volatile=True)
+            word = gl.load(places + (done + gl.minimum(one, left - 1)) * (APART * D), volatile=True)
             loaded = loaded + (word,)  # type: ignore[assignment]
         exists = lane < left
         after = gl.maximum(top, running_maximum(gl.where(exists, floats(word_tops), HIDDEN), lane))
@@ -148,7 +174,7 @@ def fold_rows(
 
 @gluon.jit
 def follow(
-    claims, mail, mailed, output, unit_first, unit_count, split_start, tops, totals, accumulators, units, factor,
+    table, mail, mailed, output, unit_first, unit_count, split_start, tops, totals, accumulators, units, factor,
     QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr,
     TOGETHER: gl.constexpr, BESIDE: gl.constexpr,
 ):  # fmt: skip
@@ -156,7 +182,7 @@ def follow(
     GROUP: gl.constexpr = QUERY_HEADS // KV_HEADS
     EACH: gl.constexpr = (STRIDE + BESIDE - 1) // BESIDE
     epoch = receive(mail, mailed, MAILS, 0)
-    is_cut = gl.load(split_start + units) * KV_HEADS == claims
+    is_cut = gl.load(table + 1) != 0
     for item in range(gl.program_id(0), units * KV_HEADS * EACH, gl.num_programs(0)):
         unit = item // (KV_HEADS * EACH)
         kv_head = item // EACH % KV_HEADS
@@ -167,6 +193,6 @@ def follow(
         count = gl.load(unit_count + unit)
         if (splits > 1) & is_cut & (first_row < count * GROUP):
             fold_rows(
-                output, tops, totals, accumulators, epoch, first_row, begin * KV_HEADS + kv_head * splits, splits,
-                first, count, kv_head, factor, QUERY_HEADS, GROUP, D, STRIDE, TOGETHER, BESIDE,
+                output, tops, totals, accumulators, epoch, first_row, begin * KV_HEADS + kv_head, splits,
+                first, count, kv_head, factor, QUERY_HEADS, KV_HEADS, D, STRIDE, TOGETHER, BESIDE,
             )  # fmt: skip

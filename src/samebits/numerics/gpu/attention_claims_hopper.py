@@ -1,18 +1,23 @@
-"""Attention of few rows over long contexts for Hopper (sm_90), in which splits are claimed and the fold follows.
+"""Attention of decoding rows for Hopper (sm_90), in which runs of splits are claimed.
 
-Written in Gluon. In every program one warp claims split after split and copies its keys and values into a ring of
-shared memory, four warps consume them, and four fold. Whoever is free claims the next split, so that all programs end
-together although multiprocessors do not get equal shares of the memory's rate. Which program computes a split's partial
-changes no bit, and partials are folded in the clause's order, by the program that owns the row, as soon as they are
-there.
+Written in Gluon. In every program one warp claims run after run (`attention_claims`) and copies keys and values of its
+splits into a ring of shared memory, four warps consume them, and four fold the partials of pairs that are cut. Whoever
+is free claims the next run, so that all programs end together although multiprocessors do not get equal shares of the
+memory's rate. Which program computes a split changes no bit, and a pair's splits are folded in the clause's order: by
+who claims a run, which goes on with the fold of the run before, or, where pairs are cut, by the program that owns the
+row.
 
 *Claims.* Program p begins with claim p and then takes the next of a counter. Each program asks once in vain; the last
 that does sets the counter to zero and moves on the epoch.
 
-*Partials.* A partial is written in words of 64 bits, each a float32 and the launch's epoch, so every word says by
-itself whether it is this launch's; no word is taken before it is there, and nothing has to be reset. A program that
-folds waits only for splits that running programs have claimed or will claim, and its own warps go on claiming
-meanwhile: so waiting ends, however many programs run at a time.
+*Ahead of the wait.* Keys and values that stood before this step, a unit's rows being all that its request has in it,
+are written by no kernel that may still run; so a program's first copies do not wait for the kernel ahead.
+
+*Words.* Folds and partials that others take are written in words of 64 bits, each a float32 and the launch's epoch, so
+every word says by itself whether it is this launch's; none is taken before it is there, and nothing has to be reset.
+Who waits for a run waits for an earlier claim, and programs work off theirs in ascending order, so the earliest that
+is not done waits for nobody; who folds partials waits for splits that running programs have claimed or will claim,
+while its own warps go on claiming. So waiting ends, as long as all programs run at a time, one a multiprocessor.
 """
 
 from __future__ import annotations
@@ -21,13 +26,19 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from samebits.numerics.gpu.attention_claims_fold import MAILS, follow, policy_of, put, receive, send
+from samebits.numerics.gpu.attention_claims import CLAIM_WORDS, ENDS, IS_PARTIAL
+from samebits.numerics.gpu.attention_claims_fold import (
+    MAILS,
+    follow,
+    policy_of,
+    put,
+    receive,
+    send,
+    take_up,
+)
 from samebits.numerics.gpu.attention_gluon import HIDDEN, finish, fold, fold_lanes
 from samebits.numerics.gpu.attention_hopper import following
 from samebits.numerics.gpu.attention_split_hopper import BLOCKS, ROWS, attend_split, copy_split, pages_of
-
-CLAIM_WORDS = gl.constexpr(16)
-"""As in `attention_claims`."""
 
 
 @gluon.jit
@@ -44,17 +55,27 @@ def first_entry(table, KV_HEADS: gl.constexpr):
 
 @gluon.jit
 def copied(entry):
-    """What a claim's entry says to who copies: (first split, splits claimed, request, last position, the pages of the
-    first split's four key blocks)."""
+    """What a claim's entry says to who copies: (first split, splits claimed, request, keys that stood before this step,
+    last position, the pages of the first split's four key blocks)."""
     begin = gl.load(entry)
     taken = gl.load(entry + 1)
+    count = gl.load(entry + 5)
     request = gl.load(entry + 6)
     last = gl.load(entry + 7)
     page_0 = gl.load(entry + 8)
     page_1 = gl.load(entry + 9)
     page_2 = gl.load(entry + 10)
     page_3 = gl.load(entry + 11)
-    return begin, taken, request, last, page_0, page_1, page_2, page_3
+    return begin, taken, request, last + 1 - count, last, page_0, page_1, page_2, page_3
+
+
+@gluon.jit
+def wait_for_the_kernel_ahead(DEPENDENT: gl.constexpr):
+    """As `dependent.wait_ahead`, for each warp by itself; what comes again does not wait."""
+    if DEPENDENT:
+        gl.inline_asm_elementwise(
+            "griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+        )
 
 
 @gluon.jit
@@ -69,47 +90,61 @@ def next_claim(state, epoch, claims):
 
 
 @gluon.jit
+def tell_epoch(state, mail, mailed, DEPENDENT: gl.constexpr):
+    """Wait for the kernel ahead, and tell this program's other warps the launch's epoch."""
+    wait_for_the_kernel_ahead(DEPENDENT)
+    epoch = gl.load(state + 1, volatile=True) + 1
+    send(mail, mailed, MAILS, epoch)
+    return epoch
+
+
+@gluon.jit
 def produce(
-    claim, claims, begin, taken, request, last, page_0, page_1, page_2, page_3, keys, values, table, state,
+    claim, claims, begin, taken, request, known, last, page_0, page_1, page_2, page_3, keys, values, table, state,
     page_table, table_width, ring, ready, free, mail, mailed, KV_HEADS: gl.constexpr, PAGE: gl.constexpr,
-    KEYS: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    KEYS: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr, DEPENDENT: gl.constexpr,
 ):  # fmt: skip
-    """Claim split after split, tell the consumers, and copy keys and values into the ring. The epoch, which the last
-    to ask in vain moves on, is read and told to this program's other warps before this program asks first; its
-    first copies do not wait for that."""
+    """Claim split after split, tell the consumers, and copy keys and values into the ring. What the ring has room for
+    is copied ahead of the wait for the kernel ahead, but for splits that hold a key that this step writes. The epoch,
+    which the last to ask in vain moves on, is read and told to this program's other warps after that wait and before
+    this program asks first."""
     group = 0
     phase = 1
     place = 0
     turn = 0
-    epoch = gl.load(state + 1, volatile=True) + 1
-    if claim >= claims:
-        send(mail, mailed, MAILS, epoch)
-        next_claim(state, epoch, claims)
-    told = 0
+    epoch = 0
+    copies = 0
     while claim < claims:
         kv_head = claim % KV_HEADS
         for split in range(begin, begin + taken):
             key = split * SPLIT
+            if key + SPLIT > known:
+                wait_for_the_kernel_ahead(DEPENDENT)
             for side in gl.static_range(2):
+                if (epoch == 0) & (copies == STAGES):
+                    epoch = tell_epoch(state, mail, mailed, DEPENDENT)
                 mbarrier.wait(free.index(group), phase)
                 copy_split(
                     keys if side == 0 else values, page_0, page_1, page_2, page_3, kv_head, key, last, ring, ready,
                     group, KV_HEADS, PAGE, KEYS,
                 )  # fmt: skip
                 group, phase = following(group, phase, STAGES)
-            if told == 0:
-                send(mail, mailed, MAILS, epoch)
-            told += 1
+                copies += 1
             more = split + 1 < begin + taken
             page_0, page_1, page_2, page_3 = pages_of(
                 page_table, table_width, request, key + SPLIT, last, more, KEYS, PAGE
             )
+        if epoch == 0:
+            epoch = tell_epoch(state, mail, mailed, DEPENDENT)
         claim = next_claim(state, epoch, claims)
         send(mail, mailed, place, claim)
         place, turn = following(place, turn, MAILS)
-        begin, taken, request, last, page_0, page_1, page_2, page_3 = copied(
+        begin, taken, request, known, last, page_0, page_1, page_2, page_3 = copied(
             entry_of(table, claim, claims, KV_HEADS)
         )
+    if epoch == 0:
+        epoch = tell_epoch(state, mail, mailed, DEPENDENT)
+        next_claim(state, epoch, claims)
 
 
 @gluon.jit
@@ -134,28 +169,25 @@ def queries_of(
 
 
 @gluon.jit
-def claimed(
-    entry, claim, claims, queries, positions, token, QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr
-):  # fmt: skip
-    """What a claim's entry says: (first split, splits claimed, splits of the unit, its first slot, first row, rows,
-    last position), and the unit's queries and positions. There are no rows where there is no such claim."""
+def claimed(entry, claim, claims, positions, token):
+    """What a claim's entry says: (first split, splits claimed, what becomes of their fold, slot of the first head,
+    first row, rows, last position), and the unit's positions. There are no rows where there is no such claim."""
     begin = gl.load(entry)
     taken = gl.load(entry + 1)
-    splits = gl.load(entry + 2)
+    fate = gl.load(entry + 2)
     slot = gl.load(entry + 3)
     first = gl.load(entry + 4)
     count = gl.where(claim < claims, gl.load(entry + 5), 0)
     last = gl.load(entry + 7)
-    tile = queries_of(queries, first, count, claim % KV_HEADS, QUERY_HEADS, KV_HEADS, D)
     position = gl.load(positions + first + token, mask=token < count, other=-1).to(gl.int32)
-    return begin, taken, splits, slot, first, count, last, tile, position
+    return begin, taken, fate, slot, first, count, last, position
 
 
 @gluon.jit
 def consume(
     claim, claims, queries, output, positions, table, tops, totals, accumulators, factor, q, p, ring, ready,
     free, mail, mailed, QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, KEYS: gl.constexpr,
-    SPLIT: gl.constexpr, STRIDE: gl.constexpr, STAGES: gl.constexpr,
+    SPLIT: gl.constexpr, STRIDE: gl.constexpr, STAGES: gl.constexpr, DEPENDENT: gl.constexpr,
 ):  # fmt: skip
     """Compute every split that this program claims. What a claim needs besides keys and values is asked for while the
     one ahead is computed."""
@@ -168,17 +200,17 @@ def consume(
     phase = 0
     place = 0
     turn = 0
-    begin, taken, splits, slot, first, count, last, tile, position = claimed(
-        first_entry(table, KV_HEADS), claim, claims, queries, positions, token, QUERY_HEADS, KV_HEADS, D
+    begin, taken, fate, slot, first, count, last, position = claimed(
+        first_entry(table, KV_HEADS), claim, claims, positions, token
     )
-    policy = policy_of(claims, STRIDE * (D + 2))
+    wait_for_the_kernel_ahead(DEPENDENT)
+    tile = queries_of(queries, first, count, claim % KV_HEADS, QUERY_HEADS, KV_HEADS, D)
     epoch = receive(mail, mailed, MAILS, 0)
     while claim < claims:
         q.store(tile)
         fence_async_shared()
         gl.thread_barrier()
         kv_head = claim % KV_HEADS
-        is_whole = taken == splits
         top = gl.full([ROWS], HIDDEN, gl.float32, s_rows)
         total = gl.zeros([ROWS], gl.float32, s_rows)
         acc = gl.permute(gl.zeros([D, ROWS], gl.float32, s_layout), (1, 0))
@@ -187,10 +219,18 @@ def consume(
         a_wanted = gl.expand_dims(a_row // GROUP < count, 1) & gl.expand_dims(a_column >= 0, 0)
         a_place = gl.expand_dims(a_row * D, 1) + gl.expand_dims(a_column, 0)
         s_row = gl.arange(0, ROWS, s_rows)
+        if (begin > 0) & (fate != IS_PARTIAL):
+            before = (slot + kv_head - KV_HEADS).to(gl.int64) * STRIDE
+            top, total, acc = take_up(
+                tops + before + a_row, totals + before + a_row, accumulators + before * D + a_place, epoch,
+                a_row // GROUP < count, a_wanted,
+            )  # fmt: skip
+            top = gl.convert_layout(top, s_rows)
+            total = gl.convert_layout(total, s_rows)
         next_one = claim
         n_begin = begin
         n_taken = taken
-        n_splits = splits
+        n_fate = fate
         n_slot = slot
         n_first = first
         n_count = count
@@ -200,23 +240,27 @@ def consume(
             if done == taken - 1:
                 # The last split's copies are asked for, so the next claim is, too.
                 next_one = receive(mail, mailed, place, turn)
-                n_begin, n_taken, n_splits, n_slot, n_first, n_count, n_last, tile, n_position = claimed(
-                    entry_of(table, next_one, claims, KV_HEADS), next_one, claims, queries, positions, token,
-                    QUERY_HEADS, KV_HEADS, D,
-                )  # fmt: skip
+                n_begin, n_taken, n_fate, n_slot, n_first, n_count, n_last, n_position = claimed(
+                    entry_of(table, next_one, claims, KV_HEADS), next_one, claims, positions, token
+                )
+                tile = queries_of(queries, n_first, n_count, next_one % KV_HEADS, QUERY_HEADS, KV_HEADS, D)
             one_top, one_lanes, one_acc, group, phase = attend_split(
                 q, p, ring, ready, free, group, phase, (begin + done) * SPLIT, last, position, factor, D, KEYS,
                 STAGES,
             )  # fmt: skip
-            if is_whole:
-                top, total, acc = fold(top, total, acc, one_top, one_lanes, one_acc, factor)
+            if fate == IS_PARTIAL:
+                top = one_top
+                total = gl.convert_layout(fold_lanes(one_lanes), s_rows)
+                acc = one_acc
             else:
-                one_total = gl.convert_layout(fold_lanes(one_lanes), s_rows)
-                at = (slot + kv_head * splits + begin + done).to(gl.int64) * STRIDE
-                put(tops + at + s_row, one_top, epoch, token < count, policy)
-                put(totals + at + s_row, one_total, epoch, token < count, policy)
-                put(accumulators + at * D + a_place, one_acc, epoch, a_wanted, policy)
-        if is_whole:
+                top, total, acc = fold(top, total, acc, one_top, one_lanes, one_acc, factor)
+        if fate != ENDS:
+            at = (slot + kv_head).to(gl.int64) * STRIDE
+            policy = policy_of(claims, STRIDE * (D + 2))
+            put(tops + at + s_row, top, epoch, token < count, policy)
+            put(totals + at + s_row, total, epoch, token < count, policy)
+            put(accumulators + at * D + a_place, acc, epoch, a_wanted, policy)
+        else:
             result = gl.convert_layout(finish(total, acc).to(output.dtype.element_ty), flat)
             places, wanted = query_places(first, count, kv_head, QUERY_HEADS, KV_HEADS, D)
             gl.store(output + places, result, mask=wanted)
@@ -224,7 +268,7 @@ def consume(
         claim = next_one
         begin = n_begin
         taken = n_taken
-        splits = n_splits
+        fate = n_fate
         slot = n_slot
         first = n_first
         count = n_count
@@ -237,7 +281,8 @@ def attention_claims_hopper(
     queries, keys, values, output, positions, unit_first, unit_count, split_start, table, state, page_table,
     tops, totals, accumulators, units, table_width, factor, QUERY_HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr, D: gl.constexpr, PAGE: gl.constexpr, KEYS: gl.constexpr, SPLIT: gl.constexpr,
-    STRIDE: gl.constexpr, STAGES: gl.constexpr, TOGETHER: gl.constexpr, BESIDE: gl.constexpr, DEPENDENT: gl.constexpr,
+    STRIDE: gl.constexpr, STAGES: gl.constexpr, TOGETHER: gl.constexpr, BESIDE: gl.constexpr,
+    DEPENDENT: gl.constexpr,
 ):  # fmt: skip
     """Grid (programs,). `keys` and `values` are descriptors of [rows, D]; partials lie in tops and totals int64
     [capacity, STRIDE] and accumulators int64 [capacity, STRIDE, D]; `table` and `split_start` are what
@@ -250,7 +295,7 @@ def attention_claims_hopper(
     # What the plan of a step wrote may be read before the wait.
     claim = gl.program_id(0)
     claims = gl.load(table)
-    begin, taken, request, last, page_0, page_1, page_2, page_3 = copied(first_entry(table, KV_HEADS))
+    begin, taken, request, known, last, page_0, page_1, page_2, page_3 = copied(first_entry(table, KV_HEADS))
     act: gl.constexpr = keys.dtype
     ring = gl.allocate_shared_memory(act, [STAGES * BLOCKS, KEYS, D], keys.layout)
     q_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], act)
@@ -267,25 +312,22 @@ def attention_claims_hopper(
     for place in gl.static_range(MAILS + 1):
         mbarrier.init(mailed.index(place), count=1)
     fence_async_shared()
-    if DEPENDENT:
-        gl.inline_asm_elementwise(
-            "griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-        )
     gl.warp_specialize(
         [
             (consume, (
                 claim, claims, queries, output, positions, table, tops, totals, accumulators, factor, q, p,
-                ring, ready, free, mail, mailed, QUERY_HEADS, KV_HEADS, D, KEYS, SPLIT, STRIDE, STAGES,
+                ring, ready, free, mail, mailed, QUERY_HEADS, KV_HEADS, D, KEYS, SPLIT, STRIDE, STAGES, DEPENDENT,
             )),
             (produce, (
-                claim, claims, begin, taken, request, last, page_0, page_1, page_2, page_3, keys, values, table, state,
-                page_table, table_width, ring, ready, free, mail, mailed, KV_HEADS, PAGE, KEYS, SPLIT, STAGES,
+                claim, claims, begin, taken, request, known, last, page_0, page_1, page_2, page_3, keys, values, table,
+                state, page_table, table_width, ring, ready, free, mail, mailed, KV_HEADS, PAGE, KEYS, SPLIT, STAGES,
+                DEPENDENT,
             )),
             (follow, (
-                claims, mail, mailed, output, unit_first, unit_count, split_start, tops, totals, accumulators, units,
+                table, mail, mailed, output, unit_first, unit_count, split_start, tops, totals, accumulators, units,
                 factor, QUERY_HEADS, KV_HEADS, D, STRIDE, TOGETHER, BESIDE,
             )),
         ],
         [1, 4],
-        [32, 216],
+        [32, 208],
     )  # fmt: skip

@@ -46,6 +46,8 @@ FEWER_PROGRAMS = (3, 7)
 """Programs a key-value head with which a proof's cases of decode have pairs of every kind: whole ones, some whose
 beginning is handed on, and some that are folded from partials. A whole device has more programs than such a case has
 splits; the binary is the same."""
+FEWER_CLAIMING = (1, 2)
+"""The same for programs that claim: chained runs of several splits and of one."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ def range_candidate(
 
 def range_name(launch: RangeLaunch) -> str:
     if launch.specialised:
-        return f"{launch.programs} programs that claim splits, folded {launch.together} by {launch.beside}"
+        return f"{launch.programs} programs that claim, partials folded {launch.together} by {launch.beside}"
     return f"{launch.programs} ranges of {launch.rows} rows, {launch.warps} warps, {launch.stages} stages"
 
 
@@ -296,10 +298,9 @@ def proof_cases(problem: AttentionProblem, bucket: int, device: torch.device) ->
 
 
 def with_fewer_programs(shape: AttentionShape, launch: RangeLaunch) -> list[RangeLaunch]:
-    """The launch itself and, where ranges are planned, the same binary over longer ranges."""
-    if launch.specialised:
-        return [launch]
-    return [launch, *(replace(launch, programs=each * shape.heads.kv_heads) for each in FEWER_PROGRAMS)]
+    """The launch itself, and the same binary over longer ranges or more claims for each program."""
+    fewer = FEWER_CLAIMING if launch.specialised else FEWER_PROGRAMS
+    return [launch, *(replace(launch, programs=each * shape.heads.kv_heads) for each in fewer)]
 
 
 def prove_defaults(

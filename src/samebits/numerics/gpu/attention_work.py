@@ -22,6 +22,7 @@ from samebits.numerics.gpu.attention import (
     RangeLaunch,
     default_ranges,
     range_buffers,
+    short_contexts,
     specialised_ranges,
 )
 from samebits.numerics.gpu.attention_operator import (
@@ -30,7 +31,7 @@ from samebits.numerics.gpu.attention_operator import (
     AttentionProblem,
     prove_defaults,
 )
-from samebits.numerics.gpu.attention_plan import AttentionWork, Units, plan_attention
+from samebits.numerics.gpu.attention_plan import AttentionWork, Units, mean_context, plan_attention
 from samebits.numerics.gpu.attention_prefill import AnyTile, default_tile, tile_launches, tiles
 from samebits.numerics.gpu.attention_shape import AttentionShape, Context
 from samebits.numerics.gpu.bindings import (
@@ -52,6 +53,8 @@ UNIT_TOKENS = 1
 SPLITS_A_REQUEST = 16
 """Room for partials, in splits a unit on average; with more than that the work is shared less evenly."""
 LEAST_SPLITS = 1024
+RUNS_A_REQUEST = 4
+"""Room for partials of claims, in runs a unit on average; with more than that runs are longer."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class AttentionScheduler:
             counts = batch.query_start[1:] - batch.query_start[:-1]
             places = torch.arange(batch.requests, dtype=torch.int32, device=self._device)
             work = AttentionWork(None, Units(batch.query_start[:-1], counts, places))
+            short = batch.short
         else:
             wanted = None if host.wanted is None else host.wanted.numpy()
             work = plan_attention(
@@ -145,15 +149,29 @@ class AttentionScheduler:
                 self._device,
                 wanted,
             )
+            context = mean_context(host.query_start.numpy(), host.positions.numpy(), UNIT_TOKENS)
+            units = 0 if work.shared is None else work.shared.units
+            short = context < self.short_contexts(units)
         if work.shared is None:
             return StepWork(work, None, None)
-        ranges = self._ranges(shape, work.shared.units)
+        ranges = self._ranges(shape, work.shared.units, short)
         buffers = self._buffers_for(shape, work.shared.units, ranges.programs)
         attention.plan_ranges(shape, batch.positions, batch.page_table, work.shared, buffers, ranges)
         return StepWork(work, ranges, buffers)
 
-    def _ranges(self, shape: AttentionShape, units: int) -> RangeLaunch:
-        return default_ranges(shape, self._dtype, UNIT_TOKENS, units, self._processors, self._pinned)
+    def short_contexts(self, units: int) -> int:
+        """As `Operators.short_contexts`."""
+        if not self._claims(self._shape):
+            return 0
+        assert self._shape is not None
+        return short_contexts(self._shape, units)
+
+    def _claims(self, shape: AttentionShape | None) -> bool:
+        """Whether splits may be claimed."""
+        return self._pinned and shape is not None and specialised_ranges(shape, self._dtype, UNIT_TOKENS)
+
+    def _ranges(self, shape: AttentionShape, units: int, short: bool) -> RangeLaunch:
+        return default_ranges(shape, self._dtype, UNIT_TOKENS, units, self._processors, self._pinned, short)
 
     def _buffers_for(self, shape: AttentionShape, units: int, programs: int) -> RangeBuffers:
         found = self._buffers.get(shape)
@@ -163,8 +181,8 @@ class AttentionScheduler:
             # For any launch: captured steps of other buckets keep these addresses.
             programs = max(programs, MOST_PROGRAMS * self._processors)
             capacity = splits * shape.heads.kv_heads + programs
-            claimed = self._pinned and specialised_ranges(shape, self._dtype, UNIT_TOKENS)
-            claims = LEAST_SPLITS * shape.heads.kv_heads if claimed else 0
+            runs = max(RUNS_A_REQUEST * room, LEAST_SPLITS) * shape.heads.kv_heads
+            claims = runs if self._claims(shape) else 0
             found = range_buffers(shape, room, UNIT_TOKENS, programs, capacity, self._device, claims)
             self._buffers[shape] = found
         return found

@@ -224,6 +224,9 @@ class GpuOperators:
     def share_out(self, batch: RaggedBatch, host: RaggedBatch | None) -> RaggedBatch:
         return replace(batch, work=self._attention.share_out(batch, host))
 
+    def short_contexts(self, rows: int) -> int:
+        return self._attention.short_contexts(rows)
+
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         if self._group is None:
             return embedding.embed(token_ids, table)

@@ -89,6 +89,9 @@ class TorchOperators:
     def share_out(self, batch: RaggedBatch, host: RaggedBatch | None) -> RaggedBatch:
         return batch
 
+    def short_contexts(self, rows: int) -> int:
+        return 0
+
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         return functional.embedding(token_ids, table).to(self.activation_dtype)
 
