@@ -8,6 +8,7 @@ import pytest
 
 from samebits.bench.prefill import (
     ROUND_TOKENS,
+    beside_library,
     line_of,
     operations_of_token,
     plot,
@@ -42,6 +43,26 @@ def test_the_first_round_warms_up_and_profiles_stand_beside_each_other(tmp_path:
     pytest.importorskip("matplotlib")
     plot({"model": "tiny", "gpu": "none", "prefill": [row, row]}, tmp_path / "new" / "plot.png")
     assert (tmp_path / "new" / "plot.png").stat().st_size > 10_000
+
+
+def test_the_library_alone_stands_beside_the_engine_where_there_is_a_figure(tmp_path: Path) -> None:
+    bare = row_of(1024, {"exact": [1.0, 45.0], "unpinned": [9.0, 40.0]}, 1e10) | {
+        "floor tokens per second": 50.0
+    }
+    assert beside_library(bare, {}) == bare
+    step = {"rows": 8192}
+    row = beside_library(bare, {"library tokens per second": 48.0, "library step": step})
+    assert row["share of library"] == {"exact": round(45 / 48, 4), "unpinned": round(40 / 48, 4)}
+    assert row["library step"] == step and row["tokens per second"] == bare["tokens per second"]
+    header, *cells = table_rows({"prefill": [row, bare]})
+    place = header.index("library")
+    assert header[place - 1 : place + 3] == ("floor", "library", "exact/library", "MHz")
+    assert [found[place - 1 : place + 2] for found in cells] == [("50", "48", "0.938x"), ("50", "", "")]
+    pytest.importorskip("matplotlib")
+    for name, rows in (("all", [row, row]), ("some", [row, bare]), ("none", [bare, bare])):
+        plot({"model": "tiny", "gpu": "none", "prefill": rows}, tmp_path / f"{name}.png")
+    drawn = {name: (tmp_path / f"{name}.png").read_bytes() for name in ("all", "some", "none")}
+    assert len(set(drawn.values())) == 3
 
 
 def test_a_round_is_of_whole_steps() -> None:

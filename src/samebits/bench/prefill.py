@@ -18,8 +18,9 @@ from samebits.bench.facts import write_result
 from samebits.bench.gauge import gauged
 from samebits.bench.loads import uniform
 from samebits.bench.plotting import check_plotting
+from samebits.bench.prefill_ceiling import library_facts
 from samebits.config import EngineConfig, ModelConfig
-from samebits.models.load import read_model_files
+from samebits.models.load import read_model_files, weights_dtype
 from samebits.models.spec import ModelSpec
 from samebits.models.weights import expected_shapes
 
@@ -52,13 +53,14 @@ def run(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Tokens a second of prompts alone, profiles in turns: each request samples one token. `output` is written anew
-    after every length."""
+    after every length, once more with what the library alone does."""
     files = read_model_files(model)
-    shapes = expected_shapes(files.spec, files.family.names)
+    spec = replace(files.spec, dtype=weights_dtype(model, files))
+    shapes = expected_shapes(spec, files.family.names)
     engines: dict[str, BenchEngine] = {}
     if len(profiles) > 1 and not engine.kv_memory_mib:
         # Each takes its share of the memory: the prompts of two rounds.
-        engine = replace(engine, kv_memory_mib=kv_mebibytes(files.spec, 2, ROUND_TOKENS))
+        engine = replace(engine, kv_memory_mib=kv_mebibytes(spec, 2, ROUND_TOKENS))
     for profile in profiles:
         say(f"starting {profile}")
         engines[profile] = open_engine(replace(model, device="cuda", numerics=profile), engine, say)
@@ -77,15 +79,19 @@ def run(
         count = prompts_of_round(tokens, step_tokens)
         with gauged() as readings:
             rounds = measure(engines, tokens, count, repeats)
-        operations = operations_of_token(files.spec, shapes, tokens)
-        rows.append(
+        operations = operations_of_token(spec, shapes, tokens)
+        row = (
             row_of(tokens, rounds, operations)
             | {"prompts a round": count, "products per second": product_rate()}
             | readings.facts()
         )
-        rows[-1]["floor tokens per second"] = rows[-1]["products per second"] / operations
-        say(line_of(rows[-1]))
+        row["floor tokens per second"] = row["products per second"] / operations
+        rows.append(row)
+        say(line_of(row))
         write_result(output, result)
+        if model.tensor_parallel == 1:  # the library's own figure is of the whole model on one GPU
+            rows[-1] = beside_library(row, library_facts(spec, tokens, step_tokens, say))
+            write_result(output, result)
     for opened in engines.values():
         opened.close()
     return result
@@ -124,6 +130,15 @@ def row_of(tokens: int, rounds: dict[str, list[float]], operations: float) -> di
     return row
 
 
+def beside_library(row: dict[str, Any], library: dict[str, Any]) -> dict[str, Any]:
+    """The row with the library's own figures, where there are any, and with each profile's share of them."""
+    if not library:
+        return row
+    most = library["library tokens per second"]
+    shares = {profile: round(rate / most, 4) for profile, rate in row["tokens per second"].items()}
+    return row | library | {"share of library": shares}
+
+
 def product_rate() -> float:
     """Operations a second of the library's products of a prompt, under the load of one after another."""
     size, turns = 8192, 60
@@ -149,7 +164,16 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """For people."""
     profiles = list(result["prefill"][0]["tokens per second"])
     rows: list[tuple[str, ...]] = [
-        ("prompt", *(f"{profile} tokens/s" for profile in profiles), "exact/unpinned", "floor", "MHz", "W")
+        (
+            "prompt",
+            *(f"{profile} tokens/s" for profile in profiles),
+            "exact/unpinned",
+            "floor",
+            "library",
+            f"{profiles[0]}/library",
+            "MHz",
+            "W",
+        )
     ]
     for row in result["prefill"]:
         rows.append(
@@ -158,6 +182,8 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
                 *(f"{row['tokens per second'][profile]:.0f}" for profile in profiles),
                 f"{row['speed against unpinned']:.3f}x" if "speed against unpinned" in row else "",
                 f"{row['floor tokens per second']:.0f}",
+                f"{row['library tokens per second']:.0f}" if "library tokens per second" in row else "",
+                f"{row['share of library'][profiles[0]]:.3f}x" if "share of library" in row else "",
                 f"{row.get('median MHz', float('nan')):.0f}",
                 f"{row.get('median W', float('nan')):.0f}",
             )
@@ -166,7 +192,8 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Tokens a second by length, beside the floor and the peer. Raises `ConfigError` without matplotlib."""
+    """Tokens a second by length, beside the floor, the library alone and the peer. Raises `ConfigError` without
+    matplotlib."""
     check_plotting()
     from matplotlib.figure import Figure
 
@@ -181,6 +208,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
         ("vLLM 0.26.0, batch-invariant", [PEER["batch-invariant tokens per second"]] * len(rows)),
         ("operations at the library's rate", [row["floor tokens per second"] for row in rows]),
     ]
+    alone = [row.get("library tokens per second", math.nan) for row in rows]
+    if not all(map(math.isnan, alone)):
+        bars.append(("library's products and attention alone", alone))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(bars)
