@@ -14,7 +14,7 @@ from samebits.bench.prefill_ceiling import (
     TIMED_SECONDS,
     WARM_SECONDS,
     WEIGHT_SETS,
-    StepShape,
+    WholePrompts,
     layer_products,
     library_facts,
     shape_of_step,
@@ -49,15 +49,15 @@ def test_a_layers_products_are_those_of_its_weights() -> None:
 
 def test_a_step_holds_whole_prompts() -> None:
     found = [shape_of_step(tokens, step) for tokens, step in ((1024, 8448), (2048, 8448), (2048, 16896))]
-    assert found == [StepShape(8, 1024), StepShape(4, 2048), StepShape(8, 2048)]
+    assert found == [WholePrompts(8, 1024), WholePrompts(4, 2048), WholePrompts(8, 2048)]
     assert [shape.rows for shape in found if shape] == [8192, 8192, 16384]
-    assert shape_of_step(2048, 2048) == StepShape(1, 2048)
+    assert shape_of_step(2048, 2048) == WholePrompts(1, 2048)
     assert shape_of_step(2048, 2047) is None
 
 
 @pytest.mark.parametrize("layers", [1, 3, WEIGHT_SETS + 2])
 def test_a_steps_work_is_all_layers_but_the_last_and_its_keys_and_values(layers: int) -> None:
-    spec, shape = spec_of("tiny", layers=layers), StepShape(2, 16)
+    spec, shape = spec_of("tiny", layers=layers), WholePrompts(2, 16)
     heads = spec.heads
     step = step_of(spec, shape, "cpu", SDPBackend.MATH)
     assert len(step.weights) == min(layers, WEIGHT_SETS)
@@ -72,7 +72,7 @@ def test_a_steps_work_is_all_layers_but_the_last_and_its_keys_and_values(layers:
 
 
 def test_a_steps_products_are_of_its_own_tensors() -> None:
-    spec, shape = spec_of("tiny", layers=2), StepShape(2, 16)
+    spec, shape = spec_of("tiny", layers=2), WholePrompts(2, 16)
     step = step_of(spec, shape, "cpu", SDPBackend.MATH)
     step.run()
     gate_up = step.weights[0]["gate and up"]
@@ -93,8 +93,8 @@ def test_the_rate_is_of_the_rows_that_were_computed() -> None:
     said: list[str] = []
     spec = spec_of("qwen3-8b-shaped")
 
-    def measure(given: ModelSpec, shape: StepShape) -> dict[str, float]:
-        assert (given, shape) == (spec, StepShape(4, 2048))
+    def measure(given: ModelSpec, shape: WholePrompts) -> dict[str, float]:
+        assert (given, shape) == (spec, WholePrompts(4, 2048))
         return {"seconds": 0.128, "median MHz": 1440.0}
 
     assert library_facts(spec, 2048, 8448, said.append, measure) == {
@@ -114,7 +114,7 @@ def test_the_rate_is_of_the_rows_that_were_computed() -> None:
 def test_a_device_that_cannot_is_said_to_and_fails_nothing() -> None:
     said: list[str] = []
 
-    def measure(spec: ModelSpec, shape: StepShape) -> dict[str, float]:
+    def measure(spec: ModelSpec, shape: WholePrompts) -> dict[str, float]:
         raise RuntimeError("No available kernel. Aborting execution.\nand more")
 
     spec = spec_of("tiny")

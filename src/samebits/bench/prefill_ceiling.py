@@ -27,7 +27,7 @@ WARM_SECONDS, TIMED_SECONDS = 0.5, 1.0
 
 
 @dataclass(frozen=True)
-class StepShape:
+class WholePrompts:
     """A step that holds whole prompts of one length."""
 
     prompts: int
@@ -39,12 +39,12 @@ class StepShape:
         return self.prompts * self.tokens
 
 
-Measure = Callable[[ModelSpec, StepShape], dict[str, float]]
+Measure = Callable[[ModelSpec, WholePrompts], dict[str, float]]
 
 
-def shape_of_step(tokens: int, step_tokens: int) -> StepShape | None:
+def shape_of_step(tokens: int, step_tokens: int) -> WholePrompts | None:
     """As many whole prompts as a step holds; None where it does not hold one."""
-    return StepShape(step_tokens // tokens, tokens) if step_tokens >= tokens else None
+    return WholePrompts(step_tokens // tokens, tokens) if step_tokens >= tokens else None
 
 
 def layer_products(spec: ModelSpec) -> dict[str, tuple[int, int]]:
@@ -99,7 +99,7 @@ class Step:
             )
 
 
-def step_of(spec: ModelSpec, shape: StepShape, device: str, backend: SDPBackend) -> Step:
+def step_of(spec: ModelSpec, shape: WholePrompts, device: str, backend: SDPBackend) -> Step:
     """Tensors in the weights' dtype, which is the activations' on a GPU."""
 
     def random(*size: int) -> Tensor:
@@ -131,7 +131,7 @@ def turns_of(seconds: float) -> tuple[int, int]:
     return math.ceil(WARM_SECONDS / seconds), math.ceil(TIMED_SECONDS / seconds)
 
 
-def seconds_of_step(spec: ModelSpec, shape: StepShape) -> dict[str, float]:
+def seconds_of_step(spec: ModelSpec, shape: WholePrompts) -> dict[str, float]:
     """Seconds of a captured step on the GPU under lasting load, with the card's clock and power meanwhile. Raises
     `RuntimeError` where cuDNN has no attention for the shape or memory is short."""
     # The graph keeps none of these tensors alive, so `step` lives until the last replay has ended.
