@@ -6,14 +6,16 @@ The launches are made for real, on CPU tensors; instead of running, each says wh
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 from ahead_of_time import estimates, fusable_operations
 from sampling_reference import Row, make_batch
@@ -120,6 +122,13 @@ WORDS_OF_A_PLAN = 12
 """of a program of the shared ranges"""
 
 
+def disassembled(binary: bytes, folder: Path) -> str:
+    """Machine code, whole: what the compiler keeps beside a large binary ends somewhere in it."""
+    (folder / "kernel.cubin").write_bytes(binary)
+    command = [triton.knobs.nvidia.nvdisasm.path, "-c", str(folder / "kernel.cubin")]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     made = Recorder()
@@ -202,7 +211,7 @@ def test_attention_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> 
     ("dtype", "group", "head_dim"),
     [(torch.bfloat16, 4, 128), (torch.float16, 8, 128), (torch.bfloat16, 5, 64), (torch.float16, 1, 64)],
 )
-def test_ranges_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> None:
+def test_ranges_for_hopper(dtype: torch.dtype, group: int, head_dim: int, tmp_path: Path) -> None:
     shape = AttentionShape(HeadLayout(2 * group, 2, head_dim), 64)
     for rows in (1, 1000):
         launch = claiming_launch(rows, 132)
@@ -212,7 +221,7 @@ def test_ranges_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> Non
         assert set(estimates(ptx)) <= RECIPROCAL
         # Eight query rows are the narrow side of every product, and products of a split's key blocks run side by side.
         assert set(re.findall(r"wgmma.mma_async.sync.aligned.m64n(\d+)", ptx)) == {"8"}
-        machine_code = compiled.asm["sass"]
+        machine_code = disassembled(compiled.asm["cubin"], tmp_path)
         assert machine_code.count("WARPGROUP.DEPBAR") == 1 + shape.split_tokens // shape.key_block_tokens
         # No warp keeps anything in memory because its registers do not suffice.
         assert "STL" not in machine_code
