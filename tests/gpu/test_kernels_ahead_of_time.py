@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
 from ahead_of_time import estimates, fusable_operations
 from sampling_reference import Row, make_batch
+from triton import knobs
 
 from samebits.numerics.gpu import (
     activation,
@@ -125,7 +126,7 @@ WORDS_OF_A_PLAN = 12
 def disassembled(binary: bytes, folder: Path) -> str:
     """Machine code, whole: what the compiler keeps beside a large binary ends somewhere in it."""
     (folder / "kernel.cubin").write_bytes(binary)
-    command = [triton.knobs.nvidia.nvdisasm.path, "-c", str(folder / "kernel.cubin")]
+    command = [knobs.nvidia.nvdisasm.path, "-c", str(folder / "kernel.cubin")]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -211,7 +212,10 @@ def test_attention_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> 
     ("dtype", "group", "head_dim"),
     [(torch.bfloat16, 4, 128), (torch.float16, 8, 128), (torch.bfloat16, 5, 64), (torch.float16, 1, 64)],
 )
-def test_ranges_for_hopper(dtype: torch.dtype, group: int, head_dim: int, tmp_path: Path) -> None:
+def test_ranges_for_hopper(
+    dtype: torch.dtype, group: int, head_dim: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configuration, "dependent_launches", lambda: True)
     shape = AttentionShape(HeadLayout(2 * group, 2, head_dim), 64)
     for rows in (1, 1000):
         launch = claiming_launch(rows, 132)
