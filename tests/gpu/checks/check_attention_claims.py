@@ -108,20 +108,20 @@ def check_the_table_of_claims(
     buffers, pages = planned(lengths, counts, capacity, programs, device)
     assert buffers.split_start.tolist() == [sum(splits[:unit]) for unit in range(len(splits) + 1)]
     assert buffers.table[0, :2].tolist() == [2 * sum(runs), how == "cut"]
-    slots = set()
+    places = set()
     for place, (unit, number) in enumerate(claims_in_order(splits, how, run)):
         last, request = lengths[unit] - 1, len(splits) - 1 - unit
         split = number * run
         fate = GOES_ON if number + 1 < runs[unit] else ENDS
         if how == "cut" and runs[unit] > 1:
             fate = IS_PARTIAL
-        slot = 2 * (sum(runs[:unit]) + number)
-        slots.add(slot)
+        line = sum(runs[:unit]) + number
+        places.add(line)
         keys = [min(256 * split + 64 * block, last) for block in range(4)]
-        wanted = [split, min(run, splits[unit] - split), fate.value, slot, unit, 1, request, last]
+        wanted = [split, min(run, splits[unit] - split), fate.value, line, unit, 1, request, last]
         wanted += [int(pages[request, key // 64]) for key in keys]
         assert buffers.table[1 + place, : len(wanted)].tolist() == wanted
-    assert len(slots) == sum(runs) and (how == "whole" or 2 * sum(runs) <= capacity)
+    assert len(places) == sum(runs) and (how == "whole" or 2 * sum(runs) <= capacity)
     assert bool((buffers.words == 7).all()) and not buffers.state.any()
 
 

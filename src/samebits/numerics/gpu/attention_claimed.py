@@ -14,7 +14,7 @@ from samebits.numerics.gpu.attention_shape import AttentionShape, Context, softm
 from samebits.numerics.gpu.configuration import Launch, Start, named_source, start
 from samebits.numerics.gpu.launch import KernelSource, load, pointer, swizzled_descriptor
 
-REGISTERS = 144
+REGISTERS = 152
 """of a thread at the start; the kernel deals them out among its warps"""
 MOST_SPLITS = 8
 """Splits of a run, at most, where partials have room for shorter ones."""

@@ -25,9 +25,9 @@ from samebits.numerics.gpu.dependent import publish, wait_only
 
 CLAIM_WORDS = tl.constexpr(16)
 """int32 of an entry: first split, splits claimed, what becomes of their fold (`ENDS`, `GOES_ON`, `IS_PARTIAL`), the
-slot of the first head, next to which those of the others lie; the unit's first row, rows, request and last position;
-the pages of the first split's four key blocks. Ahead of the entries: how many claims there are, and whether pairs are
-cut."""
+run's place in the line of all units' runs; the unit's first row, rows, request and last position; the pages of the
+first split's four key blocks. Ahead of the entries: how many claims there are, and whether pairs are cut. Slots of
+partials stand in the order of that line, head after head."""
 ENDS = tl.constexpr(0)
 GOES_ON = tl.constexpr(1)
 IS_PARTIAL = tl.constexpr(2)
@@ -60,17 +60,17 @@ def share_out(length, longest, pairs, programs, capacity, MOST: tl.constexpr, RU
 
 @triton.jit
 def write_entries(
-    table, entry, known, number, run, splits, cut, slot, first, count, request, last, page_table, table_width,
-    KV_HEADS: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr,
+    table, entry, known, number, run, splits, cut, line, first, count, request, last, page_table, table_width,
+    PAGE: tl.constexpr, KEYS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Write the entries [...] of a unit's runs `number`; `slot` is its first one's."""
+    """Write the entries [...] of a unit's runs `number`; `line` is the first one's place in the line."""
     place = table + (1 + entry) * CLAIM_WORDS
     split = number * run
     tl.store(place, split, mask=known)
     tl.store(place + 1, tl.minimum(splits - split, run), mask=known)
     follows = tl.where(split + run < splits, GOES_ON, ENDS)
     tl.store(place + 2, tl.where(cut & (splits > 1), IS_PARTIAL, follows), mask=known)
-    tl.store(place + 3, slot + number * KV_HEADS, mask=known)
+    tl.store(place + 3, line + number, mask=known)
     tl.store(place + 4, first, mask=known)
     tl.store(place + 5, count, mask=known)
     tl.store(place + 6, request, mask=known)
@@ -159,11 +159,11 @@ def plan_claims(
             first, request = tl.load(unit_first + found), tl.load(unit_request + found)
             last = tl.load(positions + first + count - 1).to(tl.int32)
             mine = last // SPLIT + 1
-            slot = tl.zeros((), tl.int32)
+            line = tl.zeros((), tl.int32)
             for block in range(0, units, UNITS_AT_ONCE):
                 unit = block + tl.arange(0, UNITS_AT_ONCE)
                 splits = unit_splits(positions, unit_first, unit_count, unit, unit < found, SPLIT)
-                slot += tl.sum(runs_of(splits, run), 0) * KV_HEADS
+                line += tl.sum(runs_of(splits, run), 0)
             if cut:
                 for begin in range(0, mine, SPLITS_AT_ONCE):
                     number = begin + tl.arange(0, SPLITS_AT_ONCE)
@@ -173,8 +173,8 @@ def plan_claims(
                         splits = unit_splits(positions, unit_first, unit_count, unit, unit < units, SPLIT)
                         entry += tl.sum(split_before(number, splits, unit, found), 1)
                     write_entries(
-                        table, entry, number < mine, number, run, mine, cut, slot, first, count, request, last,
-                        page_table, table_width, KV_HEADS, PAGE, KEYS, SPLIT,
+                        table, entry, number < mine, number, run, mine, cut, line, first, count, request, last,
+                        page_table, table_width, PAGE, KEYS, SPLIT,
                     )  # fmt: skip
             else:
                 for begin in range(0, runs_of(mine, run), RUNS_AT_ONCE):
@@ -185,7 +185,7 @@ def plan_claims(
                         splits = unit_splits(positions, unit_first, unit_count, unit, unit < units, SPLIT)
                         entry += tl.sum(claimed_before(number, mine, unit, found, splits, run), 1)
                     write_entries(
-                        table, entry, number < runs_of(mine, run), number, run, mine, cut, slot, first, count, request,
-                        last, page_table, table_width, KV_HEADS, PAGE, KEYS, SPLIT,
+                        table, entry, number < runs_of(mine, run), number, run, mine, cut, line, first, count, request,
+                        last, page_table, table_width, PAGE, KEYS, SPLIT,
                     )  # fmt: skip
     publish(DEPENDENT)

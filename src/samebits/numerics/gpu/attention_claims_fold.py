@@ -109,13 +109,13 @@ def take_up(top_places, total_places, acc_places, epoch, known, wanted):
 
 @gluon.jit
 def fold_group(
-    tops, totals, places, line, top, total, acc, done, left, epoch, lane, factor, APART: gl.constexpr,
+    tops, totals, places, line, top, total, acc, done, left, epoch, lane, factor, STRIDE: gl.constexpr,
     D: gl.constexpr, TOGETHER: gl.constexpr,
 ):  # fmt: skip
     """Fold the `left` partials from `done` on, at most TOGETHER, as soon as all of them are there: (top, total,
     accumulator, partials done). A group is looked for by its maxima and sums; if a word of its accumulators is not
     there yet, nothing is done."""
-    wanted = line + (done + gl.minimum(lane, left - 1)) * APART
+    wanted = line + (done + gl.minimum(lane, left - 1)) * STRIDE
     word_tops = gl.load(tops + wanted, volatile=True)
     word_totals = gl.load(totals + wanted, volatile=True)
     missing = ((word_tops >> 32) ^ epoch) | ((word_totals >> 32) ^ epoch)
@@ -126,7 +126,7 @@ def fold_group(
         missing = ((word_tops >> 32) ^ epoch) | ((word_totals >> 32) ^ epoch)
     loaded = ()
     for one in gl.static_range(TOGETHER):
-        word = gl.load(places + (done + gl.minimum(one, left - 1)) * (APART * D), volatile=True)
+        word = gl.load(places + (done + gl.minimum(one, left - 1)) * (STRIDE * D), volatile=True)
         loaded = loaded + (word,)  # type: ignore[assignment]
     exists = lane < left
     after = gl.maximum(top, running_maximum(gl.where(exists, floats(word_tops), HIDDEN), lane))
@@ -162,7 +162,6 @@ def fold_rows(
     little is left to do when they come. A slice, a part of a row's columns, lies in a warp: a lane has a column, and a
     partial's factors."""
     GROUP: gl.constexpr = QUERY_HEADS // KV_HEADS
-    APART: gl.constexpr = KV_HEADS * STRIDE
     PARTS: gl.constexpr = D // LANES
     SLICES: gl.constexpr = BESIDE * PARTS
     LAST: gl.constexpr = LAST_TOGETHER if TOGETHER > LAST_TOGETHER else TOGETHER
@@ -182,12 +181,12 @@ def fold_rows(
         while done < partials - LAST:
             left = gl.minimum(partials - LAST - done, TOGETHER)
             top, total, acc, done = fold_group(
-                tops, totals, places, line, top, total, acc, done, left, epoch, lane, factor, APART, D, TOGETHER,
+                tops, totals, places, line, top, total, acc, done, left, epoch, lane, factor, STRIDE, D, TOGETHER,
             )  # fmt: skip
     while done < partials:
         left = gl.minimum(partials - done, LAST)
         top, total, acc, done = fold_group(
-            tops, totals, places, line, top, total, acc, done, left, epoch, lane, factor, APART, D, LAST,
+            tops, totals, places, line, top, total, acc, done, left, epoch, lane, factor, STRIDE, D, LAST,
         )  # fmt: skip
     line = ((first + row // GROUP).to(gl.int64) * QUERY_HEADS + kv_head * GROUP + row % GROUP) * D
     wanted = gl.expand_dims(row < count * GROUP, 1) & (lane >= 0)
@@ -197,7 +196,7 @@ def fold_rows(
 
 @gluon.jit
 def follow(
-    table, mail, mailed, output, unit_first, unit_count, split_start, tops, totals, accumulators, units, factor,
+    claims, table, mail, mailed, output, unit_first, unit_count, split_start, tops, totals, accumulators, units, factor,
     QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr,
     TOGETHER: gl.constexpr, BESIDE: gl.constexpr,
 ):  # fmt: skip
@@ -216,6 +215,6 @@ def follow(
         count = gl.load(unit_count + unit)
         if (splits > 1) & is_cut & (first_row < count * GROUP):
             fold_rows(
-                output, tops, totals, accumulators, epoch, first_row, begin * KV_HEADS + kv_head, splits,
+                output, tops, totals, accumulators, epoch, first_row, kv_head * (claims // KV_HEADS) + begin, splits,
                 first, count, kv_head, factor, QUERY_HEADS, KV_HEADS, D, STRIDE, TOGETHER, BESIDE,
             )  # fmt: skip

@@ -170,17 +170,17 @@ def queries_of(
 
 @gluon.jit
 def claimed(entry, claim, claims, positions, token):
-    """What a claim's entry says: (first split, splits claimed, what becomes of their fold, slot of the first head,
+    """What a claim's entry says: (first split, splits claimed, what becomes of their fold, place in the line of runs,
     first row, rows, last position), and the unit's positions. There are no rows where there is no such claim."""
     begin = gl.load(entry)
     taken = gl.load(entry + 1)
     fate = gl.load(entry + 2)
-    slot = gl.load(entry + 3)
+    line = gl.load(entry + 3)
     first = gl.load(entry + 4)
     count = gl.where(claim < claims, gl.load(entry + 5), 0)
     last = gl.load(entry + 7)
     position = gl.load(positions + first + token, mask=token < count, other=-1).to(gl.int32)
-    return begin, taken, fate, slot, first, count, last, position
+    return begin, taken, fate, line, first, count, last, position
 
 
 @gluon.jit
@@ -200,7 +200,7 @@ def consume(
     phase = 0
     place = 0
     turn = 0
-    begin, taken, fate, slot, first, count, last, position = claimed(
+    begin, taken, fate, line, first, count, last, position = claimed(
         first_entry(table, KV_HEADS), claim, claims, positions, token
     )
     policy = policy_of(claims, STRIDE * (D + 2))
@@ -221,7 +221,7 @@ def consume(
         a_place = gl.expand_dims(a_row * D, 1) + gl.expand_dims(a_column, 0)
         s_row = gl.arange(0, ROWS, s_rows)
         if (begin > 0) & (fate != IS_PARTIAL):
-            before = (slot + kv_head - KV_HEADS).to(gl.int64) * STRIDE
+            before = (kv_head * (claims // KV_HEADS) + line - 1).to(gl.int64) * STRIDE
             top, total, acc = take_up(
                 tops + before + a_row, totals + before + a_row, accumulators + before * D + a_place, epoch,
                 a_row // GROUP < count, a_wanted,
@@ -232,7 +232,7 @@ def consume(
         n_begin = begin
         n_taken = taken
         n_fate = fate
-        n_slot = slot
+        n_line = line
         n_first = first
         n_count = count
         n_last = last
@@ -241,7 +241,7 @@ def consume(
             if done == taken - 1:
                 # The last split's copies are asked for, so the next claim is, too.
                 next_one = receive(mail, mailed, place, turn)
-                n_begin, n_taken, n_fate, n_slot, n_first, n_count, n_last, n_position = claimed(
+                n_begin, n_taken, n_fate, n_line, n_first, n_count, n_last, n_position = claimed(
                     entry_of(table, next_one, claims, KV_HEADS), next_one, claims, positions, token
                 )
                 tile = queries_of(queries, n_first, n_count, next_one % KV_HEADS, QUERY_HEADS, KV_HEADS, D)
@@ -256,7 +256,7 @@ def consume(
             else:
                 top, total, acc = fold(top, total, acc, one_top, one_lanes, one_acc, factor)
         if fate != ENDS:
-            at = (slot + kv_head).to(gl.int64) * STRIDE
+            at = (kv_head * (claims // KV_HEADS) + line).to(gl.int64) * STRIDE
             put(tops + at + s_row, top, epoch, token < count, policy)
             put(totals + at + s_row, total, epoch, token < count, policy)
             put(accumulators + at * D + a_place, acc, epoch, a_wanted, policy)
@@ -269,7 +269,7 @@ def consume(
         begin = n_begin
         taken = n_taken
         fate = n_fate
-        slot = n_slot
+        line = n_line
         first = n_first
         count = n_count
         last = n_last
@@ -324,10 +324,10 @@ def attention_claims_hopper(
                 DEPENDENT,
             )),
             (follow, (
-                table, mail, mailed, output, unit_first, unit_count, split_start, tops, totals, accumulators, units,
-                factor, QUERY_HEADS, KV_HEADS, D, STRIDE, TOGETHER, BESIDE,
+                claims, table, mail, mailed, output, unit_first, unit_count, split_start, tops, totals, accumulators,
+                units, factor, QUERY_HEADS, KV_HEADS, D, STRIDE, TOGETHER, BESIDE,
             )),
         ],
         [1, 4],
-        [32, 208],
+        [32, 224],
     )  # fmt: skip
