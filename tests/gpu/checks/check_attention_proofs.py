@@ -142,7 +142,11 @@ def check_what_the_engine_uses_is_proven(
     shapes = {act: problem_of(act, group, head_dim).shape for act in dtypes[1:]}
     compile_together(source for act, shape in shapes.items() for source in attention_sources(shape, act, 132))
     for act, shape in shapes.items():
-        ranges = {default_ranges(shape, act, 1, units, 132) for units in range(1, 257)}
+        ranges = {
+            default_ranges(shape, act, 1, units, 132, short=short)
+            for units in range(1, 257)
+            for short in (False, True)
+        }
         assert any(launch.specialised for launch in ranges) == (target_name() == "sm_90")
         launches = [launch for one in ranges for launch in with_fewer_programs(shape, one)]
         assert len(prove_defaults(shape, act, 132, device)) == 1 + len(launches)

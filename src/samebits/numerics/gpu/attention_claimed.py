@@ -16,6 +16,8 @@ from samebits.numerics.gpu.launch import KernelSource, load, pointer, swizzled_d
 
 REGISTERS = 152
 """of a thread at the start; the kernel deals them out among its warps"""
+PIECE_TOKENS = 16
+"""Keys that are copied at once where a context ends within a key block; `attention_split_hopper.PIECE`"""
 MOST_SPLITS = 8
 """Splits of a run, at most, where partials have room for shorter ones."""
 RUNS_OF_PROGRAM = 6
@@ -116,6 +118,8 @@ def attend(
         queries,
         describe(shape, context.keys),
         describe(shape, context.values),
+        describe(shape, context.keys, PIECE_TOKENS),
+        describe(shape, context.values, PIECE_TOKENS),
         output,
         context.positions,
         units.first,
@@ -142,8 +146,11 @@ def claims_source(
     from samebits.numerics.gpu.attention_claims_hopper import attention_claims_hopper
 
     act, wide, narrow = pointer(dtype), pointer(torch.int64), pointer(torch.int32)
-    storage = swizzled_descriptor(dtype, (shape.key_block_tokens, shape.width))
-    arguments = (act, storage, storage, act, wide, *(narrow,) * 6, wide, wide, wide, "i32", "i32", "fp32")
+    storage, pieces = (
+        swizzled_descriptor(dtype, (tokens, shape.width)) for tokens in (shape.key_block_tokens, PIECE_TOKENS)
+    )
+    storages = (storage, storage, pieces, pieces)
+    arguments = (act, *storages, act, wide, *(narrow,) * 6, wide, wide, wide, "i32", "i32", "fp32")
     constants = {
         "STRIDE": stride,
         "STAGES": stages,

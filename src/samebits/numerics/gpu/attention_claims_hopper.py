@@ -100,9 +100,9 @@ def tell_epoch(state, mail, mailed, DEPENDENT: gl.constexpr):
 
 @gluon.jit
 def produce(
-    claim, claims, begin, taken, request, known, last, page_0, page_1, page_2, page_3, keys, values, table, state,
-    page_table, table_width, ring, ready, free, mail, mailed, KV_HEADS: gl.constexpr, PAGE: gl.constexpr,
-    KEYS: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr, DEPENDENT: gl.constexpr,
+    claim, claims, begin, taken, request, known, last, page_0, page_1, page_2, page_3, keys, values, key_pieces,
+    value_pieces, table, state, page_table, table_width, ring, ready, free, mail, mailed, KV_HEADS: gl.constexpr,
+    PAGE: gl.constexpr, KEYS: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr, DEPENDENT: gl.constexpr,
 ):  # fmt: skip
     """Claim split after split, tell the consumers, and copy keys and values into the ring. What the ring has room for
     is copied ahead of the wait for the kernel ahead, but for splits that hold a key that this step writes. The epoch,
@@ -125,8 +125,8 @@ def produce(
                     epoch = tell_epoch(state, mail, mailed, DEPENDENT)
                 mbarrier.wait(free.index(group), phase)
                 copy_split(
-                    keys if side == 0 else values, page_0, page_1, page_2, page_3, kv_head, key, last, ring, ready,
-                    group, KV_HEADS, PAGE, KEYS,
+                    keys if side == 0 else values, key_pieces if side == 0 else value_pieces, page_0, page_1, page_2,
+                    page_3, kv_head, key, last, ring, ready, group, KV_HEADS, PAGE, KEYS,
                 )  # fmt: skip
                 group, phase = following(group, phase, STAGES)
                 copies += 1
@@ -278,13 +278,14 @@ def consume(
 
 @gluon.jit
 def attention_claims_hopper(
-    queries, keys, values, output, positions, unit_first, unit_count, split_start, table, state, page_table,
-    tops, totals, accumulators, units, table_width, factor, QUERY_HEADS: gl.constexpr,
+    queries, keys, values, key_pieces, value_pieces, output, positions, unit_first, unit_count, split_start, table,
+    state, page_table, tops, totals, accumulators, units, table_width, factor, QUERY_HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr, D: gl.constexpr, PAGE: gl.constexpr, KEYS: gl.constexpr, SPLIT: gl.constexpr,
     STRIDE: gl.constexpr, STAGES: gl.constexpr, TOGETHER: gl.constexpr, BESIDE: gl.constexpr,
     DEPENDENT: gl.constexpr,
 ):  # fmt: skip
-    """Grid (programs,). `keys` and `values` are descriptors of [rows, D]; partials lie in tops and totals int64
+    """Grid (programs,). `keys` and `values` are descriptors of [rows, D], read a key block at a time, `key_pieces` and
+    `value_pieces` the same, read a PIECE at a time; partials lie in tops and totals int64
     [capacity, STRIDE] and accumulators int64 [capacity, STRIDE, D]; `table` and `split_start` are what
     `attention_claims.plan_claims` wrote; state int32 [2]: the counter, zero between launches, and the epoch of
     the launch before. The ring holds STAGES times the keys or the values of a split."""
@@ -319,9 +320,9 @@ def attention_claims_hopper(
                 ring, ready, free, mail, mailed, QUERY_HEADS, KV_HEADS, D, KEYS, SPLIT, STRIDE, STAGES, DEPENDENT,
             )),
             (produce, (
-                claim, claims, begin, taken, request, known, last, page_0, page_1, page_2, page_3, keys, values, table,
-                state, page_table, table_width, ring, ready, free, mail, mailed, KV_HEADS, PAGE, KEYS, SPLIT, STAGES,
-                DEPENDENT,
+                claim, claims, begin, taken, request, known, last, page_0, page_1, page_2, page_3, keys, values,
+                key_pieces, value_pieces, table, state, page_table, table_width, ring, ready, free, mail, mailed,
+                KV_HEADS, PAGE, KEYS, SPLIT, STAGES, DEPENDENT,
             )),
             (follow, (
                 claims, table, mail, mailed, output, unit_first, unit_count, split_start, tops, totals, accumulators,
@@ -329,5 +330,5 @@ def attention_claims_hopper(
             )),
         ],
         [1, 4],
-        [32, 224],
+        [32, 232],
     )  # fmt: skip

@@ -79,10 +79,10 @@ class Ragged:
 
 
 def borders(split: int, block: int, tokens: int) -> Ragged:
-    """Units of `tokens` rows that end at, before and after every kind of border."""
+    """Units of `tokens` rows that end at, before and after every kind of border, and within a key block."""
     ends = sorted(
         {end + step for end in (block, split, split + block, 3 * split) for step in (-1, 0, 1)}
-        | {9 * split + 5}
+        | {9 * split + 5, split + block // 2 + 8, 3 * split + block // 4 + 4}
     )
     ends = [end for end in ends if end >= tokens]
     return Ragged(tuple(end - tokens for end in ends), (tokens,) * len(ends))

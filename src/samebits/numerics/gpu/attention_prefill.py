@@ -209,11 +209,11 @@ def query_block(shape: AttentionShape) -> list[int]:
     return [HOPPER_ROWS // 2 // shape.group, shape.group, shape.heads.head_dim]
 
 
-def describe(shape: AttentionShape, storage: Tensor) -> Any:
-    """A tensor descriptor of KV storage seen as [rows, head_dim], read one key block at a time."""
+def describe(shape: AttentionShape, storage: Tensor, tokens: int = 0) -> Any:
+    """A tensor descriptor of KV storage seen as [rows, head_dim], read `tokens` rows at a time, or one key block."""
     if shape.width != shape.heads.head_dim:
         raise NumericsError(
             f"tensor descriptors want a head_dim that is a power of two, not {shape.heads.head_dim}"
         )
     flat = storage.view(-1, shape.heads.head_dim)
-    return TensorDescriptor.from_tensor(flat, [shape.key_block_tokens, shape.width])
+    return TensorDescriptor.from_tensor(flat, [tokens or shape.key_block_tokens, shape.width])

@@ -25,6 +25,8 @@ ROWS = gl.constexpr(8)
 """Query rows of a tile: the narrowest that tensor cores multiply."""
 BLOCKS = gl.constexpr(4)
 """Key blocks of a split."""
+PIECE = gl.constexpr(16)
+"""Keys that are copied at once where a context ends within a key block."""
 
 
 @gluon.jit
@@ -39,28 +41,59 @@ def pages_of(page_table, table_width, request, key, last, exists, KEYS: gl.const
 
 
 @gluon.jit
-def copy_block(storage, page, kv_head, key, last, ready, place, KV_HEADS: gl.constexpr, PAGE: gl.constexpr):
-    """Copy a key block to `place`, or only arrive where there is none."""
-    if key <= last:
+def copy_block(
+    storage, page, kv_head, key, last, ready, place, KV_HEADS: gl.constexpr, PAGE: gl.constexpr, KEYS: gl.constexpr
+):  # fmt: skip
+    """Copy a key block to `place`, or only arrive where there is none; nothing where `copy_rest` copies it."""
+    if key + (KEYS - PIECE) <= last:
         row = (page * KV_HEADS + kv_head) * PAGE + key % PAGE
         mbarrier.expect(ready, storage.block_type.nbytes)
         tma.async_copy_global_to_shared(storage, [row, 0], ready, place)
-    else:
+    elif key > last:
         mbarrier.arrive(ready, count=1)
 
 
 @gluon.jit
-def copy_split(
-    storage, page_0, page_1, page_2, page_3, kv_head, key, last, ring, ready, group, KV_HEADS: gl.constexpr,
+def copy_rest(
+    storage, page_0, page_1, page_2, page_3, kv_head, key, last, ring, ready, slot, KV_HEADS: gl.constexpr,
     PAGE: gl.constexpr, KEYS: gl.constexpr,
 ):  # fmt: skip
-    """Copy the keys or the values of the split that begins at the absolute key `key` to the ring's place `group`."""
+    """Copy the key block within which the split's context ends, where it lacks a piece or more: those that exist.
+    What stands behind them in the ring is hidden or cleared."""
+    block = (last - key) // KEYS
+    first = key + block * KEYS
+    pieces = (last - first) // PIECE + 1
+    if (block < BLOCKS) & (pieces < KEYS // PIECE):
+        page = gl.where(
+            block == 0, page_0, gl.where(block == 1, page_1, gl.where(block == 2, page_2, page_3))
+        )
+        row = (page * KV_HEADS + kv_head) * PAGE + first % PAGE
+        place = ring.index(slot + block)
+        for count in gl.static_range(1, KEYS // PIECE):
+            if pieces == count:
+                mbarrier.expect(ready, count * storage.block_type.nbytes)
+                for piece in gl.static_range(count):
+                    tma.async_copy_global_to_shared(
+                        storage, [row + piece * PIECE, 0], ready, place.slice(piece * PIECE, PIECE)
+                    )
+
+
+@gluon.jit
+def copy_split(
+    storage, narrow, page_0, page_1, page_2, page_3, kv_head, key, last, ring, ready, group, KV_HEADS: gl.constexpr,
+    PAGE: gl.constexpr, KEYS: gl.constexpr,
+):  # fmt: skip
+    """Copy the keys or the values of the split that begins at the absolute key `key` to the ring's place `group`.
+    `storage` and `narrow` are descriptors of key blocks and of their pieces."""
     at = ready.index(group)
     slot = group * BLOCKS
-    copy_block(storage, page_0, kv_head, key, last, at, ring.index(slot), KV_HEADS, PAGE)
-    copy_block(storage, page_1, kv_head, key + KEYS, last, at, ring.index(slot + 1), KV_HEADS, PAGE)
-    copy_block(storage, page_2, kv_head, key + 2 * KEYS, last, at, ring.index(slot + 2), KV_HEADS, PAGE)
-    copy_block(storage, page_3, kv_head, key + 3 * KEYS, last, at, ring.index(slot + 3), KV_HEADS, PAGE)
+    copy_block(storage, page_0, kv_head, key, last, at, ring.index(slot), KV_HEADS, PAGE, KEYS)
+    copy_block(storage, page_1, kv_head, key + KEYS, last, at, ring.index(slot + 1), KV_HEADS, PAGE, KEYS)
+    copy_block(storage, page_2, kv_head, key + 2 * KEYS, last, at, ring.index(slot + 2), KV_HEADS, PAGE, KEYS)
+    copy_block(storage, page_3, kv_head, key + 3 * KEYS, last, at, ring.index(slot + 3), KV_HEADS, PAGE, KEYS)
+    copy_rest(
+        narrow, page_0, page_1, page_2, page_3, kv_head, key, last, ring, at, slot, KV_HEADS, PAGE, KEYS
+    )  # fmt: skip
 
 
 @gluon.jit
