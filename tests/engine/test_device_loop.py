@@ -58,10 +58,14 @@ def test_schedules_of_a_real_model_give_the_same_bits(loop: str) -> None:
     assert run(20, "tiny").tokens + run(41, "tiny").tokens > 10
 
 
-def test_steps_with_short_contexts_have_graphs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_that_take_a_second_way_have_graphs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where operators ask for that, and the bits are the same; a step of either kind finds the graph of its kind."""
     monkeypatch.setitem(simulate.LOOPS, "device", LOOPS["captured"])  # type: ignore[misc]
-    monkeypatch.setattr(CpuOperators, "short_contexts", lambda self, rows: 8 if rows > 1 else 0)
+    monkeypatch.setattr(
+        CpuOperators,
+        "second_way",
+        lambda self, rows, contexts=None: rows > 1 and (contexts is None or contexts.mean() < 8),
+    )
     replayed: list[StepShape] = []
     original = DecodeGraphs.get
 
@@ -74,8 +78,8 @@ def test_steps_with_short_contexts_have_graphs_of_their_own(monkeypatch: pytest.
     monkeypatch.setattr(DecodeGraphs, "get", get)
     for seed in SEEDS[:40]:
         run(seed)
-    assert {shape.short for shape in replayed} == {False, True}
-    assert not any(shape.short for shape in replayed if shape.rows == 1)
+    assert {shape.second_way for shape in replayed} == {False, True}
+    assert not any(shape.second_way for shape in replayed if shape.rows == 1)
 
 
 @pytest.fixture

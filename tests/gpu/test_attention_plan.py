@@ -12,8 +12,8 @@ pytest.importorskip("triton")
 
 from samebits.errors import NumericsError
 from samebits.numerics.gpu import attention, attention_work
-from samebits.numerics.gpu.attention import default_launches, default_ranges
-from samebits.numerics.gpu.attention_plan import Units, mean_context, plan_attention
+from samebits.numerics.gpu.attention import default_launches, default_ranges, ranges_pay
+from samebits.numerics.gpu.attention_plan import Units, plan_attention, shared_contexts
 from samebits.numerics.gpu.attention_prefill import default_tile
 from samebits.numerics.gpu.attention_shape import AttentionShape, softmax_factor
 from samebits.numerics.gpu.attention_work import AttentionScheduler
@@ -127,34 +127,51 @@ def test_every_launch_that_may_serve_is_named_to_the_prover(
     monkeypatch.setattr(attention, "specialised_ranges", lambda *rest: hopper)
     shape = AttentionShape(HeadLayout(kv_heads, kv_heads, 128), 64)
     chosen = {
-        default_ranges(shape, torch.bfloat16, 1, units, processors, short=short)
+        default_ranges(shape, torch.bfloat16, 1, units, processors, ranged=ranged)
         for units in range(1, 400)
-        for short in (False, True)
+        for ranged in (False, True)
     }
     assert chosen == set(default_launches(shape, torch.bfloat16, 1, processors))
     assert any(launch.specialised for launch in chosen) == hopper
 
 
-def test_many_rows_of_short_contexts_are_served_by_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranges_serve_many_rows_of_some_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     """On Hopper, where claims serve all others. Who serves chooses no bit."""
     shape = AttentionShape(HeadLayout(32, 8, 128), 64)
     scheduler = AttentionScheduler(torch.device("cpu"), 256)
     scheduler._shape = shape
-    assert scheduler.short_contexts(256) == 0
+    short = np.full(64, 383)
+    assert not scheduler.second_way(256) and not scheduler.second_way(64, short)
     monkeypatch.setattr(attention, "specialised_ranges", lambda *rest: True)
     monkeypatch.setattr(attention_work, "specialised_ranges", lambda *rest: True)
     for units in (1, 24, 25, 256):
-        for short in (False, True):
-            claims = default_ranges(shape, torch.bfloat16, 1, units, 132, short=short).specialised
-            assert claims == (not short or units <= 24)
-        assert scheduler.short_contexts(units) == (384 if units > 24 else 0)
-    assert AttentionScheduler(torch.device("cpu"), 256, pinned=False).short_contexts(256) == 0
+        for ranged in (False, True):
+            claims = default_ranges(shape, torch.bfloat16, 1, units, 132, ranged=ranged).specialised
+            assert claims == (not ranged or units <= 24)
+        assert scheduler.second_way(units) == scheduler.second_way(units, short) == (units > 24)
+    free = AttentionScheduler(torch.device("cpu"), 256, pinned=False)
+    free._shape = shape
+    assert not free.second_way(256)
 
 
-def test_the_mean_context_is_that_of_shared_requests() -> None:
+def test_contexts_for_which_ranges_pay() -> None:
+    shape = AttentionShape(HeadLayout(32, 8, 128), 64)
+    one_long = np.array([65_536, *[1024] * 63])
+    for contexts, pays in (
+        (np.full(64, 383), True),
+        (np.full(64, 384), False),
+        (one_long, True),
+        (np.array([32_768] * 4 + [512] * 28), False),
+        (np.zeros(0, dtype=np.int64), False),
+    ):
+        assert ranges_pay(shape, contexts, 64) == pays
+        assert not ranges_pay(shape, contexts, 24)
+
+
+def test_shared_contexts_are_those_of_few_rows() -> None:
     starts, positions = np.array([0, 3, 4, 4, 5]), np.array([7, 8, 9, 100, 299])
-    assert mean_context(starts, positions, 1) == 200.5
-    assert mean_context(starts[:2], positions[:3], 1) == 0.0
+    assert shared_contexts(starts, positions, 1).tolist() == [101, 300]
+    assert shared_contexts(starts[:2], positions[:3], 1).tolist() == []
 
 
 def test_buffers_serve_the_launches_of_every_bucket() -> None:

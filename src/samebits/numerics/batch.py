@@ -40,8 +40,8 @@ class RaggedBatch:
     wanted: Tensor | None = None
     """int64: the rows whose hidden states are asked for, in that order; None: all. Every row's keys and values are
     stored all the same, and no wanted row's bits depend on it"""
-    short: bool = False
-    """of a captured decode step: whether contexts are short on average, as `Operators.short_contexts` says"""
+    second_way: bool = False
+    """of a captured decode step: whether it takes the second way, as `Operators.second_way` says"""
     work: Any = None
     """what `Operators.share_out` noted: who computes which part of the attention. It chooses no bit"""
 

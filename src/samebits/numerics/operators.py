@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,9 +111,9 @@ class Operators(Protocol):
         the host, without padding rows; None: a captured decode step, in which row r is request r, whose lengths
         only the device knows."""
 
-    def short_contexts(self, rows: int) -> int:
-        """Tokens: decode steps of `rows` rows whose contexts are shorter than this on average are captured by
-        themselves, for other kernels are faster there; 0 where there are no others. It chooses no bit."""
+    def second_way(self, rows: int, contexts: np.ndarray | None = None) -> bool:
+        """Whether a second set of kernels serves decode steps of `rows` rows, so that each has a graph of its own; with
+        contexts int64 [requests], in tokens, whether it is the faster one for them. It chooses no bit."""
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         """Rows of the embedding as act [rows, hidden]; `table` holds this rank's rows of it."""

@@ -143,9 +143,9 @@ def check_what_the_engine_uses_is_proven(
     compile_together(source for act, shape in shapes.items() for source in attention_sources(shape, act, 132))
     for act, shape in shapes.items():
         ranges = {
-            default_ranges(shape, act, 1, units, 132, short=short)
+            default_ranges(shape, act, 1, units, 132, ranged=ranged)
             for units in range(1, 257)
-            for short in (False, True)
+            for ranged in (False, True)
         }
         assert any(launch.specialised for launch in ranges) == (target_name() == "sm_90")
         launches = [launch for one in ranges for launch in with_fewer_programs(shape, one)]

@@ -104,7 +104,7 @@ class StepForward:
     def captured_work(self, shape: StepShape) -> tuple[Tensor, Tensor]:
         """The forward of a decode step of this shape and the logits of all its rows, over what lies in the buffers."""
         self.ranks.group.settle()
-        hidden = self._hidden(self.inputs.on_device(shape), None, shape.short)
+        hidden = self._hidden(self.inputs.on_device(shape), None, shape.second_way)
         logits = self.model.logits(hidden)
         self.ranks.group.settle()
         return hidden, logits
@@ -114,10 +114,10 @@ class StepForward:
         that shape, whose values do not matter."""
         return self.model.logits(self.ranks.from_first(hidden))
 
-    def _hidden(self, values: StepValues, host: RaggedBatch | None, short: bool = False) -> Tensor:
+    def _hidden(self, values: StepValues, host: RaggedBatch | None, second_way: bool = False) -> Tensor:
         token_ids = self.ranks.from_first(self.inputs.token_ids(values))
         wanted = None if host is None or host.wanted is None else self.place.send(host.wanted)
-        batch = replace(ragged(values, token_ids, self.sizes.page_tokens, short), wanted=wanted)
+        batch = replace(ragged(values, token_ids, self.sizes.page_tokens, second_way), wanted=wanted)
         hidden = self.model.forward(self.model.operators.share_out(batch, host))
         self.ranks.join_faults(values.row_faults)
         return hidden

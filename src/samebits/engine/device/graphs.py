@@ -1,5 +1,5 @@
 """Captured decode steps: one pair of graphs a bucket, the forward and the plain sampling, and where operators ask for
-that, another for short contexts.
+that, another for contexts that other kernels serve.
 
 A graph reads nothing but fixed buffers, so its cost follows the lengths that lie in them, not the longest possible
 ones. It computes what the eager path computes, with the same kernels.
@@ -55,21 +55,20 @@ class DecodeGraphs:
                 sampling.release()
 
 
-def decode_shape(bucket: int, short: bool = False) -> StepShape:
-    """A decode step: every row is a request of its own, and is sampled. `short` as in `StepShape`."""
-    return StepShape(bucket, bucket, bucket, short)
+def decode_shape(bucket: int, second_way: bool = False) -> StepShape:
+    """A decode step: every row is a request of its own, and is sampled. `second_way` as in `StepShape`."""
+    return StepShape(bucket, bucket, bucket, second_way)
 
 
 def decode_shapes(buckets: Sequence[int], operators: Operators) -> list[StepShape]:
-    """The decode steps to capture: each bucket's, and with short contexts where other kernels serve those."""
+    """The decode steps to capture: each bucket's, and those that take a second way where there is one."""
     shapes = [decode_shape(bucket) for bucket in buckets]
-    return shapes + [decode_shape(bucket, True) for bucket in buckets if operators.short_contexts(bucket)]
+    return shapes + [decode_shape(bucket, True) for bucket in buckets if operators.second_way(bucket)]
 
 
 def shape_of_decode(batch: RaggedBatch, bucket: int, operators: Operators) -> StepShape:
     """What a decode step of `batch`, on the host, is captured as."""
-    limit = operators.short_contexts(bucket)
-    return decode_shape(bucket, int(batch.positions.sum()) + batch.rows < limit * batch.rows)
+    return decode_shape(bucket, operators.second_way(bucket, batch.positions.numpy() + 1))
 
 
 def capture_graphs(

@@ -55,8 +55,8 @@ class StepShape:
     rows: int
     requests: int
     sampled: int
-    short: bool = False
-    """whether a captured step's contexts are short on average, so that other kernels serve them; it chooses no bit"""
+    second_way: bool = False
+    """whether other kernels serve a captured step's contexts (`Operators.second_way`); it chooses no bit"""
 
 
 @dataclass(frozen=True)
@@ -192,8 +192,8 @@ class StepInputs:
         return self.sizes.padding_page * self.sizes.page_tokens
 
 
-def ragged(values: StepValues, token_ids: Tensor, page_tokens: int, short: bool = False) -> RaggedBatch:
-    """The arrays as the forward's operators take them; `short` as in `StepShape`."""
+def ragged(values: StepValues, token_ids: Tensor, page_tokens: int, second_way: bool = False) -> RaggedBatch:
+    """The arrays as the forward's operators take them; `second_way` as in `StepShape`."""
     return RaggedBatch(
         token_ids=token_ids,
         positions=values.positions,
@@ -202,7 +202,7 @@ def ragged(values: StepValues, token_ids: Tensor, page_tokens: int, short: bool 
         page_table=values.page_table,
         page_tokens=page_tokens,
         row_faults=values.row_faults,
-        short=short,
+        second_way=second_way,
     )
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 
 import numba
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,8 +141,8 @@ class CpuOperators:
             block = rows
         self._pool.run(kernel, (*arguments, block), -(-rows // block))
 
-    def short_contexts(self, rows: int) -> int:
-        return 0
+    def second_way(self, rows: int, contexts: np.ndarray | None = None) -> bool:
+        return False
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         held, width = table.shape

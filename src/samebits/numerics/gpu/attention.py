@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 from torch import Tensor
@@ -87,9 +88,10 @@ MOST_PROGRAMS = 4
 FEW_UNITS = 4
 """Up to these, two programs a multiprocessor are faster than four."""
 CLAIMED_UNITS = 24
-"""Up to these the kernel for Hopper is the faster one at any length; beyond, where contexts are not short."""
+"""Up to these the kernel for Hopper is the faster one at any length; beyond, not where `ranges_pay`."""
 SHORT_HALF_SPLITS = 3
-"""Contexts of fewer half splits on average are short: what a claim costs by itself is not hidden behind its keys."""
+"""Of contexts of fewer half splits on average claims are slower: what each costs by itself is not hidden behind its
+keys."""
 
 
 def specialised_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int) -> bool:
@@ -122,12 +124,12 @@ def claiming_launch(rows: int, processors: int) -> RangeLaunch:
 
 def default_ranges(
     shape: AttentionShape, dtype: torch.dtype, tokens: int, units: int, processors: int, pinned: bool = True,
-    short: bool = False,
+    ranged: bool = False,
 ) -> RangeLaunch:  # fmt: skip
     """A launch that suits a model's heads, for `units` units of at most `tokens` rows on a GPU of so many
-    multiprocessors, with contexts that are `short` on average or not. Where splits are not `pinned`, a portable one."""
+    multiprocessors; `ranged`: for contexts of which `ranges_pay`. Where splits are not `pinned`, a portable one."""
     claims = pinned and specialised_ranges(shape, dtype, tokens)
-    if claims and not (short and short_contexts(shape, units)):
+    if claims and not (ranged and units > CLAIMED_UNITS):
         return claiming_launch(units * tokens * shape.heads.query_heads, processors)
     rows = shape.rows_for(tokens)
     kibibytes = shape.key_block_tokens * shape.width * dtype.itemsize >> 10
@@ -138,10 +140,14 @@ def default_ranges(
     return RangeLaunch(MOST_PROGRAMS * processors, rows, warps=2, stages=2)
 
 
-def short_contexts(shape: AttentionShape, units: int) -> int:
-    """Tokens of a context, on average, from which on the kernel for Hopper is the faster one for so many units; 0: it
-    is at any length."""
-    return shape.split_tokens * SHORT_HALF_SPLITS // 2 if units > CLAIMED_UNITS else 0
+def ranges_pay(shape: AttentionShape, contexts: np.ndarray, units: int) -> bool:
+    """Whether shared ranges are faster than claims, where there are both, for contexts int64 [requests], in tokens, in
+    a launch for `units` units: where these are many and short, or one is most of all, whose fold does not keep pace."""
+    if units <= CLAIMED_UNITS or not len(contexts):
+        return False
+    total = int(contexts.sum())
+    short = 2 * total < shape.split_tokens * SHORT_HALF_SPLITS * len(contexts)
+    return short or 2 * int(contexts.max()) > total
 
 
 def default_launches(
@@ -153,9 +159,9 @@ def default_launches(
     shared, filling = -(-2 * programs // (3 * heads)), -(-10 * programs // (6 * heads))
     counts = (1, FEW_UNITS + 1, CLAIMED_UNITS, CLAIMED_UNITS + 1, shared, filling, processors + 1)
     launches = (
-        default_ranges(shape, dtype, tokens, units, processors, short=short)
+        default_ranges(shape, dtype, tokens, units, processors, ranged=ranged)
         for units in counts
-        for short in (False, True)
+        for ranged in (False, True)
     )
     return list(dict.fromkeys(launches))
 

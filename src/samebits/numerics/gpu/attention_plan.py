@@ -94,12 +94,11 @@ def plan_attention(
     return AttentionWork(on_device(tiles, device), on_device(shared, device), on_device(some, device))
 
 
-def mean_context(query_start: np.ndarray, positions: np.ndarray, rows_of_unit: int) -> float:
-    """Tokens of the contexts of requests that are shared, on average; 0 without any. Arguments as in
-    `plan_attention`."""
+def shared_contexts(query_start: np.ndarray, positions: np.ndarray, rows_of_unit: int) -> np.ndarray:
+    """Tokens int64 of the contexts of requests that are shared. Arguments as in `plan_attention`."""
     lengths = query_start[1:] - query_start[:-1]
     ends = query_start[1:][(lengths > 0) & (lengths <= rows_of_unit)] - 1
-    return float(positions[ends].mean()) + 1 if len(ends) else 0.0
+    return positions[ends] + 1
 
 
 def holds_any(units: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:

@@ -11,18 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from samebits.numerics.batch import RaggedBatch
 from samebits.numerics.gpu import attention
 from samebits.numerics.gpu.attention import (
+    CLAIMED_UNITS,
     MOST_PROGRAMS,
     RangeBuffers,
     RangeLaunch,
     default_ranges,
     range_buffers,
-    short_contexts,
+    ranges_pay,
     specialised_ranges,
 )
 from samebits.numerics.gpu.attention_operator import (
@@ -31,7 +33,7 @@ from samebits.numerics.gpu.attention_operator import (
     AttentionProblem,
     prove_defaults,
 )
-from samebits.numerics.gpu.attention_plan import AttentionWork, Units, mean_context, plan_attention
+from samebits.numerics.gpu.attention_plan import AttentionWork, Units, plan_attention, shared_contexts
 from samebits.numerics.gpu.attention_prefill import AnyTile, default_tile, tile_launches, tiles
 from samebits.numerics.gpu.attention_shape import AttentionShape, Context
 from samebits.numerics.gpu.bindings import (
@@ -138,7 +140,7 @@ class AttentionScheduler:
             counts = batch.query_start[1:] - batch.query_start[:-1]
             places = torch.arange(batch.requests, dtype=torch.int32, device=self._device)
             work = AttentionWork(None, Units(batch.query_start[:-1], counts, places))
-            short = batch.short
+            ranged = batch.second_way
         else:
             wanted = None if host.wanted is None else host.wanted.numpy()
             work = plan_attention(
@@ -149,29 +151,27 @@ class AttentionScheduler:
                 self._device,
                 wanted,
             )
-            context = mean_context(host.query_start.numpy(), host.positions.numpy(), UNIT_TOKENS)
-            units = 0 if work.shared is None else work.shared.units
-            short = context < self.short_contexts(units)
+            contexts = shared_contexts(host.query_start.numpy(), host.positions.numpy(), UNIT_TOKENS)
+            ranged = self.second_way(0 if work.shared is None else work.shared.units, contexts)
         if work.shared is None:
             return StepWork(work, None, None)
-        ranges = self._ranges(shape, work.shared.units, short)
+        ranges = self._ranges(shape, work.shared.units, ranged)
         buffers = self._buffers_for(shape, work.shared.units, ranges.programs)
         attention.plan_ranges(shape, batch.positions, batch.page_table, work.shared, buffers, ranges)
         return StepWork(work, ranges, buffers)
 
-    def short_contexts(self, units: int) -> int:
-        """As `Operators.short_contexts`."""
-        if not self._claims(self._shape):
-            return 0
-        assert self._shape is not None
-        return short_contexts(self._shape, units)
+    def second_way(self, units: int, contexts: np.ndarray | None = None) -> bool:
+        """As `Operators.second_way`: ranges, where claims are the first."""
+        if self._shape is None or units <= CLAIMED_UNITS or not self._claims(self._shape):
+            return False
+        return contexts is None or ranges_pay(self._shape, contexts, units)
 
-    def _claims(self, shape: AttentionShape | None) -> bool:
+    def _claims(self, shape: AttentionShape) -> bool:
         """Whether splits may be claimed."""
-        return self._pinned and shape is not None and specialised_ranges(shape, self._dtype, UNIT_TOKENS)
+        return self._pinned and specialised_ranges(shape, self._dtype, UNIT_TOKENS)
 
-    def _ranges(self, shape: AttentionShape, units: int, short: bool) -> RangeLaunch:
-        return default_ranges(shape, self._dtype, UNIT_TOKENS, units, self._processors, self._pinned, short)
+    def _ranges(self, shape: AttentionShape, units: int, ranged: bool) -> RangeLaunch:
+        return default_ranges(shape, self._dtype, UNIT_TOKENS, units, self._processors, self._pinned, ranged)
 
     def _buffers_for(self, shape: AttentionShape, units: int, programs: int) -> RangeBuffers:
         found = self._buffers.get(shape)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import triton
 from torch import Tensor
@@ -224,8 +225,8 @@ class GpuOperators:
     def share_out(self, batch: RaggedBatch, host: RaggedBatch | None) -> RaggedBatch:
         return replace(batch, work=self._attention.share_out(batch, host))
 
-    def short_contexts(self, rows: int) -> int:
-        return self._attention.short_contexts(rows)
+    def second_way(self, rows: int, contexts: np.ndarray | None = None) -> bool:
+        return self._attention.second_way(rows, contexts)
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         if self._group is None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -89,8 +90,8 @@ class TorchOperators:
     def share_out(self, batch: RaggedBatch, host: RaggedBatch | None) -> RaggedBatch:
         return batch
 
-    def short_contexts(self, rows: int) -> int:
-        return 0
+    def second_way(self, rows: int, contexts: np.ndarray | None = None) -> bool:
+        return False
 
     def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
         return functional.embedding(token_ids, table).to(self.activation_dtype)
