@@ -90,7 +90,8 @@ def asked(top_places, total_places, acc_places, epoch, known, wanted):
     tops = gl.load(top_places, mask=known, other=0, volatile=True)
     totals = gl.load(total_places, mask=known, other=0, volatile=True)
     accs = gl.load(acc_places, mask=wanted, other=0, volatile=True)
-    missing = (accs >> 32) ^ epoch | gl.expand_dims(((tops >> 32) ^ epoch) | ((totals >> 32) ^ epoch), 1)
+    of_rows = ((tops >> 32) ^ epoch) | ((totals >> 32) ^ epoch)
+    missing = ((accs >> 32) ^ epoch) | gl.expand_dims(of_rows, 1)
     missing = (gl.where(wanted, missing, 0) != 0).to(gl.int32)
     return tops, totals, accs, gl.max(gl.max(missing, axis=1), axis=0)
 
@@ -159,11 +160,12 @@ def fold_rows(
     BESIDE: gl.constexpr,
 ):  # fmt: skip
     """Fold BESIDE rows of a pair from `first_row` on, TOGETHER partials at a time, but for the last few, of which
-    little is left to do when they come. A slice, a part of a row's columns, lies in a warp: a lane has a column, and a
-    partial's factors."""
+    little is left to do when they come. A slice, a part of a row's columns, lies in one warp alone, so that no two look
+    at a word that changes: a lane has a column, and a partial's factors."""
     GROUP: gl.constexpr = QUERY_HEADS // KV_HEADS
     PARTS: gl.constexpr = D // LANES
     SLICES: gl.constexpr = BESIDE * PARTS
+    gl.static_assert(SLICES >= 4)
     LAST: gl.constexpr = LAST_TOGETHER if TOGETHER > LAST_TOGETHER else TOGETHER
     layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
     number = gl.arange(0, SLICES, gl.SliceLayout(1, layout))

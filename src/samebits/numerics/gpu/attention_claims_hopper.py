@@ -189,8 +189,8 @@ def consume(
     free, mail, mailed, QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, KEYS: gl.constexpr,
     SPLIT: gl.constexpr, STRIDE: gl.constexpr, STAGES: gl.constexpr, DEPENDENT: gl.constexpr,
 ):  # fmt: skip
-    """Compute every split that this program claims. What a claim needs besides keys and values is asked for while the
-    one ahead is computed."""
+    """Compute every run that this program claims, going on with the fold of the one before, and hand it on, or leave
+    the partial of a split. What a claim needs besides keys and values is asked for while the one ahead is computed."""
     GROUP: gl.constexpr = QUERY_HEADS // KV_HEADS
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
     s_rows: gl.constexpr = gl.SliceLayout(0, s_layout)
