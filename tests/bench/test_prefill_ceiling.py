@@ -10,12 +10,12 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
+from samebits.bench.kernels import layer_products
 from samebits.bench.prefill_ceiling import (
     TIMED_SECONDS,
     WARM_SECONDS,
     WEIGHT_SETS,
     WholePrompts,
-    layer_products,
     library_facts,
     shape_of_step,
     step_of,

@@ -27,16 +27,20 @@ LARGEST_OUTPUT = 1 << 27
 """Bytes of float32 results beyond which a product is left out."""
 
 
-def shapes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
-    """(out, in) features of each kind of matrix, by name."""
+def layer_products(spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    """(out, in) features of the dense products of a layer, by name."""
     heads = spec.heads
     return {
         "qkv": (heads.query_width + 2 * heads.kv_width, spec.hidden),
         "attention output": (spec.hidden, heads.query_width),
         "gate and up": (2 * spec.intermediate, spec.hidden),
         "down": (spec.hidden, spec.intermediate),
-        "logits": (spec.vocabulary, spec.hidden),
     }
+
+
+def shapes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    """(out, in) features of each kind of matrix, by name."""
+    return layer_products(spec) | {"logits": (spec.vocabulary, spec.hidden)}
 
 
 def measure(operators: Operators, out: int, width: int, rows: int, repeats: int) -> dict[str, float]:

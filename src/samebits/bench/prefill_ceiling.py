@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from samebits.bench.attention_gpu import captured
 from samebits.bench.gauge import gauged
+from samebits.bench.kernels import layer_products
 from samebits.models.spec import ModelSpec
 
 WEIGHT_SETS = 4
@@ -45,17 +46,6 @@ Measure = Callable[[ModelSpec, WholePrompts], dict[str, float]]
 def shape_of_step(tokens: int, step_tokens: int) -> WholePrompts | None:
     """As many whole prompts as a step holds; None where it does not hold one."""
     return WholePrompts(step_tokens // tokens, tokens) if step_tokens >= tokens else None
-
-
-def layer_products(spec: ModelSpec) -> dict[str, tuple[int, int]]:
-    """(columns, depth) of the dense products of a layer."""
-    heads = spec.heads
-    return {
-        "qkv": (heads.query_width + 2 * heads.kv_width, spec.hidden),
-        "attention output": (spec.hidden, heads.query_width),
-        "gate and up": (2 * spec.intermediate, spec.hidden),
-        "down": (spec.hidden, spec.intermediate),
-    }
 
 
 @dataclass(frozen=True)
