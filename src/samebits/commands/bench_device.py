@@ -37,7 +37,9 @@ def add(kinds: Any) -> None:
         "--steps", type=positive, default=24, metavar="N", help="steps of a round (default: 24)"
     )
     decode.add_argument("--plot", type=Path, default=None, metavar="FILE", help="draw the steps, too")
-    prefill = _add(kinds, "prefill", "prompt tokens a second on a GPU", PREFILL, run_prefill)
+    prefill = _add(
+        kinds, "prefill", "prompt tokens a second on a GPU, beside the library alone", PREFILL, run_prefill
+    )
     prefill.add_argument("--profiles", nargs="+", default=["exact", "unpinned"], metavar="PROFILE")
     prefill.add_argument("--plot", type=Path, default=None, metavar="FILE", help="draw the rates, too")
     serving = _add(
