@@ -16,10 +16,8 @@ from samebits.numerics.gpu.launch import KernelSource, load, pointer, swizzled_d
 
 REGISTERS = 152
 """of a thread at the start; the kernel deals them out among its warps"""
-WARP_COLUMNS = 32
-"""Columns of a row that a warp folds"""
 PIECE_TOKENS = 16
-"""Keys that are copied at once where a context ends within a key block; `attention_split_hopper.PIECE`"""
+"""Keys that are copied at once where a context ends within a key block."""
 MOST_SPLITS = 8
 """Splits of a run, at most, where partials have room for shorter ones."""
 RUNS_OF_PROGRAM = 6
@@ -144,7 +142,7 @@ def claims_source(
     shape: AttentionShape, dtype: torch.dtype, stride: int, stages: int, together: int, beside: int
 ) -> KernelSource:
     """The binary that `attend` launches for units of at most `stride` rows (tokens times group), which folds `together`
-    partials at a time and `beside` rows side by side, or as many as four warps have columns of."""
+    partials at a time and `beside` rows side by side, or as many as four warps have columns for."""
     from samebits.numerics.gpu.attention_claims_hopper import attention_claims_hopper
 
     act, wide, narrow = pointer(dtype), pointer(torch.int64), pointer(torch.int32)
@@ -157,7 +155,7 @@ def claims_source(
         "STRIDE": stride,
         "STAGES": stages,
         "TOGETHER": together,
-        "BESIDE": max(beside, 4 * WARP_COLUMNS // shape.width),
+        "BESIDE": beside,
         **shape.constants(),
     }
     return replace(

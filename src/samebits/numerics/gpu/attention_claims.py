@@ -33,6 +33,7 @@ GOES_ON = tl.constexpr(1)
 IS_PARTIAL = tl.constexpr(2)
 SPLITS_AT_ONCE = tl.constexpr(64)
 RUNS_AT_ONCE = tl.constexpr(16)
+"""Fewer than splits, for each one's place among all claims takes divisions."""
 LAST_EPOCH = tl.constexpr(1 << 30)
 
 

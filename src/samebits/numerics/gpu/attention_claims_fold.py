@@ -165,7 +165,6 @@ def fold_rows(
     GROUP: gl.constexpr = QUERY_HEADS // KV_HEADS
     PARTS: gl.constexpr = D // LANES
     SLICES: gl.constexpr = BESIDE * PARTS
-    gl.static_assert(SLICES >= 4)
     LAST: gl.constexpr = LAST_TOGETHER if TOGETHER > LAST_TOGETHER else TOGETHER
     layout: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
     number = gl.arange(0, SLICES, gl.SliceLayout(1, layout))
@@ -200,10 +199,11 @@ def fold_rows(
 def follow(
     claims, table, mail, mailed, output, unit_first, unit_count, split_start, tops, totals, accumulators, units, factor,
     QUERY_HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, STRIDE: gl.constexpr,
-    TOGETHER: gl.constexpr, BESIDE: gl.constexpr,
+    TOGETHER: gl.constexpr, LEAST_BESIDE: gl.constexpr,
 ):  # fmt: skip
-    """Fold the rows that this program owns."""
+    """Fold the rows that this program owns, at least so many side by side that each of four warps has a slice."""
     GROUP: gl.constexpr = QUERY_HEADS // KV_HEADS
+    BESIDE: gl.constexpr = LEAST_BESIDE if LEAST_BESIDE * D >= 4 * LANES else 4 * LANES // D
     EACH: gl.constexpr = (STRIDE + BESIDE - 1) // BESIDE
     epoch = receive(mail, mailed, MAILS, 0)
     is_cut = gl.load(table + 1) != 0

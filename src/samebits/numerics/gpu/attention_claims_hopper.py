@@ -39,6 +39,7 @@ from samebits.numerics.gpu.attention_claims_fold import (
 from samebits.numerics.gpu.attention_gluon import HIDDEN, finish, fold, fold_lanes
 from samebits.numerics.gpu.attention_hopper import following
 from samebits.numerics.gpu.attention_split_hopper import BLOCKS, ROWS, attend_split, copy_split, pages_of
+from samebits.numerics.gpu.dependent_gluon import dependents_may_start, wait_for_the_kernel_ahead
 
 
 @gluon.jit
@@ -67,15 +68,6 @@ def copied(entry):
     page_2 = gl.load(entry + 10)
     page_3 = gl.load(entry + 11)
     return begin, taken, request, last + 1 - count, last, page_0, page_1, page_2, page_3
-
-
-@gluon.jit
-def wait_for_the_kernel_ahead(DEPENDENT: gl.constexpr):
-    """As `dependent.wait_ahead`, for each warp by itself; what comes again does not wait."""
-    if DEPENDENT:
-        gl.inline_asm_elementwise(
-            "griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-        )
 
 
 @gluon.jit
@@ -285,14 +277,11 @@ def attention_claims_hopper(
     DEPENDENT: gl.constexpr,
 ):  # fmt: skip
     """Grid (programs,). `keys` and `values` are descriptors of [rows, D], read a key block at a time, `key_pieces` and
-    `value_pieces` the same, read a PIECE at a time; partials lie in tops and totals int64
+    `value_pieces` the same, read a piece at a time; partials lie in tops and totals int64
     [capacity, STRIDE] and accumulators int64 [capacity, STRIDE, D]; `table` and `split_start` are what
     `attention_claims.plan_claims` wrote; state int32 [2]: the counter, zero between launches, and the epoch of
     the launch before. The ring holds STAGES times the keys or the values of a split."""
-    if DEPENDENT:
-        gl.inline_asm_elementwise(
-            "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-        )
+    dependents_may_start(DEPENDENT)
     # What the plan of a step wrote may be read before the wait.
     claim = gl.program_id(0)
     claims = gl.load(table)

@@ -22,6 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from samebits.numerics.gpu.attention_gluon import HIDDEN, SUM_LANES, finish, fold, soften
+from samebits.numerics.gpu.dependent_gluon import dependents_may_start, wait_for_the_kernel_ahead
 
 GROUP_ROWS = gl.constexpr(64)
 """Rows of a consumer group: what one warpgroup product computes."""
@@ -30,13 +31,8 @@ GROUP_ROWS = gl.constexpr(64)
 @gluon.jit
 def wait_ahead(DEPENDENT: gl.constexpr):
     """See `dependent.wait_ahead`."""
-    if DEPENDENT:
-        gl.inline_asm_elementwise(
-            "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-        )
-        gl.inline_asm_elementwise(
-            "griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-        )
+    dependents_may_start(DEPENDENT)
+    wait_for_the_kernel_ahead(DEPENDENT)
 
 
 @gluon.jit

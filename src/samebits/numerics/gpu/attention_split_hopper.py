@@ -25,8 +25,6 @@ ROWS = gl.constexpr(8)
 """Query rows of a tile: the narrowest that tensor cores multiply."""
 BLOCKS = gl.constexpr(4)
 """Key blocks of a split."""
-PIECE = gl.constexpr(16)
-"""Keys that are copied at once where a context ends within a key block."""
 
 
 @gluon.jit
@@ -42,7 +40,8 @@ def pages_of(page_table, table_width, request, key, last, exists, KEYS: gl.const
 
 @gluon.jit
 def copy_block(
-    storage, page, kv_head, key, last, ready, place, KV_HEADS: gl.constexpr, PAGE: gl.constexpr, KEYS: gl.constexpr
+    storage, page, kv_head, key, last, ready, place, KV_HEADS: gl.constexpr, PAGE: gl.constexpr,
+    KEYS: gl.constexpr, PIECE: gl.constexpr,
 ):  # fmt: skip
     """Copy a key block to `place`, or only arrive where there is none; nothing where `copy_rest` copies it."""
     if key + (KEYS - PIECE) <= last:
@@ -60,6 +59,7 @@ def copy_rest(
 ):  # fmt: skip
     """Copy the key block within which the split's context ends, where it lacks a piece or more: those that exist.
     What stands behind them in the ring is hidden or cleared."""
+    PIECE: gl.constexpr = storage.block_shape[0]
     block = (last - key) // KEYS
     first = key + block * KEYS
     pieces = (last - first) // PIECE + 1
@@ -85,12 +85,19 @@ def copy_split(
 ):  # fmt: skip
     """Copy the keys or the values of the split that begins at the absolute key `key` to the ring's place `group`.
     `storage` and `narrow` are descriptors of key blocks and of their pieces."""
+    PIECE: gl.constexpr = narrow.block_shape[0]
     at = ready.index(group)
     slot = group * BLOCKS
-    copy_block(storage, page_0, kv_head, key, last, at, ring.index(slot), KV_HEADS, PAGE, KEYS)
-    copy_block(storage, page_1, kv_head, key + KEYS, last, at, ring.index(slot + 1), KV_HEADS, PAGE, KEYS)
-    copy_block(storage, page_2, kv_head, key + 2 * KEYS, last, at, ring.index(slot + 2), KV_HEADS, PAGE, KEYS)
-    copy_block(storage, page_3, kv_head, key + 3 * KEYS, last, at, ring.index(slot + 3), KV_HEADS, PAGE, KEYS)
+    copy_block(storage, page_0, kv_head, key, last, at, ring.index(slot), KV_HEADS, PAGE, KEYS, PIECE)
+    copy_block(
+        storage, page_1, kv_head, key + KEYS, last, at, ring.index(slot + 1), KV_HEADS, PAGE, KEYS, PIECE
+    )
+    copy_block(
+        storage, page_2, kv_head, key + 2 * KEYS, last, at, ring.index(slot + 2), KV_HEADS, PAGE, KEYS, PIECE
+    )
+    copy_block(
+        storage, page_3, kv_head, key + 3 * KEYS, last, at, ring.index(slot + 3), KV_HEADS, PAGE, KEYS, PIECE
+    )
     copy_rest(
         narrow, page_0, page_1, page_2, page_3, kv_head, key, last, ring, at, slot, KV_HEADS, PAGE, KEYS
     )  # fmt: skip

@@ -12,24 +12,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from samebits.numerics.gpu.dependent_gluon import dependents_may_start, wait_for_the_kernel_ahead
 from samebits.numerics.gpu.gemm_hopper import tile_sum
 
 GROUP_COLUMNS = gl.constexpr(64)
 """Columns of a consumer group: what one warpgroup product computes."""
 PRODUCER_REGISTERS = gl.constexpr(40)
 """Not the 24 with which a warp waits for its work: asking for as many as it has might wait for ever."""
-
-
-@gluon.jit
-def dependents_may_start():
-    gl.inline_asm_elementwise(
-        "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-    )
-
-
-@gluon.jit
-def wait_for_the_kernel_ahead():
-    gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit

@@ -18,12 +18,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from samebits.numerics.gpu.dependent_gluon import dependents_may_start, wait_for_the_kernel_ahead
 from samebits.numerics.gpu.gated import gated_tile
-from samebits.numerics.gpu.gemm_ahead import (
-    PRODUCER_REGISTERS,
-    dependents_may_start,
-    wait_for_the_kernel_ahead,
-)
+from samebits.numerics.gpu.gemm_ahead import PRODUCER_REGISTERS
 
 PANEL = gl.constexpr(32)
 """Columns of a panel."""
