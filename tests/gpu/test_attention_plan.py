@@ -156,16 +156,23 @@ def test_ranges_serve_many_rows_of_some_contexts(monkeypatch: pytest.MonkeyPatch
 
 def test_contexts_for_which_ranges_pay() -> None:
     shape = AttentionShape(HeadLayout(32, 8, 128), 64)
-    one_long = np.array([65_536, *[1024] * 63])
-    for contexts, pays in (
-        (np.full(64, 383), True),
-        (np.full(64, 384), False),
-        (one_long, True),
-        (np.array([32_768] * 4 + [512] * 28), False),
-        (np.zeros(0, dtype=np.int64), False),
+
+    def with_one(tokens: int, others: int) -> np.ndarray:
+        return np.array([tokens, *[others] * 63])
+
+    for contexts, many, fewer in (
+        (np.full(64, 383), True, True),
+        (np.full(64, 384), False, False),
+        (with_one(16_384, 1024), True, False),
+        (with_one(16_384, 4096), False, False),
+        # On both sides of the length at which one pair is a multiprocessor's share: 8 heads of 135 splits in all.
+        (with_one(9 * 256, 512), True, False),
+        (with_one(8 * 256, 512), False, False),
+        (np.zeros(0, dtype=np.int64), False, False),
     ):
-        assert ranges_pay(shape, contexts, 64) == pays
-        assert not ranges_pay(shape, contexts, 24)
+        assert ranges_pay(shape, contexts, 64, 132) == many
+        assert ranges_pay(shape, contexts, 48, 132) == fewer
+        assert not ranges_pay(shape, contexts, 24, 132)
 
 
 def test_shared_contexts_are_those_of_few_rows() -> None:

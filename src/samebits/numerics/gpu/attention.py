@@ -92,6 +92,8 @@ CLAIMED_UNITS = 24
 SHORT_HALF_SPLITS = 3
 """Of contexts of fewer half splits on average claims are slower: what each costs by itself is not hidden behind its
 keys."""
+PARTIAL_UNITS = 48
+"""Up to these a partial for each split of every cut pair is the faster way; beyond, folds that are handed on are."""
 
 
 def specialised_ranges(shape: AttentionShape, dtype: torch.dtype, tokens: int) -> bool:
@@ -140,14 +142,16 @@ def default_ranges(
     return RangeLaunch(MOST_PROGRAMS * processors, rows, warps=2, stages=2)
 
 
-def ranges_pay(shape: AttentionShape, contexts: np.ndarray, units: int) -> bool:
+def ranges_pay(shape: AttentionShape, contexts: np.ndarray, units: int, processors: int) -> bool:
     """Whether shared ranges are faster than claims, where there are both, for contexts int64 [requests], in tokens, in
-    a launch for `units` units: where these are many and short, or one is most of all, whose fold does not keep pace."""
+    a launch for `units` units: where these are many and short, or more still, and one is longer than what a
+    multiprocessor has to do on average, so that claims would cut every pair (`attention_claims.share_out`)."""
     if units <= CLAIMED_UNITS or not len(contexts):
         return False
-    total = int(contexts.sum())
-    short = 2 * total < shape.split_tokens * SHORT_HALF_SPLITS * len(contexts)
-    return short or 2 * int(contexts.max()) > total
+    short = 2 * int(contexts.sum()) < shape.split_tokens * SHORT_HALF_SPLITS * len(contexts)
+    splits = -(-contexts // shape.split_tokens)
+    cut = int(splits.sum()) * shape.heads.kv_heads < processors * int(splits.max())
+    return short or (cut and units > PARTIAL_UNITS)
 
 
 def default_launches(

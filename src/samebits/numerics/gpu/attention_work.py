@@ -164,7 +164,7 @@ class AttentionScheduler:
         """As `Operators.second_way`: ranges, where claims are the first."""
         if self._shape is None or units <= CLAIMED_UNITS or not self._claims(self._shape):
             return False
-        return contexts is None or ranges_pay(self._shape, contexts, units)
+        return contexts is None or ranges_pay(self._shape, contexts, units, self._processors)
 
     def _claims(self, shape: AttentionShape) -> bool:
         """Whether splits may be claimed."""
