@@ -173,6 +173,10 @@ def test_contexts_for_which_ranges_pay() -> None:
         assert ranges_pay(shape, contexts, 64, 132) == many
         assert ranges_pay(shape, contexts, 48, 132) == fewer
         assert not ranges_pay(shape, contexts, 24, 132)
+    # Of two key-value heads each program has one whole pair: nothing is cut, though one is longer than the average.
+    narrow = AttentionShape(HeadLayout(8, 2, 128), 64)
+    assert not ranges_pay(narrow, np.full(64, 1024), 64, 132)
+    assert ranges_pay(narrow, np.full(50, 1024), 50, 132)
 
 
 def test_shared_contexts_are_those_of_few_rows() -> None:

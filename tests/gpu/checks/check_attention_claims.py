@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
 from conftest import INTERPRETED
 from samebits.numerics.gpu import attention, attention_claimed
-from samebits.numerics.gpu.attention import claiming_launch
+from samebits.numerics.gpu.attention import claiming_launch, claims_cut
 from samebits.numerics.gpu.attention_claimed import MOST_SPLITS, RUNS_OF_PROGRAM, ClaimBuffers
 from samebits.numerics.gpu.attention_claims import ENDS, GOES_ON, IS_PARTIAL, LAST_EPOCH
 from samebits.numerics.gpu.attention_operator import (
@@ -108,6 +109,9 @@ def check_the_table_of_claims(
     buffers, pages = planned(lengths, counts, capacity, programs, device)
     assert buffers.split_start.tolist() == [sum(splits[:unit]) for unit in range(len(splits) + 1)]
     assert buffers.table[0, :2].tolist() == [2 * sum(runs), how == "cut"]
+    contexts = np.array([length for length, count in zip(lengths, counts, strict=True) if count])
+    if len(contexts) and capacity == 4096:
+        assert claims_cut(SHAPE, contexts, programs) == (how == "cut")
     places = set()
     for place, (unit, number) in enumerate(claims_in_order(splits, how, run)):
         last, request = lengths[unit] - 1, len(splits) - 1 - unit

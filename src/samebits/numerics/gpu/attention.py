@@ -144,14 +144,20 @@ def default_ranges(
 
 def ranges_pay(shape: AttentionShape, contexts: np.ndarray, units: int, processors: int) -> bool:
     """Whether shared ranges are faster than claims, where there are both, for contexts int64 [requests], in tokens, in
-    a launch for `units` units: where these are many and short, or more still, and one is longer than what a
-    multiprocessor has to do on average, so that claims would cut every pair (`attention_claims.share_out`)."""
+    a launch for `units` units: where these are many and short, or more still, and claims would cut every pair."""
     if units <= CLAIMED_UNITS or not len(contexts):
         return False
     short = 2 * int(contexts.sum()) < shape.split_tokens * SHORT_HALF_SPLITS * len(contexts)
-    splits = -(-contexts // shape.split_tokens)
-    cut = int(splits.sum()) * shape.heads.kv_heads < processors * int(splits.max())
-    return short or (cut and units > PARTIAL_UNITS)
+    return short or (units > PARTIAL_UNITS and claims_cut(shape, contexts, processors))
+
+
+def claims_cut(shape: AttentionShape, contexts: np.ndarray, processors: int) -> bool:
+    """Whether claims would be single splits, as `attention_claims.share_out` decides where partials have room: one pair
+    is longer than what a multiprocessor has to do on average, and whole pairs do not come out nearly even."""
+    splits, heads = -(-contexts // shape.split_tokens), shape.heads.kv_heads
+    length, longest = int(splits.sum()) * heads, int(splits.max())
+    most = -(-len(contexts) * heads // processors) * longest
+    return length < processors * longest and 5 * most * processors > 6 * length
 
 
 def default_launches(
