@@ -47,7 +47,8 @@ def runs_of(splits, run):
 def share_out(length, longest, pairs, programs, capacity, MOST: tl.constexpr, RUNS: tl.constexpr):
     """(whether pairs are cut, splits of a run) for `pairs` pairs that have `length` splits in all and at most `longest`
     each. There are `capacity` slots for partials, one for a run. A run has at most MOST splits where there is room
-    for that, and fewer where a program had less than RUNS runs to do."""
+    for that, and fewer where a program had less than RUNS runs to do. The host foresees whether pairs are cut
+    (`attention.claims_cut`)."""
     room = capacity - pairs
     fits = length <= capacity
     chained = (length >= programs.to(tl.int64) * longest) & (room > 0)

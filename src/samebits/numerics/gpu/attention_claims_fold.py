@@ -39,6 +39,13 @@ def receive(mail, mailed, place, turn):
 
 
 @gluon.jit
+def slot_of(line, kv_head, claims, KV_HEADS: gl.constexpr):
+    """The slot of the run that stands at `line` in the line of all units' runs, which have a slot each, head after
+    head."""
+    return kv_head * (claims // KV_HEADS) + line
+
+
+@gluon.jit
 def policy_of(claims, WORDS: gl.constexpr):
     """How long the second-level cache shall keep partials of so many claims of WORDS words each: longest, but for many,
     which would leave no room to others. Written back to memory, a thirtieth of what is read, they make reading a
@@ -217,6 +224,6 @@ def follow(
         count = gl.load(unit_count + unit)
         if (splits > 1) & is_cut & (first_row < count * GROUP):
             fold_rows(
-                output, tops, totals, accumulators, epoch, first_row, kv_head * (claims // KV_HEADS) + begin, splits,
+                output, tops, totals, accumulators, epoch, first_row, slot_of(begin, kv_head, claims, KV_HEADS), splits,
                 first, count, kv_head, factor, QUERY_HEADS, KV_HEADS, D, STRIDE, TOGETHER, BESIDE,
             )  # fmt: skip

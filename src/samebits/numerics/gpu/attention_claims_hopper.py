@@ -34,6 +34,7 @@ from samebits.numerics.gpu.attention_claims_fold import (
     put,
     receive,
     send,
+    slot_of,
     take_up,
 )
 from samebits.numerics.gpu.attention_gluon import HIDDEN, finish, fold, fold_lanes
@@ -213,7 +214,7 @@ def consume(
         a_place = gl.expand_dims(a_row * D, 1) + gl.expand_dims(a_column, 0)
         s_row = gl.arange(0, ROWS, s_rows)
         if (begin > 0) & (fate != IS_PARTIAL):
-            before = (kv_head * (claims // KV_HEADS) + line - 1).to(gl.int64) * STRIDE
+            before = slot_of(line - 1, kv_head, claims, KV_HEADS).to(gl.int64) * STRIDE
             top, total, acc = take_up(
                 tops + before + a_row, totals + before + a_row, accumulators + before * D + a_place, epoch,
                 a_row // GROUP < count, a_wanted,
@@ -248,7 +249,7 @@ def consume(
             else:
                 top, total, acc = fold(top, total, acc, one_top, one_lanes, one_acc, factor)
         if fate != ENDS:
-            at = (kv_head * (claims // KV_HEADS) + line).to(gl.int64) * STRIDE
+            at = slot_of(line, kv_head, claims, KV_HEADS).to(gl.int64) * STRIDE
             put(tops + at + s_row, top, epoch, token < count, policy)
             put(totals + at + s_row, total, epoch, token < count, policy)
             put(accumulators + at * D + a_place, acc, epoch, a_wanted, policy)
