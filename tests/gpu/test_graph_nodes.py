@@ -60,19 +60,25 @@ def proven_handles(engine: Engine) -> set[int]:
         weight = torch.zeros(problem.columns, problem.depth, dtype=problem.act, device="cuda")
         out = torch.empty(rows, problem.columns // 2, dtype=problem.out, device="cuda")
         handles |= handles_of(candidate, (x, weight), out)
+    for (problem, rows), candidate in products.in_place.items():
+        x = torch.zeros(rows, problem.depth, dtype=problem.act, device="cuda")
+        weight = torch.zeros(problem.columns, problem.depth, dtype=problem.act, device="cuda")
+        residual = torch.zeros(rows, problem.columns, dtype=problem.act, device="cuda")
+        handles |= handles_of(candidate, (x, weight, residual))
     return handles
 
 
-def handles_of(candidate: Candidate, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> set[int]:
+def handles_of(candidate: Candidate, inputs: tuple[torch.Tensor, ...], *outputs: torch.Tensor) -> set[int]:
     """What a candidate launches."""
-    candidate.run(inputs, (out,))
-    return {node.handle for node in captured_nodes(lambda: candidate.run(inputs, (out,)))}
+    candidate.run(inputs, outputs)
+    return {node.handle for node in captured_nodes(lambda: candidate.run(inputs, outputs))}
 
 
-def test_every_node_is_known() -> None:
+@pytest.mark.parametrize("most", [16, 128])
+def test_every_node_is_known(most: int) -> None:
     # Another shape by SAMEBITS_TEST_MODEL, such as the one that is served.
     model = os.environ.get("SAMEBITS_TEST_MODEL", "tiny")
-    engine = gpu_engine(model, "dummy", max_running=16, step_tokens=64)
+    engine = gpu_engine(model, "dummy", max_running=most, step_tokens=4 * most)
     proven = proven_handles(engine)
     assert strangers(engine, proven) == []
     # The inverse: without the proofs the products are strangers.

@@ -134,7 +134,8 @@ class Operators(Protocol):
         eps: float,
         whole: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """add_rms_norm(row_linear(x, weight), residual, norm_weight, eps), bit for bit, perhaps in one go. Without
+        """add_rms_norm(row_linear(x, weight), residual, norm_weight, eps), bit for bit, perhaps in one go, and perhaps
+        in place: nobody may read `residual` afterwards, for the second result may lie where it lay. Without
         `whole`, the second result is for nobody but the next call of this, as the residual of as many rows: a rank may
         keep those rows only that it adds. The first one then lasts until the next call but one."""
 

@@ -161,8 +161,16 @@ class Matmul:
         )  # fmt: skip
         return None if status or result.state or result.workspace or splits(found) else found
 
-    def run(self, algorithm: Algorithm, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """Launch on the current stream."""
+    def run(
+        self,
+        algorithm: Algorithm,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        out: Tensor,
+        onto: bool = False,
+    ) -> None:
+        """Launch on the current stream. `onto`: the product is added to what `out` holds."""
         tensors = (x, weight, out) if bias is None else (x, weight, out, bias)
         if any(tensor.data_ptr() % ALIGNMENT for tensor in tensors):
             raise NumericsError(f"cuBLASLt: every tensor of a product must start at {ALIGNMENT} bytes")
@@ -171,7 +179,7 @@ class Matmul:
             _set(function, self.description, DESCRIPTION_BIAS_POINTER, c_void_p(bias.data_ptr()))
         status = library().cublasLtMatmul(
             _handle(out.device.index), self.description, _ONE, c_void_p(weight.data_ptr()), self.weight,
-            c_void_p(x.data_ptr()), self.x, _ZERO, c_void_p(out.data_ptr()), self.out,
+            c_void_p(x.data_ptr()), self.x, _ONE if onto else _ZERO, c_void_p(out.data_ptr()), self.out,
             c_void_p(out.data_ptr()), self.out, byref(algorithm), None, c_size_t(0),
             c_void_p(torch.cuda.current_stream().cuda_stream),
         )  # fmt: skip
@@ -222,6 +230,12 @@ def _configured(algorithm: Algorithm, attribute: int) -> int:
 def splits(algorithm: Algorithm) -> bool:
     """Whether an algorithm divides K among programs, or joins partial sums in any scheme."""
     return _configured(algorithm, ALGORITHM_SPLIT_K) > 1 or _configured(algorithm, ALGORITHM_REDUCTION) != 0
+
+
+def parts_of(name: str) -> int:
+    """How many parts a candidate named `cublaslt 3 in 2` makes of the rows, one after another."""
+    words = name.split()
+    return int(words[3]) if len(words) > 2 else 1
 
 
 def algorithm_of(text: str) -> Algorithm:

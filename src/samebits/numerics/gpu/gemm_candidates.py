@@ -265,9 +265,8 @@ def parted_recipes(problem: GemmProblem, bucket: int, count: int) -> Iterator[Re
 
 def restored_library_recipe(problem: GemmProblem, bucket: int, name: str, identity: str) -> Recipe:
     """The recipe that a stored proof names."""
-    words = name.split()
-    parts = int(words[3]) if len(words) > 2 else 1
-    return library_recipe(problem, bucket, identity.split()[-1], int(words[1]), parts)
+    place, parts = int(name.split()[1]), cublaslt.parts_of(name)
+    return library_recipe(problem, bucket, identity.split()[-1], place, parts)
 
 
 def filling_algorithms(

@@ -257,6 +257,8 @@ class GpuOperators:
         whole: bool = True,
     ) -> tuple[Tensor, Tensor]:
         if self._group is None:
+            if isinstance(weight, GpuLinear) and self.products.run_onto(x, weight, residual):
+                return self.rms_norm(residual, norm_weight, eps), residual
             return self.add_rms_norm(self._row_product(x, weight, None), residual, norm_weight, eps)
         part, pushed = self._row_part(x, weight, self._group)
         return self._group.all_reduce_add_norm(part, residual, norm_weight, eps, pushed, whole)

@@ -27,6 +27,13 @@ from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.operator import Wish
 from samebits.numerics.gpu.proofs import ProofStore
 from samebits.numerics.gpu.prover import Candidate
+from samebits.numerics.gpu.residual_operator import (
+    LEAST_ROWS,
+    PAIR,
+    ResidualOperator,
+    ResidualProblem,
+    residual_problem,
+)
 from samebits.numerics.gpu.serving import Serving
 
 MOST_FUSED_ROWS = 64
@@ -98,6 +105,10 @@ class Products(Protocol):
     def run_gated(self, x: Tensor, linear: GpuLinear) -> Tensor | None:
         """The same with the gated activation behind it, act [bucket, out features / 2]; None: to be done in two."""
 
+    def run_onto(self, x: Tensor, linear: GpuLinear, residual: Tensor) -> bool:
+        """Add the product to `residual` act [bucket, out features], both rounded to act, and say True; False: nothing
+        was done, for it is to be done in two."""
+
     @property
     def identities(self) -> frozenset[str]:
         """Binaries and library algorithms that are proven to serve; none where nothing is promised."""
@@ -113,10 +124,14 @@ class ProvenProducts:
         self._gated: dict[GemmProblem, GatedProblem] = {}
         """products that were seen with an activation behind them"""
         self._fused: dict[tuple[GemmProblem, int], Candidate] = {}
+        self._added: dict[GemmProblem, ResidualProblem] = {}
+        """products that were seen with a residual behind them"""
+        self._in_place: dict[tuple[GemmProblem, int], Candidate] = {}
 
     @property
     def identities(self) -> frozenset[str]:
-        return self._serving.identities | {candidate.identity for candidate in self._fused.values()}
+        others = (*self._fused.values(), *self._in_place.values())
+        return self._serving.identities | {candidate.identity for candidate in others}
 
     @property
     def bound(self) -> dict[tuple[GemmProblem, int], Candidate]:
@@ -127,6 +142,11 @@ class ProvenProducts:
     def fused(self) -> dict[tuple[GemmProblem, int], Candidate]:
         """What serves products with a gated activation behind them, where it is one kernel."""
         return dict(self._fused)
+
+    @property
+    def in_place(self) -> dict[tuple[GemmProblem, int], Candidate]:
+        """What adds products to the residual in place, where it is proven."""
+        return dict(self._in_place)
 
     def bind(
         self,
@@ -144,6 +164,13 @@ class ProvenProducts:
         for problem, some in self._few(buckets).items():
             for bucket in some:
                 self._fused[problem, bucket] = fused.candidate(gated.clause, self._gated[problem], bucket)
+        added = ResidualOperator(self._device, partial(bindings.candidate, GemmOperator.clause))
+        in_place = bind_all(self._added_wishes(added, buckets), store, progress, sharing=sharing)
+        for problem, some in self._many(buckets).items():
+            for bucket in some:
+                candidate = in_place.candidate(added.clause, self._added[problem], bucket)
+                if candidate.name != PAIR:
+                    self._in_place[problem, bucket] = candidate
 
     def compile_ahead(
         self,
@@ -175,6 +202,19 @@ class ProvenProducts:
             for problem in self._gated
         }
 
+    def _added_wishes(
+        self, added: ResidualOperator, buckets: Callable[[GemmProblem], Sequence[int]]
+    ) -> list[Wish[Any]]:
+        many = self._many(buckets).items()
+        return [Wish(added, self._added[problem], tuple(some)) for problem, some in many if some]
+
+    def _many(self, buckets: Callable[[GemmProblem], Sequence[int]]) -> dict[GemmProblem, list[int]]:
+        """Row counts at which products are added to the residual in place."""
+        return {
+            problem: [bucket for bucket in buckets(problem) if bucket >= LEAST_ROWS]
+            for problem in self._added
+        }
+
     def run(self, x: Tensor, linear: GpuLinear, out: Tensor | None = None) -> Tensor:
         rows = x.shape[0]
         candidate = self._serving.candidate(linear.problem, rows)
@@ -197,6 +237,19 @@ class ProvenProducts:
         result = torch.empty((rows, linear.out_features // 2), dtype=linear.out, device=x.device)
         candidate.run((x, linear.weight), (result,))
         return result
+
+    def run_onto(self, x: Tensor, linear: GpuLinear, residual: Tensor) -> bool:
+        product = linear.problem
+        if not self._serving.is_bound:
+            problem = residual_problem(product)
+            if problem is not None:
+                self._added[product] = problem
+            return False
+        candidate = self._in_place.get((product, x.shape[0]))
+        if candidate is None:
+            return False
+        candidate.run((x, linear.weight, residual), ())
+        return True
 
 
 class FreeProducts:
@@ -224,6 +277,12 @@ class FreeProducts:
 
     def run_gated(self, x: Tensor, linear: GpuLinear) -> Tensor | None:
         return None
+
+    def run_onto(self, x: Tensor, linear: GpuLinear, residual: Tensor) -> bool:
+        if x.shape[0] < LEAST_ROWS or residual_problem(linear.problem) is None:
+            return False
+        residual.addmm_(x, linear.weight.t())
+        return True
 
     def run(self, x: Tensor, linear: GpuLinear, out: Tensor | None = None) -> Tensor:
         if linear.out != x.dtype:
