@@ -1,14 +1,10 @@
-"""Which tiles of the library are asked for, and into how many parts a product is cut for it."""
+"""Which tiles of the library are asked for."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
-from samebits.numerics.gpu.buckets import BUCKETS
 from samebits.numerics.gpu.cublaslt_tiles import clocks_of_atom, filling_tiles, tile_numbers
-from samebits.numerics.gpu.gemm_candidates import parts_for
-from samebits.numerics.gpu.gemm_problem import GemmProblem
 
 
 @pytest.mark.parametrize(
@@ -32,25 +28,3 @@ def test_a_tile_costs_what_crosses_shared_memory() -> None:
     assert clocks_of_atom(64, 128) == clocks_of_atom(128, 64) == ((64 + 128) + (64 + 128)) / 4
     assert clocks_of_atom(128, 256) == 256.0, "tensor cores, not memory"
     assert clocks_of_atom(72, 72) is None
-
-
-@pytest.mark.parametrize(
-    ("depth", "rows", "parts"),
-    [
-        (4096, 8448, []),
-        (4096, 16384, [2]),
-        (4096, 16896, [2]),
-        (4096, 33792, [2, 4]),
-        (12288, 6144, []),
-        (12288, 8448, [2, 4]),
-    ],
-)
-def test_parts_that_fill_the_card(depth: int, rows: int, parts: list[int]) -> None:
-    """A deep product may be cut from 8,192 rows on, another one into parts of so many."""
-    problem = GemmProblem(4096, depth, torch.bfloat16, torch.bfloat16)
-    assert parts_for(problem, rows) == parts
-
-
-def test_buckets_of_large_steps_can_be_cut_into_equal_parts() -> None:
-    deep = GemmProblem(4096, 12288, torch.bfloat16, torch.bfloat16)
-    assert all(rows % parts == 0 for rows in BUCKETS for parts in parts_for(deep, rows))

@@ -12,11 +12,11 @@ from samebits.errors import NumericsError
 
 BUCKETS = (
     *(1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768),
-    *(1024, 1536, 2048, 3072, 4096, 6144, 8192, 8448, 12288, 16384, 16896, 25344, 33792),
+    *(1024, 1536, 2048, 3072, 4096, 6144, 8192, 8448, 12288, 16384, 16896),
 )
 """Row counts, ascending. From 33 rows on a product costs about what 64 cost: the weights' bytes, and kernels that
-start early have tiles of 64. 8,448 and its multiples are multiples of 66 tiles of 128 rows, for the 132 multiprocessors
-of an H200."""
+start early have tiles of 64. 8,448 and 16,896 are 66 and 132 tiles of 128 rows, for the 132 multiprocessors of an
+H200."""
 
 USUAL_STEP, TILE_ROWS = 8192, 128
 """A step that is large enough for long prompts, and the rows of a product's tile or of half of one."""

@@ -39,8 +39,7 @@ SHARED_BYTES = {"sm_80": 163 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10}
 """Memory of a program by architecture; 227 KiB on the others."""
 
 PARTED_ROWS, PARTED_DEPTH = 8192, 8192
-"""From these on a product may be done in parts, half or a quarter of its rows after another; one of less depth where a
-part has so many rows."""
+"""From these on a product may be done in parts, half or a quarter of its rows after another."""
 
 POINTERS, DESCRIPTORS, PERSISTENT, HOPPER, AHEAD = "tile", "descriptor", "persistent", "hopper", "ahead"
 HOPPER_ROWS = 64
@@ -254,20 +253,12 @@ def library_recipe(problem: GemmProblem, bucket: int, text: str, place: int, par
     return Recipe(f"cublaslt {place}{kind}", make)
 
 
-def parts_for(problem: GemmProblem, bucket: int) -> list[int]:
-    """Into how many parts the rows of a product may be cut."""
-    if bucket < PARTED_ROWS:
-        return []
-    deep = problem.depth >= PARTED_DEPTH
-    return [parts for parts in (2, 4) if deep or bucket // parts >= PARTED_ROWS]
-
-
 def parted_recipes(problem: GemmProblem, bucket: int, count: int) -> Iterator[Recipe]:
-    """What the library proposes for a half and a quarter of many rows: a part fills the card, too, its rows stay in the
-    second-level cache, and the algorithms are others."""
+    """What the library proposes for a half and a quarter of many rows of a deep product: a part fills the card, too,
+    its rows stay in the second-level cache, and the algorithms are others."""
     if torch.version.cuda is None or (problem.bias and problem.out is not problem.act):
         return
-    for parts in parts_for(problem, bucket):
+    for parts in (2, 4) if bucket >= PARTED_ROWS and problem.depth >= PARTED_DEPTH else ():
         for place, algorithm in enumerate(cublaslt.matmul(problem, bucket // parts).proposals(count)):
             yield library_recipe(problem, bucket, algorithm.text, place, parts)
 
