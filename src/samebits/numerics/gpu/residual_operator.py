@@ -1,9 +1,9 @@
 """A product added onto the residual in place, for the prover and the tuner: the library's addition against the pair.
 
-Where the library is told to add its product to the very matrix that it writes, its kernels round the product to the
-activation type and let the copy engine add it in the second-level cache, which rounds the sum: the two roundings of
-the clause. (Told to add another matrix, they round once, and no proof lets them pass.) The norm behind the product
-then reads one matrix instead of two and writes one instead of two.
+Told to add its product to the very matrix that it writes, the library rounds the product to the activation type and
+then the sum, as an adding store does: the two roundings of the clause. (Told to add another matrix it rounds once, and
+no proof lets that pass.) The norm behind the product then reads one matrix instead of two and writes one instead of
+two.
 """
 
 from __future__ import annotations
