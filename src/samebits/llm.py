@@ -277,7 +277,11 @@ class LLM:
                 finished = update.finish is not None
                 yield update
         finally:
-            self._wait(updates.aclose())
+            if threading.current_thread() is self._thread:
+                # Garbage is collected in any thread, and the front's own cannot wait for itself.
+                self._loop.create_task(_await(updates.aclose()))
+            else:
+                self._wait(updates.aclose())
 
     async def _collect(self, samples: list[Sample], finished: Callable[[int], object]) -> list[SampleOutput]:
         collectors = [Collector(sample) for sample in samples]

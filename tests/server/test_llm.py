@@ -124,6 +124,26 @@ def test_leaving_a_stream_ends_the_request(llm: LLM) -> None:
         time.sleep(0.01)
 
 
+def test_a_forgotten_stream_is_ended_in_any_thread(llm: LLM) -> None:
+    """The collector of garbage runs in whatever thread makes some; that may be the one that a stream waits for."""
+    updates = llm.stream([5], SamplingParams(max_new_tokens=2000, ignore_eos=True))
+    assert next(updates).token_ids
+    asked, done = threading.Event(), threading.Event()
+
+    def forget() -> None:
+        asked.wait()
+        held.clear()
+        done.set()
+
+    held = [updates]
+    llm._loop.call_soon_threadsafe(forget)
+    del updates
+    asked.set()
+    assert done.wait(10)
+    while llm.status().running:
+        time.sleep(0.01)
+
+
 def test_inside_a_running_loop(llm: LLM) -> None:
     async def notebook() -> tuple[int, ...]:
         return llm.generate("the", GREEDY)[0].token_ids
