@@ -10,11 +10,10 @@ import asyncio
 import atexit
 import collections.abc
 import multiprocessing.util  # noqa: F401  (at exit it joins processes; what is registered later comes first)
-import operator
 import sys
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -29,6 +28,7 @@ from samebits.engine.messages import EngineFacts, EngineStatus, LogprobOptions, 
 from samebits.engine.service import BuildEngine
 from samebits.engine.transport import ThreadTransport
 from samebits.errors import ConfigError, RequestError
+from samebits.generation.arguments import Prompts, list_params, list_prompts
 from samebits.generation.generator import Generator
 from samebits.generation.samples import (
     Collector,
@@ -42,7 +42,6 @@ from samebits.sampling_params import ResolvedSampling, SamplingParams
 
 Result = TypeVar("Result")
 Message = Mapping[str, Any]
-Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 THREADS = "samebits-"
 """what the names of our threads begin with"""
 
@@ -136,7 +135,7 @@ class LLM:
         What is not done after `deadline_seconds` is cut short, with the finish reason `deadline`. `progress` shows
         a bar when standard error is a terminal. Raises `RequestError` naming the parameter.
         """
-        listed = _list_prompts(prompts)
+        listed = list_prompts(prompts)
         logprobs = LogprobOptions()
         if return_logprob:
             logprobs = LogprobOptions(
@@ -150,7 +149,7 @@ class LLM:
             GenerationRequest(
                 prompt, params, logprobs, use_prefix_cache=use_prefix_cache, deadline_seconds=deadline_seconds
             )
-            for prompt, params in zip(listed, _list_params(sampling_params, len(listed)), strict=True)
+            for prompt, params in zip(listed, list_params(sampling_params, len(listed)), strict=True)
         ]
         return self._run(requests, progress)
 
@@ -183,7 +182,7 @@ class LLM:
         )
         requests = [
             GenerationRequest(prompt, params, logprobs, add_special_tokens=False)
-            for prompt, params in zip(prompts, _list_params(sampling_params, len(prompts)), strict=True)
+            for prompt, params in zip(prompts, list_params(sampling_params, len(prompts)), strict=True)
         ]
         return self._run(requests, progress)
 
@@ -192,7 +191,8 @@ class LLM:
     ) -> collections.abc.Generator[str, None, None]:
         """Answer one conversation, piece by piece as it comes. Leaving the iteration early ends the request."""
         prompt = self.chat_prompt(messages)
-        request = GenerationRequest(prompt, sampling_params or SamplingParams(), add_special_tokens=False)
+        [params] = list_params(sampling_params, 1)
+        request = GenerationRequest(prompt, params, add_special_tokens=False)
         with closing(self._stream(request)) as updates:
             for update in updates:
                 if update.finish is not None and update.finish.type == "error":
@@ -203,8 +203,11 @@ class LLM:
         self, prompt: str | Sequence[int], sampling_params: SamplingParams | None = None
     ) -> Iterator[SampleOutput]:
         """Complete one prompt, a text or token ids, yielding what is new as it comes; the last one has `finish`."""
-        [listed] = _list_prompts(prompt)
-        return self._stream(GenerationRequest(listed, sampling_params or SamplingParams()))
+        listed = list_prompts(prompt)
+        if len(listed) != 1:
+            raise RequestError(f"a stream has one prompt, got {len(listed)}", "prompts")
+        [params] = list_params(sampling_params, 1)
+        return self._stream(GenerationRequest(listed[0], params))
 
     def chat_prompt(
         self,
@@ -335,42 +338,6 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ConfigError(f"unknown settings: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-
-
-def _list_prompts(prompts: Prompts) -> list[str | list[int]]:
-    """The prompts as a list. Raises `RequestError` for anything else than text and token ids."""
-    if isinstance(prompts, str):
-        return [prompts]
-    one = _token_ids(prompts)
-    if one:
-        return [one]
-    if not isinstance(prompts, Iterable):
-        raise RequestError(f"prompts are texts or lists of token ids, got {prompts!r}", "prompts")
-    found: list[str | list[int]] = []
-    for entry in prompts:
-        ids = entry if isinstance(entry, str) else _token_ids(entry)
-        if ids is None:
-            raise RequestError(f"a prompt is a text or a list of token ids, got {entry!r}", "prompts")
-        found.append(ids)
-    return found
-
-
-def _token_ids(value: object) -> list[int] | None:
-    """The whole numbers in a list, array or tensor of them; None for anything else."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        return None
-    try:
-        return [operator.index(entry) for entry in value]
-    except TypeError:
-        return None
-
-
-def _list_params(given: SamplingParams | Sequence[SamplingParams] | None, size: int) -> list[SamplingParams]:
-    if given is None or isinstance(given, SamplingParams):
-        return [given or SamplingParams()] * size
-    if len(given) != size:
-        raise RequestError(f"{len(given)} sampling_params for {size} prompts", "sampling_params")
-    return list(given)
 
 
 def _completion(

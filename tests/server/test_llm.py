@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fake_engine import CRASH_TOKEN, build_fake_engine, write_checkpoint
 
 from samebits.errors import ConfigError, EngineError, RequestError
@@ -42,7 +43,10 @@ def test_prompts_of_every_form(llm: LLM) -> None:
         [other] = llm.generate(prompts, GREEDY)
         assert other.token_ids == text.token_ids
     assert llm.generate([], GREEDY) == []
-    for wrong in ([1.5], [None], [["a"]], 5):
+    assert [one.prompt for one in llm.generate((text for text in ("the", "same")), GREEDY)] == ["the", "same"]
+    assert [one.prompt_token_ids for one in llm.generate(torch.tensor([[5], [6]]), GREEDY)] == [(5,), (6,)]
+    assert len(llm.generate(iter(ids), GREEDY)) == 1
+    for wrong in ([1.5], [None], [["a"]], 5, b"the", [b"the"], {"prompt": "the"}, [{"prompt": "the"}]):
         with pytest.raises(RequestError):
             llm.generate(wrong, GREEDY)  # type: ignore[arg-type]
 
@@ -54,6 +58,36 @@ def test_order_and_parameters(llm: LLM) -> None:
     assert [one.prompt for one in found] == ["the", "same", "bits"]
     with pytest.raises(RequestError, match="2 sampling_params for 1"):
         llm.generate(["the"], params[:2])
+
+
+def test_parameters_of_wrong_types_are_named(llm: LLM) -> None:
+    wrong: dict[str, Any] = {
+        "stop": "###",
+        "choice": "yes",
+        "stop_token_ids": 5,
+        "temperature": "0.8",
+        "n": 1.5,
+        "logit_bias": {"5": 1.0},
+    }
+    for name, value in wrong.items():
+        with pytest.raises(RequestError, match=name) as caught:
+            llm.generate("the", SamplingParams(**{name: value}))
+        assert caught.value.field == name
+        with pytest.raises(RequestError, match=name):
+            llm.stream("the", SamplingParams(**{name: value}))
+    for given in ({"temperature": 0.0}, [None], "the"):
+        with pytest.raises(RequestError, match="sampling_params"):
+            llm.generate("the", given)  # type: ignore[arg-type]
+    numbers: dict[str, Any] = {
+        "temperature": np.float32(0.5),
+        "max_new_tokens": np.int64(3),
+        "stop_token_ids": list(np.arange(2)),
+        "logit_bias": {np.int64(7): 1},
+    }
+    [one] = llm.generate("the", SamplingParams(**numbers))
+    assert one.sampling.temperature == 0.5
+    assert one.sampling.stop_token_ids == [0, 1]
+    assert one.sampling.logit_bias == {7: 1.0}
 
 
 def test_n_and_replay(llm: LLM) -> None:
@@ -114,6 +148,8 @@ def test_streams(llm: LLM) -> None:
     assert "".join(llm.stream_chat(MESSAGES, params)) == llm.chat(MESSAGES, params)[0].text
     with pytest.raises(RequestError, match="n must be 1"):
         next(llm.stream("the", SamplingParams(n=2)))
+    with pytest.raises(RequestError, match="one prompt, got 2"):
+        llm.stream(["the", "same"], params)  # type: ignore[arg-type]
 
 
 def test_leaving_a_stream_ends_the_request(llm: LLM) -> None:
