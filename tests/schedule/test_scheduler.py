@@ -60,6 +60,22 @@ def test_higher_priority_goes_first() -> None:
     assert bench.served == ["higher", "high", "common", "low"]
 
 
+def test_those_who_left_while_they_waited_do_not_pile_up() -> None:
+    bench = Bench(max_running=1)
+    waiting = bench.add("waits", 4)
+    for number in range(1000):
+        while len(bench.scheduler.requests()) < 3:
+            bench.add(f"important {bench.arrivals}", 4, priority=1, start=bench.arrivals)
+        left = bench.add(f"leaves {number}", 4, start=number)
+        bench.step()
+        bench.scheduler.finish(left)
+        bench.scheduler.check()
+    assert waiting.phase is Phase.WAITING, "the load of higher priority went on"
+    assert len(bench.scheduler._waiting) < 100
+    bench.run()
+    assert waiting.phase is Phase.FINISHED
+
+
 def test_a_more_important_prompt_goes_before_one_that_is_half_computed() -> None:
     bench = Bench(step_tokens=8)
     bench.add("common", 40)

@@ -31,6 +31,7 @@ from samebits.schedule.sharing import PageSharing
 
 _LAST = (math.inf, 0)
 """An order after everybody's."""
+_FEWEST_TO_CLEAR = 64
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,10 @@ class Scheduler:
             self._leave_running(request)
         else:
             self._waiting_count -= 1  # its heap entry is dropped when it comes up
+            if len(self._waiting) > 2 * self._waiting_count + _FEWEST_TO_CLEAR:
+                # Behind requests of higher priority it may never come up, and such entries must not pile up.
+                self._waiting = [entry for entry in self._waiting if entry[1].phase is Phase.WAITING]
+                heapq.heapify(self._waiting)
         request.phase = Phase.FINISHED
 
     # The step
