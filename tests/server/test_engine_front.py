@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -51,6 +51,10 @@ def request(rid: str, first: int = 5, tokens: int = 4) -> EngineRequest:
 
 async def collect(engine: AsyncEngine, wanted: EngineRequest) -> list[RequestEvent]:
     return [event async for event in engine.stream(wanted)]
+
+
+async def collect_rest(events: AsyncGenerator[RequestEvent, None]) -> list[RequestEvent]:
+    return [event async for event in events]
 
 
 def tokens_of(events: list[RequestEvent]) -> list[int]:
@@ -150,6 +154,25 @@ def test_death_fails_everything_at_once(kind: str, token: int, cause: str, folde
             await collect(engine, request("later"))
         with pytest.raises(EngineError, match=cause):
             await engine.status()
+
+    play(kind, folder, scenario)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_that_is_whole_outlives_the_engine(kind: str, folder: Path) -> None:
+    async def scenario(engine: AsyncEngine) -> None:
+        whole = tokens_of(await collect(engine, request("before", tokens=20)))
+        slow, cut = engine.stream(request("slow", tokens=20)), engine.stream(request("cut", tokens=2000))
+        found = [*(await anext(slow)).token_ids]
+        assert (await anext(cut)).token_ids
+        while (await engine.status()).running > 1:  # its end is under way before the reply
+            await asyncio.sleep(0.01)
+        with pytest.raises(EngineError, match="went wrong"):
+            await collect(engine, request("fatal", first=CRASH_TOKEN))
+        found += [token_id async for event in slow for token_id in event.token_ids]
+        assert found == whole
+        with pytest.raises(EngineError, match="went wrong"):
+            await collect_rest(cut)
 
     play(kind, folder, scenario)
 

@@ -125,8 +125,10 @@ class AsyncEngine:
         try:
             self._transport.send(request)
             while not finished:
-                await mailbox.news.wait()
-                self._check_alive()
+                if self.failure is None:
+                    await mailbox.news.wait()
+                if not mailbox.events:  # what had come before the engine died is good
+                    self._check_alive()
                 event = mailbox.take()
                 finished = event.finish is not None
                 _raise_refusal(event)
