@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import msgspec
 import pytest
 from small_engine import LOOPS, bits, bits_alone, request, run, small_engine, steps, streams
@@ -9,6 +11,7 @@ from small_engine import LOOPS, bits, bits_alone, request, run, small_engine, st
 from samebits.engine.messages import AbortRequest, EngineRequest
 from samebits.engine.validate import QueueFullError
 from samebits.errors import RequestError
+from samebits.schedule.request import Request
 from samebits.verify.simulation.models import FAKE_RECIPE
 from samebits.verify.simulation.sabotage import FaultPlan
 from samebits.verify.simulation.scenario import FaultKind, Loop
@@ -109,6 +112,18 @@ def test_abort_all_empties_the_engine() -> None:
     assert not engine.scheduler.requests()
     engine.abort(AbortRequest(rid="nobody"))
     assert not engine.has_work()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_nothing_is_kept_of_requests_that_ended(loop: Loop) -> None:
+    """Their prompt logprobs may be larger than all else that an idle engine holds."""
+    engine = small_engine(loop=loop)
+    before = {id(entry) for entry in gc.get_objects() if type(entry) is Request}
+    run(engine, mixed_requests())
+    gc.collect()
+    kept = [entry for entry in gc.get_objects() if type(entry) is Request and id(entry) not in before]
+    assert [entry.rid for entry in kept] == []
+    engine.close()
 
 
 def test_a_request_longer_than_a_page_pool_is_refused_and_one_as_long_is_served() -> None:

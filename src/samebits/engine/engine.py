@@ -100,7 +100,8 @@ class Engine:
         self._masks: dict[Request, RequestMasks] = {}
         self._held: list[HeldRow] = []
         self._deadlines = Deadlines()
-        self._slot_owner: list[Request | None] = [None] * self.scheduler.limits.max_running
+        self._slot_owner = [-1] * self.scheduler.limits.max_running
+        """arrival of the request whose parameters each slot has; not the request, which would be kept for it"""
 
     def submit(self, request: EngineRequest) -> None:
         """Queue a request. Raises `RequestError` (`QueueFullError` when it may be sent again later)."""
@@ -220,7 +221,7 @@ class Engine:
 
     def _step_of(self, chunks: list[Chunk], late: list[HeldRow]) -> PreparedStep:
         for chunk in chunks:
-            if self._slot_owner[chunk.request.slot] is not chunk.request:
+            if self._slot_owner[chunk.request.slot] != chunk.request.arrival:
                 self._load_sampler(chunk.request)
         limits, table = self.scheduler.limits, self.scheduler.page_table
         return prepare_step(chunks, table, limits.page_tokens, self._sampler_table, self._masks, late)
@@ -295,7 +296,7 @@ class Engine:
             wait(masks, timeout=self.mask_wait_seconds, return_when=FIRST_COMPLETED)
 
     def _load_sampler(self, request: Request) -> None:
-        self._slot_owner[request.slot] = request
+        self._slot_owner[request.slot] = request.arrival
         if request.queued_microseconds < 0:
             request.queued_microseconds = round(1e6 * (self.clock() - request.submitted))
         self._sampler_table.load(request)
