@@ -68,13 +68,14 @@ def test_parameters_of_wrong_types_are_named(llm: LLM) -> None:
         "temperature": "0.8",
         "n": 1.5,
         "logit_bias": {"5": 1.0},
+        "regex": "\ud800",
     }
     for name, value in wrong.items():
         with pytest.raises(RequestError, match=name) as caught:
             llm.generate("the", SamplingParams(**{name: value}))
         assert caught.value.field == name
         with pytest.raises(RequestError, match=name):
-            llm.stream("the", SamplingParams(**{name: value}))
+            next(llm.stream("the", SamplingParams(**{name: value})))
     for given in ({"temperature": 0.0}, [None], "the"):
         with pytest.raises(RequestError, match="sampling_params"):
             llm.generate("the", given)  # type: ignore[arg-type]

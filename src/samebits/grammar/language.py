@@ -76,7 +76,10 @@ def regex_part(expression: object, field: str) -> Part:
     if not isinstance(expression, str):
         raise RequestError(f"{field} must be a regular expression: a string", field, "invalid_type")
     _check_size(expression, field)
-    made = json.loads(llguidance.LLMatcher.grammar_from_regex(expression))
+    try:
+        made = json.loads(llguidance.LLMatcher.grammar_from_regex(expression))
+    except ValueError as error:  # a lone surrogate, which is in no text
+        raise RequestError(f"{field}: {_first_line(error)}", field, "invalid_value") from error
     return _part({"lark_grammar": made["grammars"][0]["lark_grammar"]}, field)
 
 
