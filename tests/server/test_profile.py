@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,20 @@ def test_a_client_names_no_folder_and_needs_a_key(profiled: LiveServer) -> None:
         assert profiled.post(path).status_code == 401
 
 
+def test_a_trace_that_cannot_be_written_costs_nobody_the_engine(profiled: LiveServer) -> None:
+    status, begun = post(profiled, "/start_profile")
+    assert status == 200
+    assert isinstance(begun, dict)
+    shutil.rmtree(Path(begun["traces"][0]).parent)
+    status, body = post(profiled, "/stop_profile")
+    assert status == 400
+    assert begun["traces"][0] in body["error"]["message"]  # type: ignore[index]
+    assert post(profiled, "/generate", SHORT)[0] == 200, "the engine goes on"
+    for _ in range(2):  # in the same second, too
+        assert post(profiled, "/start_profile")[0] == 200
+        assert post(profiled, "/stop_profile")[0] == 200
+
+
 def test_off_unless_a_folder_is_set(server: LiveServer) -> None:
     for path in ("/start_profile", "/stop_profile"):
         response = server.post(path)
@@ -91,6 +106,18 @@ def test_a_forgotten_recording_ends_by_itself(tmp_path: Path) -> None:
         profiler.stop()
 
 
+def test_a_forgotten_recording_that_cannot_be_written_costs_no_step(tmp_path: Path) -> None:
+    profiler = Profiler(most_steps=1)
+    path = profiler.start(str(tmp_path / "gone"))
+    shutil.rmtree(tmp_path / "gone")
+    assert profiler.step(lambda: 7) == 7
+    assert not profiler.is_running
+    with pytest.raises(ProfileError, match=path):
+        profiler.stop()
+    with pytest.raises(ProfileError, match="no profile"):
+        profiler.stop()
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ProfileError, match="file"):
@@ -100,4 +127,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_replicas_name_all_their_traces() -> None:
     replies = [ProfileReply(call=3, paths=["a"]), ProfileReply(call=3, paths=["b"])]
     assert joined_replies(replies) == ProfileReply(call=3, paths=["a", "b"])
+    failed = [replies[0], ProfileReply(call=3, error="no space")]
+    assert joined_replies(failed).error == "no space"  # type: ignore[union-attr]
     assert not isinstance(joined_replies([replies[0]]), EngineStatus)

@@ -26,9 +26,10 @@ class Profiler:
         self._most_steps = most_steps
         self._recording: Any = None
         self._steps = 0
+        self._number = 0
         self._path = Path()
-        self._ended: str | None = None
-        """the file of a recording that ended by itself, until it is asked for"""
+        self._ended: str | ProfileError | None = None
+        """the file of a recording that ended by itself, or why there is none, until it is asked for"""
 
     @property
     def is_running(self) -> bool:
@@ -39,7 +40,8 @@ class Profiler:
         if self.is_running or self._ended is not None:
             raise ProfileError("a profile is being recorded already: /stop_profile ends it")
         name = time.strftime("samebits-%Y%m%d-%H%M%S")
-        self._path = Path(folder) / f"{name}-{os.getpid()}.trace.json.gz"
+        self._number += 1  # several may begin in one second
+        self._path = Path(folder) / f"{name}-{os.getpid()}-{self._number}.trace.json.gz"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.touch(exist_ok=False)
@@ -51,10 +53,12 @@ class Profiler:
         return str(self._path)
 
     def stop(self) -> str:
-        """End and write; returns the file. Raises `ProfileError`."""
+        """End and write; returns the file. Raises `ProfileError`, also where it could not be written."""
         if self._ended is not None:
-            path, self._ended = self._ended, None
-            return path
+            ended, self._ended = self._ended, None
+            if isinstance(ended, ProfileError):
+                raise ended
+            return ended
         if not self.is_running:
             raise ProfileError("no profile is being recorded: /start_profile begins one")
         return self._write()
@@ -67,13 +71,19 @@ class Profiler:
             result = make()
         self._steps += 1
         if self._steps >= self._most_steps:
-            self._ended = self._write()
+            try:
+                self._ended = self._write()
+            except ProfileError as error:
+                self._ended = error
         return result
 
     def _write(self) -> str:
         recording, self._recording = self._recording, None
-        recording.stop()
-        recording.export_chrome_trace(str(self._path))
+        try:
+            recording.stop()
+            recording.export_chrome_trace(str(self._path))
+        except Exception as error:  # a full disk, a folder that is gone: no reason for requests to end
+            raise ProfileError(f"the trace {self._path} could not be written: {error}") from error
         return str(self._path)
 
 

@@ -132,7 +132,8 @@ def joined_replies(replies: Sequence[Reply]) -> Reply:
     if isinstance(first, ProfileReply):
         profiles = [reply for reply in replies if isinstance(reply, ProfileReply)]
         paths = [path for reply in profiles for path in reply.paths]
-        return ProfileReply(call=first.call, paths=paths, error=first.error)
+        error = next((reply.error for reply in profiles if reply.error), "")
+        return ProfileReply(call=first.call, paths=paths, error=error)
     sums: dict[str, object] = {}
     for name in first.__struct_fields__:
         values = [getattr(reply, name) for reply in replies]
