@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -95,6 +95,9 @@ class LLM:
         engine_config = resolve(EngineConfig, settings)
         if engine_config.data_parallel != 1:
             raise ConfigError("data_parallel is for a server: an LLM is one engine")
+        if "max_waiting" not in settings:
+            # The queue's limit protects a server from its clients; here all prompts of a call are there already.
+            engine_config = replace(engine_config, max_waiting=sys.maxsize)
         transport = ThreadTransport(model_config, engine_config, build)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"{THREADS}front", daemon=True)

@@ -18,6 +18,8 @@ import pytest
 import torch
 from fake_engine import CRASH_TOKEN, build_fake_engine, write_checkpoint
 
+from samebits.config import EngineConfig
+from samebits.engine.validate import QueueFullError
 from samebits.errors import ConfigError, EngineError, RequestError
 from samebits.llm import LLM
 from samebits.sampling_params import SamplingParams
@@ -228,6 +230,16 @@ def test_a_crash_is_an_engine_error(tmp_path: Path) -> None:
             llm.generate([[CRASH_TOKEN]])
         with pytest.raises(EngineError, match="went wrong"):
             llm.generate("the")
+
+
+def test_a_call_may_have_any_number_of_prompts(tmp_path: Path) -> None:
+    folder = str(write_checkpoint(tmp_path))
+    prompts = [[5 + number % 50] for number in range(EngineConfig.max_waiting + 200)]
+    with LLM(folder, build=build_fake_engine) as llm:
+        found = llm.generate(prompts, SamplingParams(temperature=0.0, max_new_tokens=1))
+        assert [list(one.prompt_token_ids) for one in found] == prompts
+    with LLM(folder, build=build_fake_engine, max_waiting=3) as llm, pytest.raises(QueueFullError):
+        llm.generate(prompts[:100], GREEDY)
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:
