@@ -286,7 +286,7 @@ class LLM:
             if threading.current_thread() is self._thread:
                 # Garbage is collected in any thread, and the front's own cannot wait for itself.
                 self._loop.create_task(_await(updates.aclose()))
-            else:
+            elif self._finalizer.alive:
                 self._wait(updates.aclose())
 
     async def _collect(self, samples: list[Sample], finished: Callable[[int], object]) -> list[SampleOutput]:

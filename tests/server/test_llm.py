@@ -217,9 +217,16 @@ def test_interrupt_stops_cleanly(llm: LLM) -> None:
 
 
 def test_closing(tmp_path: Path) -> None:
-    llm = LLM(str(write_checkpoint(tmp_path)), build=build_fake_engine)
+    llm = LLM(str(write_checkpoint(tmp_path, delay=0.003)), build=build_fake_engine)
+    left = llm.stream([5], SamplingParams(max_new_tokens=2000, ignore_eos=True))
+    going_on = llm.stream([5], SamplingParams(max_new_tokens=2000, ignore_eos=True))
+    assert next(left).token_ids
+    assert next(going_on).token_ids
     llm.close()
     llm.close()
+    left.close()  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="closed"):
+        next(going_on)
     with pytest.raises(ConfigError, match="closed"):
         llm.generate("the")
 
