@@ -22,7 +22,17 @@ CLAUSES = {
     "best_of_chunks", "scores_of_chunks", "choose_tokens",
 }  # fmt: skip
 """Kernels that have no other candidate."""
-COPYING = ("index", "copy", "TensorAssign", "Fill", "clamp", "arange", "CUDAFunctor_add", "sub", "BUnaryFunctor")
+COPYING = (
+    "index",
+    "copy",
+    "TensorAssign",
+    "Fill",
+    "clamp",
+    "arange",
+    "CUDAFunctor_add",
+    "sub",
+    "BUnaryFunctor",
+)
 """Parts of the (mangled) names of torch's kernels that move integers."""
 
 

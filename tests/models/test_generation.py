@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from samebits.config import ModelConfig
 from samebits.errors import ModelFileError
 from samebits.models.generation import end_tokens, read_generation, sampling_defaults
 from samebits.models.hf_config import ConfigReader
+from samebits.models.load import read_model_files
+from samebits.models.locate import SHAPES
 from samebits.sampling_params import SamplingDefaults
 
 
@@ -73,8 +76,25 @@ def test_unusable_values_are_refused(tmp_path: Path, field: str, value: object) 
 
 def test_end_tokens_are_the_union() -> None:
     config = ConfigReader({"eos_token_id": 7}, "config.json")
-    assert end_tokens(config, ConfigReader({"eos_token_id": [9, 7]}, "g")) == (7, 9)
-    assert end_tokens(config, ConfigReader({}, "g")) == (7,)
-    assert end_tokens(ConfigReader({}, "c"), ConfigReader({"eos_token_id": 0}, "g")) == (0,)
+    assert end_tokens(config, ConfigReader({"eos_token_id": [9, 7]}, "g"), 10) == (7, 9)
+    assert end_tokens(config, ConfigReader({}, "g"), 10) == (7,)
+    assert end_tokens(ConfigReader({}, "c"), ConfigReader({"eos_token_id": 0}, "g"), 10) == (0,)
     with pytest.raises(ModelFileError, match="'eos_token_id'"):
-        end_tokens(config, ConfigReader({"eos_token_id": [1.5]}, "generation_config.json"))
+        end_tokens(config, ConfigReader({"eos_token_id": [1.5]}, "generation_config.json"), 10)
+
+
+def test_end_tokens_outside_of_the_vocabulary_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    config = ConfigReader({"eos_token_id": [7, 10]}, "config.json")
+    assert end_tokens(config, ConfigReader({"eos_token_id": 99}, "g"), 10) == (7,)
+    assert "names 10, 99, outside the vocabulary [0, 10)" in caplog.text
+    caplog.clear()
+    assert end_tokens(config, ConfigReader({}, "g"), 11) == (7, 10)
+    assert not caplog.text
+
+
+def test_nothing_that_ends_a_text_lies_outside_of_the_vocabulary(tmp_path: Path) -> None:
+    """A request with a least length is not to sample them, and its row of logits has no place for others."""
+    values = json.loads((SHAPES / "tiny" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"eos_token_id": [2, values["vocab_size"]]}))
+    files = read_model_files(ModelConfig(model=str(tmp_path), load_format="dummy"))
+    assert files.end_tokens == (2,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from samebits.sampling_params import SamplingDefaults, SamplingParams
 
 FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty")
 INTEGERS = ("top_k", "max_new_tokens")
+log = logging.getLogger(__name__)
 
 
 def read_generation(folder: Path) -> ConfigReader:
@@ -49,7 +51,14 @@ def sampling_defaults(generation: ConfigReader, source: str) -> SamplingDefaults
     return msgspec.structs.replace(defaults, top_k=max(defaults.top_k, 0))
 
 
-def end_tokens(config: ConfigReader, generation: ConfigReader) -> tuple[int, ...]:
-    """Ids that end a text: those of config.json and of generation_config.json together, ascending."""
-    named = (*read_token_ids(config, "eos_token_id"), *read_token_ids(generation, "eos_token_id"))
-    return tuple(sorted(set(named)))
+def end_tokens(config: ConfigReader, generation: ConfigReader, vocabulary: int) -> tuple[int, ...]:
+    """Ids that end a text: those of config.json and of generation_config.json together, ascending. Ids outside of the
+    vocabulary, which some models name, are left out: none of them is ever sampled, and no kernel may be handed one."""
+    named = {*read_token_ids(config, "eos_token_id"), *read_token_ids(generation, "eos_token_id")}
+    beyond = sorted(token_id for token_id in named if token_id >= vocabulary)
+    if beyond:
+        log.warning(
+            "%s or %s: eos_token_id names %s, outside the vocabulary [0, %d), which is never sampled and ends no text",
+            config.source, generation.source, ", ".join(map(str, beyond)), vocabulary,
+        )  # fmt: skip
+    return tuple(sorted(named.difference(beyond)))

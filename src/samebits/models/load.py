@@ -85,7 +85,7 @@ def read_model_files(config: ModelConfig) -> ModelFiles:
     return ModelFiles(
         folder=folder,
         family=family,
-        spec=replace(spec, eos_token_ids=end_tokens(reader, generation)),
+        spec=replace(spec, eos_token_ids=end_tokens(reader, generation, spec.vocabulary)),
         context_length=context_limit(reader, config.context_length),
         sampling_defaults=sampling_defaults(generation, config.sampling_defaults),
     )

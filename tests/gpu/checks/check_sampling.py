@@ -112,6 +112,21 @@ def check_a_bad_logit_in_any_lane_fails_its_row(cpu: CpuOperators, device: torch
     assert faults.ne(0).tolist() == [False] + [True] * (count - 1)
 
 
+def check_the_smallest_temperatures(cpu: CpuOperators, device: torch.device) -> None:
+    """Float32 has no inverse of the first two. Logits are usual ones, or so small that distances are moderate ones."""
+    heats = (2.0**-149, 1e-40, 5e-39, 2.0**-126)
+    logits = torch.randn((2 * len(heats), 301), generator=torch.Generator().manual_seed(3))
+    for number, heat in enumerate(heats):
+        logits[2 * number + 1] *= 4 * heat
+    rows = [Row(temperature=heat, seed=seed) for heat in heats for seed in range(2)]
+    batch = make_batch(rows, 301)
+    expected = cpu.sample(logits, batch).token_ids
+    got = sample(logits.to(device), moved(batch, device), wants=Wants.of(batch)).token_ids
+    assert got.tolist() == expected.tolist()
+    # Noise decides some of them.
+    assert not torch.equal(expected, logits.argmax(1))
+
+
 @pytest.mark.skipif(INTERPRETED, reason="takes 9 GB")
 def check_offsets_beyond_32_bits(device: torch.device) -> None:
     """The last of so many rows that an element's place needs 33 bits."""

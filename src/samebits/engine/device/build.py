@@ -51,14 +51,7 @@ def build_device_loop(
     the other ranks where there are some."""
     started = time.monotonic()
     engine = shard.engine
-    sizes = InputSizes(
-        rows=bucket_of(limits.step_tokens),
-        requests=limits.max_running,
-        sampled=bucket_of(limits.max_running),
-        pages_per_request=limits.pages_per_request,
-        page_tokens=limits.page_tokens,
-        padding_page=shard.pages,
-    )
+    sizes = input_sizes(limits, padding_page=shard.pages)
     buckets = graph_buckets(engine) if shard.operators.captures else []
     others = ALONE
     if ranks is not None:
@@ -72,6 +65,19 @@ def build_device_loop(
         log.info("no CUDA graphs: every step is eager")
     torch.cuda.synchronize()
     return DeviceLoop(runner, ahead=engine.loop == "overlapped", ranks=ranks)
+
+
+def input_sizes(limits: SchedulerLimits, padding_page: int) -> InputSizes:
+    """Room for every step within the limits. A captured one has as many requests as its bucket has rows, which may be
+    more than ever run."""
+    return InputSizes(
+        rows=bucket_of(limits.step_tokens),
+        requests=bucket_of(limits.max_running),
+        sampled=bucket_of(limits.max_running),
+        pages_per_request=limits.pages_per_request,
+        page_tokens=limits.page_tokens,
+        padding_page=padding_page,
+    )
 
 
 def foresee_kernels(operators: Operators, spec: ModelSpec, shard: ModelShard, engine: EngineConfig) -> None:

@@ -31,6 +31,7 @@ class InputSizes:
     rows: int
     """a bucket"""
     requests: int
+    """a bucket: a captured step has as many requests as rows"""
     sampled: int
     """a bucket"""
     pages_per_request: int

@@ -38,6 +38,9 @@ from samebits.numerics.gpu.sampling_rows import (
 
 NOISE_SPAN = tl.constexpr(25.9)
 """Noise lies between -2.82 and 22.88, so an id this far below the best one cannot win."""
+LIFT = tl.constexpr(2.0**24)
+"""Gap and temperature are both multiplied by it, which leaves their quotient as it is: so the inverse of the smallest
+temperature, too, is finite, and the best id's distance 0."""
 WINNING_MARGIN = tl.constexpr(4 * ROUGHNESS.value)
 """Twice the error of a rough score, and room for the rounding of distances and sums."""
 
@@ -64,7 +67,7 @@ def load_distances(
         gap = bits_float(bits_of_order(best)) - bits_float(bits_of_order(order))
         heat = tl.load(temperature + row)
         if ROUGH:
-            distance = gap * tl.div_rn(1.0, heat)
+            distance = (gap * LIFT) * tl.div_rn(1.0, heat * LIFT)
         else:
             distance = tl.div_rn(gap, tl.zeros_like(gap) + heat)
     return ids, distance, kept
