@@ -194,7 +194,7 @@ def test_a_server_that_tells_no_ids_is_compared_by_tokens_and_bits(serve: Callab
 def test_errors_say_who_answered_what(serve: Callable[[Routes], str]) -> None:
     with pytest.raises(ConfigError, match="answers neither /model_info"):
         connect(serve(lambda method, path, body: None))
-    with pytest.raises(ConfigError, match="--url must be like"):
+    with pytest.raises(ConfigError, match="a URL looks like"):
         connect("ftp://host")
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:9"):
         connect("http://127.0.0.1:9")

@@ -13,6 +13,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from samebits.client import split_url
 from samebits.errors import ConfigError, EngineError
 from samebits.sampling_params import SamplingParams
 from samebits.verify.answers import Answer, TokenBits, float_bits
@@ -26,9 +27,7 @@ class Client:
     """JSON over HTTP to one server."""
 
     def __init__(self, url: str, api_key: str = "", timeout: float = 600.0) -> None:
-        parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--url must be like http://127.0.0.1:30000, got {url!r}")
+        parts = split_url(url)
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
         self._parts = urllib.parse.urlsplit(self.url)
         self._timeout = timeout
