@@ -220,6 +220,7 @@ def test_streams_of_others_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer_to(piece(content="a")).error == "the answer broke off"
     assert "died" in answer_to(piece(content="a"), {"error": {"message": "died"}}).error
     assert answer_to(b"nonsense").error
+    assert "utf-8" in answer_to(b'{"choices": [{"delta": {"content": "\xff"}}]}').error
 
 
 def test_command_writes_figures_and_a_picture(

@@ -156,7 +156,7 @@ async def ask_one(client: AsyncClient, plan: Plan, question: Question) -> Answer
                     answer.prompt_tokens = chunk.usage.prompt_tokens
                     answer.output_tokens = chunk.usage.completion_tokens
                     answer.counted = True
-    except (EngineError, msgspec.DecodeError) as error:
+    except (EngineError, ValueError) as error:  # a ValueError: no JSON, of another shape, or no UTF-8
         answer.error = str(error)
     answer.ended = time.perf_counter()
     answer.text = "".join(texts)
