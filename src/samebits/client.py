@@ -63,6 +63,13 @@ def split_url(url: str) -> urllib.parse.SplitResult:
     return parts
 
 
+def listed_model(listing: Any) -> dict[str, Any] | None:
+    """The first model that /v1/models lists; None where it lists none that has an id."""
+    entries = listing.get("data") if isinstance(listing, dict) else None
+    first = entries[0] if isinstance(entries, list) and entries else None
+    return first if isinstance(first, dict) and isinstance(first.get("id"), str) else None
+
+
 class AsyncClient:
     """Requests to one server. Raises `ConfigError` for a malformed URL."""
 
