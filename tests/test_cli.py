@@ -159,6 +159,7 @@ def test_sampling_flags() -> None:
         (["serve", "a", "--model", "b"], "two models named"),
         (["generate", "x", "--top-p", "2"], "top_p must lie in"),
         (["serve", "--config", "missing.toml"], "missing.toml"),
+        (["serve", "--config", sys.executable], "is not valid TOML"),
         (["verify", "--url", "http://127.0.0.1:9"], "127.0.0.1:9"),
         (["verify", "--api", "generate"], "--api is for --url"),
         (["verify", "--temperature", "-1"], "--temperature"),

@@ -101,7 +101,7 @@ def test_an_answer_that_breaks_off_is_an_error(answer: list[bytes]) -> None:
 def test_nobody_there_and_no_url() -> None:
     with pytest.raises(ServerGoneError):
         asyncio.run(AsyncClient("127.0.0.1:9").request("GET", "/"))
-    for url in ("", "ftp://host", "http://"):
+    for url in ("", "ftp://host", "http://", "http://host:99999", "host:abc", "host:0", "http://[::1"):
         with pytest.raises(ConfigError, match="looks like"):
             AsyncClient(url)
 

@@ -51,13 +51,30 @@ class RefusedError(EngineError):
         self.reply = reply
 
 
+def split_url(url: str) -> urllib.parse.SplitResult:
+    """The parts of a server's address, which may lack `http://`. Raises `ConfigError` for what is none."""
+    try:
+        parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number or too large, half a bracket
+        known = False
+    if not known:
+        raise ConfigError(f"a URL looks like http://127.0.0.1:30000, got {url!r}")
+    return parts
+
+
+def listed_model(listing: Any) -> dict[str, Any] | None:
+    """The first model that /v1/models lists; None where it lists none that has an id."""
+    entries = listing.get("data") if isinstance(listing, dict) else None
+    first = entries[0] if isinstance(entries, list) and entries else None
+    return first if isinstance(first, dict) and isinstance(first.get("id"), str) else None
+
+
 class AsyncClient:
     """Requests to one server. Raises `ConfigError` for a malformed URL."""
 
     def __init__(self, url: str, api_key: str = "", timeout: float = 3600.0) -> None:
-        parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"a URL looks like http://127.0.0.1:30000, got {url!r}")
+        parts = split_url(url)
         self._secure = parts.scheme == "https"
         self._host = parts.hostname
         self._port = parts.port or (443 if self._secure else 80)

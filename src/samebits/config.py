@@ -187,7 +187,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
             return {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 

@@ -38,6 +38,8 @@ def _kernels(*tensors: Tensor | None) -> ModuleType:
             raise NumericsError(
                 f"samebits.ops wants bf16, fp16 or fp32 tensors alike on one device, not {found}"
             )
+        if tensor.is_neg():  # the kernels read the memory behind it, which holds the opposite sign
+            raise NumericsError("samebits.ops cannot read a negated view: use resolve_neg()")
         if tensor.requires_grad and torch.is_grad_enabled():
             raise NumericsError("samebits.ops has no gradients: use torch.no_grad() or detach()")
     if kind == "cuda":
@@ -53,35 +55,51 @@ def _kernels(*tensors: Tensor | None) -> ModuleType:
 
 def _rows(x: Tensor, dim: int) -> tuple[Tensor, int]:
     """x with `dim` last, as [rows, width]; and `dim` counted from the front."""
-    place = dim % x.dim()
+    place = _place(x, dim)
     moved = x.movedim(place, -1)
-    return moved.reshape(-1, moved.shape[-1]), place
+    return moved.reshape(moved.shape[:-1].numel(), moved.shape[-1]), place
+
+
+def _place(x: Tensor, dim: int) -> int:
+    """`dim` counted from the front. Raises NumericsError where x has no such dimension."""
+    if not -x.dim() <= dim < x.dim():
+        raise NumericsError(f"dim {dim} is none of the {x.dim()} dimensions of x")
+    return dim % x.dim()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """weight * (x / sqrt(mean(x**2) + eps)) over the last dimension. x [..., width], weight [width]."""
     if weight.shape != x.shape[-1:]:
         raise NumericsError(f"norm weight has shape {list(weight.shape)}, the rows are {x.shape[-1]} wide")
-    y: Tensor = _kernels(x, weight).rms_norm(x.reshape(-1, x.shape[-1]), weight, eps)
+    kernels = _kernels(x, weight)
+    if not x.numel():
+        return torch.empty_like(x)
+    y: Tensor = kernels.rms_norm(x.reshape(-1, x.shape[-1]), weight, eps)
     return y.view(x.shape)
 
 
 def mean(x: Tensor, dim: int | Sequence[int] = -1, keepdim: bool = False) -> Tensor:
     """Mean over one dimension, or over several: they become one row, in the order given."""
-    dims = [one % x.dim() for one in ([dim] if isinstance(dim, int) else dim)]
+    dims = [_place(x, one) for one in ([dim] if isinstance(dim, int) else dim)]
     if not dims or len(set(dims)) < len(dims):
         raise NumericsError(f"dim must name one or more different dimensions, not {dim}")
     kept = [one for one in range(x.dim()) if one not in dims]
     shape = [x.shape[one] for one in kept]
-    width = x.numel() // max(1, torch.Size(shape).numel())
-    y: Tensor = _kernels(x).mean(x.permute(*kept, *dims).reshape(-1, width))
+    rows, width = torch.Size(shape).numel(), torch.Size(x.shape[one] for one in dims).numel()
+    kernels = _kernels(x)
+    if not width:
+        raise NumericsError("there is no mean of no elements")
+    y: Tensor = kernels.mean(x.permute(*kept, *dims).reshape(rows, width)) if rows else x.new_empty(0)
     return y.view([1 if one in dims else x.shape[one] for one in range(x.dim())] if keepdim else shape)
 
 
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     """x minus its log-sum-exp over `dim`, one rounded difference in float32."""
     rows, place = _rows(x, dim)
-    lse: Tensor = _kernels(x).log_sum_exp(rows)
+    kernels = _kernels(x)
+    if not x.numel():
+        return torch.empty_like(x)
+    lse: Tensor = kernels.log_sum_exp(rows)
     values = (rows.float() - lse[:, None]).to(x.dtype)
     shape = x.movedim(place, -1).shape
     return values.view(shape).movedim(-1, place)
@@ -89,10 +107,13 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., in] times weight [out, in] transposed, plus bias [out]: GEMM clause."""
-    if x.shape[-1] != weight.shape[-1] or weight.dim() != 2:
+    if not x.dim() or weight.dim() != 2 or not x.shape[-1] == weight.shape[-1] > 0:
         raise NumericsError(f"linear: x {list(x.shape)} does not fit weight {list(weight.shape)}")
-    y: Tensor = _kernels(x, weight, bias).linear(x.reshape(-1, x.shape[-1]), weight, bias)
-    return y.view(*x.shape[:-1], weight.shape[0])
+    kernels, shape = _kernels(x, weight, bias), (*x.shape[:-1], weight.shape[0])
+    if not torch.Size(shape).numel():
+        return x.new_empty(shape)
+    y: Tensor = kernels.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+    return y.view(shape)
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
@@ -113,6 +134,14 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([mm(left, right) for left, right in zip(a, b, strict=True)])
 
 
+def _mv(a: Tensor, b: Tensor) -> Tensor:
+    return mm(a, b[:, None])[:, 0]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return mm(a[None], b[:, None])[0, 0]
+
+
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     if beta != 1 or alpha != 1 or bias.shape != (b.shape[1],):
         raise NumericsError("BatchInvariant serves addmm with a bias of one row, beta = alpha = 1")
@@ -131,16 +160,29 @@ def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
 ATEN = torch.ops.aten
 SERVED: dict[Any, Callable[..., Tensor]] = {
     ATEN.mm.default: mm,
+    ATEN.mv.default: _mv,
+    ATEN.dot.default: _dot,
     ATEN.addmm.default: _addmm,
     ATEN.bmm.default: bmm,
     ATEN.mean.dim: _mean,
     ATEN._log_softmax.default: _log_softmax,
 }
+INTO: dict[Any, Callable[..., Tensor]] = {
+    ATEN.mm.out: mm,
+    ATEN.mv.out: _mv,
+    ATEN.dot.out: _dot,
+    ATEN.addmm.out: _addmm,
+    ATEN.bmm.out: bmm,
+    ATEN.mean.out: _mean,
+    ATEN._log_softmax.out: _log_softmax,
+}
+"""The same, into a tensor that is given as `out`."""
 
 
 class BatchInvariant(TorchDispatchMode):
-    """Within this context torch's mm, addmm, bmm, mean over dimensions and log_softmax (and what torch makes of them:
-    linear layers, matmul) are served by this module for bf16, fp16 and fp32 tensors without gradients.
+    """Within this context torch's mm, mv, dot, addmm, bmm, mean over dimensions and log_softmax (and what torch makes
+    of them: linear layers, matmul) are served by this module for bf16, fp16 and fp32 tensors without gradients, into
+    `out` too.
 
     Every other operator of torch is torch's: attention, convolution, sum and softmax keep no promise.
     """
@@ -148,10 +190,22 @@ class BatchInvariant(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        served = SERVED.get(func)
-        if served is None or args[0].dtype not in DTYPES:
-            return func(*args, **(kwargs or {}))
+        given = dict(kwargs or {})
+        served = SERVED.get(func) or INTO.get(func)
+        if served is None:
+            return self._parts(func, args, given)
+        if args[0].dtype not in DTYPES:
+            return func(*args, **given)
+        out = given.pop("out", None)
         with torch.no_grad():
-            return served(
-                *(one.detach() if isinstance(one, Tensor) else one for one in args), **(kwargs or {})
-            )
+            y = served(*(one.detach() if isinstance(one, Tensor) else one for one in args), **given)
+            return y if out is None else out.resize_(y.shape).copy_(y)
+
+    def _parts(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What is torch's own. In torch.inference_mode() functions that are made of others, such as linear and matmul,
+        come here whole: their parts come here in their turn."""
+        if func is torch.ops.prim.device.default:  # its only part is itself
+            return func(*args, **kwargs)
+        with self:
+            y = func.decompose(*args, **kwargs)
+        return func(*args, **kwargs) if y is NotImplemented else y

@@ -26,7 +26,11 @@ def read_tokenizer(folder: str | Path) -> tuple[tokenizers.Tokenizer, dict[str, 
         raise ModelFileError(f"{path} is not a tokenizer that can be read: {error}") from error
     config = read_json_object(Path(folder) / "tokenizer_config.json")
     named = _named_tokens(folder, config)
-    _add_missing_tokens(backend, config, named)
+    try:
+        _add_missing_tokens(backend, config, named)
+    except ValueError as error:
+        path = Path(folder) / "tokenizer_config.json"
+        raise ModelFileError(f"{path}: added_tokens_decoder names tokens by their ids: {error}") from error
     backend.no_truncation()
     backend.no_padding()
     return backend, named

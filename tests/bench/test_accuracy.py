@@ -129,8 +129,14 @@ def test_bundled_problems_and_bad_files(tmp_path: Path) -> None:
         path.write_text('{"question": "a", "answer": "#### 1"}\n' + line)
         with pytest.raises(ConfigError, match=f"set.jsonl:2.*{words}"):
             read_problems(path)
+    path.write_text('{"question": "one\u2028two\u0085three", "answer": "#### 1"}\n')
+    assert [problem.question for problem in read_problems(path)] == ["one\u2028two\u0085three"]
     with pytest.raises(ConfigError, match="cannot read"):
         read_problems(tmp_path / "missing")
+
+
+def test_half_a_surrogate_pair_is_an_answer_like_others() -> None:
+    assert len({Trial(1, 0, (answer,), 0, 1.0).digest for answer in ("\ud800", "\ud801", "?")}) == 3
 
 
 def test_command_at_a_url(fake: LiveServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

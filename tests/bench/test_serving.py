@@ -85,6 +85,7 @@ def test_sharegpt_file(tmp_path: Path) -> None:
         {"conversations": [{"value": f"question number {number} " + "x " * number}, {"value": "y " * 9}]}
         for number in range(1, 60)
     ]
+    talks.append({"conversation": talks.pop()["conversations"]})
     talks += [{"conversations": [{"value": "alone"}]}, {"conversations": []}, {"id": 3}]
     path = tmp_path / "talks.json"
     path.write_text(json.dumps(talks))
@@ -213,9 +214,13 @@ def test_streams_of_others_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         piece(role="assistant", content=""), piece(reasoning_content="hm "), piece(content="a"), piece("stop")
     )
     assert (whole.text, whole.output_tokens, whole.counted, whole.error) == ("hm a", 2, False, "")
+    assert answer_to(piece(reasoning="hm "), piece("stop", content="a")).text == "hm a", (
+        "vLLM's name of thoughts"
+    )
     assert answer_to(piece(content="a")).error == "the answer broke off"
     assert "died" in answer_to(piece(content="a"), {"error": {"message": "died"}}).error
     assert answer_to(b"nonsense").error
+    assert "utf-8" in answer_to(b'{"choices": [{"delta": {"content": "\xff"}}]}').error
 
 
 def test_command_writes_figures_and_a_picture(

@@ -276,6 +276,23 @@ def test_a_batch_that_cannot_be_told_apart_is_refused(content: str, words: str, 
         read_batch(str(path))
 
 
+def test_a_line_ends_at_its_newline_alone(tmp_path: Path) -> None:
+    """Other ends of lines that Unicode knows may stand in a text of JSON as they are."""
+    path = tmp_path / "in.jsonl"
+    text = "one\u2028two\u0085three"
+    path.write_text(json.dumps(line("a", prompt=text), ensure_ascii=False) + "\r\n" + json.dumps(line("b")))
+    requests = read_batch(str(path))
+    assert [request.custom_id for request in requests] == ["a", "b"]
+    assert requests[0].body["prompt"] == text
+
+
+def test_half_a_surrogate_pair_is_written_as_it_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps(line("\ud800")))
+    (request,) = read_batch(str(path))
+    assert json.loads(answer_line(request, Reply(200, {}, b'{"text": "\\udfff"}')))["custom_id"] == "\ud800"
+
+
 def test_answers_of_another_plan_are_not_mixed(
     fake: LiveServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -202,6 +202,9 @@ def test_index_beside_a_single_file(shards: Path) -> None:
         ('{"a": 1,}', "not valid JSON"),
         ('{"a": 1, "a": 2}', "'a' stands twice"),
         ('{"a": NaN}', "NaN"),
+        ('{"a": 1e999}', "1e999 is too large"),
+        (f'{{"a": {"9" * 5000}}}', "cannot be read"),
+        ("[" * 200_000, "cannot be read"),
         ("[1]", "must hold a JSON object"),
         (b"\xff\xfe{}", "UTF-8"),
     ],
@@ -236,6 +239,11 @@ def test_ignorable_tensors(folder: Path) -> None:
     load(folder, plain_operators())
     edit_tensors(folder, lambda tensors: tensors["lm_head.weight"].view(-1)[5].add_(1.0))
     refused(folder, "lm_head.weight", "differs", "tie_word_embeddings")
+    eight = torch.float8_e4m3fn
+    edit_tensors(
+        folder, lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"].to(eight)})
+    )
+    refused(folder, "lm_head.weight", "stored as F8_E4M3")
 
 
 def test_weights_in_use_survive_the_file(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from samebits.errors import ModelFileError, UnsupportedModelError
+from samebits.errors import ConfigError, ModelFileError, UnsupportedModelError
 from samebits.models.hf_config import ConfigReader
 from samebits.models.registry import FAMILY_MODULES, family_of
 from samebits.models.spec import ModelSpec
@@ -107,6 +107,7 @@ def test_llama3_rope_is_llamas_own() -> None:
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
         ({"hidden_size": 130, "num_attention_heads": 4}, "head_dim"),
         ({"eos_token_id": "2"}, "eos_token_id"),
@@ -151,6 +152,19 @@ def test_window_that_would_be_used_is_refused() -> None:
             )
 
 
+def test_a_window_that_the_config_does_not_name_is_the_familys() -> None:
+    """A config that leaves `sliding_window` out means 4,096 in transformers, and null means none."""
+    with pytest.raises(UnsupportedModelError, match=r"'sliding_window' = 4096 .*--context-length 4096"):
+        read("mistral", max_position_embeddings=8192)
+    for family in ("qwen2", "qwen3"):
+        with pytest.raises(UnsupportedModelError, match="'sliding_window' = 4096"):
+            read(family, max_position_embeddings=8192, use_sliding_window=True, max_window_layers=3)
+        read(family, max_position_embeddings=8192)
+    read("mistral", max_position_embeddings=8192, sliding_window=None)
+    read("mistral", max_position_embeddings=8192, context_length=4096)
+    read("llama", max_position_embeddings=8192)
+
+
 def test_window_that_would_not_be_used_is_accepted() -> None:
     read("mistral", sliding_window=None)
     read("mistral", sliding_window=1024)
@@ -166,6 +180,8 @@ def test_window_that_would_not_be_used_is_accepted() -> None:
 def test_context_length_beyond_the_models_limit() -> None:
     with pytest.raises(ModelFileError, match=r"max_position_embeddings.*1025"):
         read("qwen3", context_length=1025)
+    with pytest.raises(ConfigError, match="--context-length must not be negative"):
+        read("qwen3", context_length=-1)
 
 
 def test_dtype_and_eos() -> None:

@@ -58,6 +58,7 @@ def test_null_and_off_values_are_neutral(tmp_path: Path) -> None:
     [
         ("temperature", -1.0),
         ("temperature", "hot"),
+        ("temperature", 10**400),
         ("temperature", True),
         ("top_p", 0.0),
         ("top_p", 1.5),

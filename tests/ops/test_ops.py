@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -57,6 +60,38 @@ def test_torch_functions_are_served_within_the_context() -> None:
     assert outside.shape == (300, 300)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_is_made_of_served_functions_is_served(mode: Callable[[], Any]) -> None:
+    """Inference mode hands these over whole, and not what they are made of."""
+    x = torch.randn(40, 2048, generator=torch.Generator().manual_seed(3))
+    weight, bias = torch.randn(32, 2048, generator=torch.Generator().manual_seed(4)), WEIGHT[:, 0]
+    y = ops.mm(x, weight.T)
+    with mode(), ops.BatchInvariant():
+        served = {
+            "linear": (torch.nn.functional.linear(x, weight, bias), ops.linear(x, weight, bias)),
+            "linear of one row": (torch.nn.functional.linear(x[3], weight), y[3]),
+            "matmul": (x @ weight.T, y),
+            "matrix times vector": (x @ weight[0], y[:, 0]),
+            "vector times vector": (x[0] @ weight[0], y[0, 0]),
+            "einsum": (torch.einsum("bi,oi->bo", x, weight), y),
+            "into out": (torch.mm(x, weight.T, out=torch.empty(0)), y),
+            "log_softmax": (torch.nn.functional.log_softmax(x, -1), ops.log_softmax(x)),
+        }
+    for name, (by_torch, by_name) in served.items():
+        assert torch.equal(by_torch, by_name), name
+    with mode():
+        assert not torch.equal(x @ weight.T, y), "torch has these bits by itself"
+
+
+def test_nothing_in_nothing_out() -> None:
+    with torch.no_grad(), ops.BatchInvariant():
+        assert (X[:0] @ WEIGHT.T).shape == (0, 32)
+        assert (X @ WEIGHT[:0].T).shape == (40, 0)
+        assert X[:0].mean(-1).shape == (0,)
+        assert X[:, :0].log_softmax(-1).shape == (40, 0)
+        assert ops.rms_norm(X[:0], WEIGHT[0]).shape == (0, 48)
+
+
 def test_other_operators_and_types_stay_with_torch() -> None:
     with ops.BatchInvariant():
         assert torch.equal(
@@ -74,6 +109,11 @@ def test_other_operators_and_types_stay_with_torch() -> None:
         (lambda: ops.mm(X.requires_grad_(False).clone().requires_grad_(), WEIGHT.T), "no gradients"),
         (lambda: ops.mean(X.to(torch.float64)), "bf16, fp16 or fp32"),
         (lambda: ops.bmm(X, WEIGHT), "two batches"),
+        (lambda: ops.mean(X, 2), "dim 2 is none of the 2"),
+        (lambda: ops.log_softmax(X, -3), "dim -3 is none of the 2"),
+        (lambda: ops.mean(X[:, :0]), "no mean of no elements"),
+        (lambda: ops.linear(X[:, :0], WEIGHT[:, :0]), "does not fit"),
+        (lambda: ops.linear(torch._neg_view(X), WEIGHT), "resolve_neg"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, words: str) -> None:

@@ -87,3 +87,9 @@ def test_broken_files_are_named(folder: Path, name: str) -> None:
     (folder / name).write_text("{ not json")
     with pytest.raises(ModelFileError, match=name):
         load_tokenizer(folder)
+
+
+def test_added_tokens_that_are_not_named_by_ids(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"x": {"content": "<x>"}}}')
+    with pytest.raises(ModelFileError, match=r"tokenizer_config.json: added_tokens_decoder"):
+        load_tokenizer(folder)

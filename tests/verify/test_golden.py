@@ -125,3 +125,8 @@ def test_a_file_of_something_else_is_refused(name: str, value: object, tmp_path:
     path.write_text("{}")
     with pytest.raises(ConfigError, match=r"kept\.json has no contract_version"):
         golden.read(path)
+    path.write_text("[]")
+    with pytest.raises(ConfigError, match=r"kept\.json holds no golden digests"):
+        golden.read(path)
+    with pytest.raises(ConfigError, match="cannot write"):
+        golden.write(tmp_path / "missing" / "kept.json", tiny)

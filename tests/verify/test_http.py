@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from samebits.bench.load.run import look_at
+from samebits.client import AsyncClient
+from samebits.commands import remote
 from samebits.errors import ConfigError, EngineError
 from samebits.sampling_params import SamplingParams
 from samebits.verify.answers import bits_float
@@ -194,10 +198,48 @@ def test_a_server_that_tells_no_ids_is_compared_by_tokens_and_bits(serve: Callab
 def test_errors_say_who_answered_what(serve: Callable[[Routes], str]) -> None:
     with pytest.raises(ConfigError, match="answers neither /model_info"):
         connect(serve(lambda method, path, body: None))
-    with pytest.raises(ConfigError, match="--url must be like"):
+    with pytest.raises(ConfigError, match="a URL looks like"):
         connect("ftp://host")
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:9"):
         connect("http://127.0.0.1:9")
     target = connect(serve(lambda method, path, body: {} if path == "/model_info" else None))
     with pytest.raises(EngineError, match="/generate answered 404"):
         target.encode("text")
+
+
+@pytest.mark.parametrize(
+    "listing", [{"data": [{"object": "model"}]}, {"data": ["a"]}, {"data": {"a": 1}}, [1]]
+)
+def test_a_list_of_models_of_another_form_is_none(listing: Any, serve: Callable[[Routes], str]) -> None:
+    url = serve(lambda method, path, body: listing if path == "/v1/models" else None)
+    for connect_to in (connect, remote.connect):
+        with pytest.raises(ConfigError, match="neither"):
+            connect_to(url)
+    with pytest.raises(ConfigError, match="name one with --model"):
+        asyncio.run(look_at(AsyncClient(url), ""))
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("/generate", [{"text": "x", "meta_info": {}}]),
+        ("/generate", [{"meta_info": {"output_token_logprobs": [["low", 1, None]]}}]),
+        ("/v1/completions", {}),
+        ("/v1/completions", {"choices": [{"text": "x"}]}),
+        ("/v1/completions", {"choices": [{"index": 0, "logprobs": {"tokens": ["a"], "token_logprobs": []}}]}),
+        (
+            "/v1/completions",
+            {"choices": [{"index": 0, "logprobs": {"tokens": ["a"], "token_logprobs": [1e99]}}]},
+        ),
+    ],
+)
+def test_an_answer_of_another_form_is_an_error_that_names_the_route(
+    path: str, answer: Any, serve: Callable[[Routes], str]
+) -> None:
+    models = {"/v1/models": {"data": [{"id": "a"}]}} if path.startswith("/v1") else {"/model_info": {}}
+    target = connect(serve(lambda method, asked, body: (models | {path: answer}).get(asked)))
+    with pytest.raises(EngineError, match=f"{path} answered in a form that cannot be read"):
+        target.generate([[1]], [SamplingParams(max_new_tokens=1)])
+    if path == "/generate":
+        with pytest.raises(EngineError, match="cannot be read"):
+            target.encode("text")

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from samebits.errors import ConfigError
+from samebits.errors import ConfigError, EngineError
+from samebits.verify.answers import Answer, TokenBits
 from samebits.verify.modes import MODES, Settings
 from samebits.verify.run import as_json, mode_names, outcome_lines, run, table
 
@@ -99,6 +100,39 @@ def test_what_does_not_fit_the_context_is_left_out_and_said() -> None:
     assert outcome.passed
     assert [note for note in outcome.notes if "4097" in note]
     assert check(FakeTarget(context_length=1024), "mixed", 0.0).passed
+
+
+@pytest.mark.parametrize("mode", ["prefix", "radix_cache"])
+def test_a_context_without_any_room_is_refused(mode: str) -> None:
+    with pytest.raises(ConfigError, match="a context of 24 tokens has no room"):
+        check(FakeTarget(context_length=24), mode, 0.0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_honest_target_passes_with_answers_of_one_token(mode: str) -> None:
+    assert check(FakeTarget(), mode, 0.0, Settings(trials=6, max_new_tokens=1)).passed
+    assert not check(FakeTarget("cache"), "radix_cache", 0.0, Settings(trials=6, max_new_tokens=1)).passed
+
+
+def test_texts_in_place_of_ids_accuse_nobody() -> None:
+    """What can be compared without ids is; what cannot is said, and is no difference."""
+
+    class Texts(FakeTarget):
+        def generate(self, prompts, sampling, score_prompt=False):
+            answers = super().generate(prompts, sampling, score_prompt)
+            told = [
+                [TokenBits(f"t{entry.token}", entry.bits) for entry in answer.output] for answer in answers
+            ]
+            return [
+                Answer(tuple(output), answer.prompt, answer.cached_tokens)
+                for output, answer in zip(told, answers, strict=True)
+            ]
+
+    outcome = check(Texts(), "radix_cache", 0.0)
+    assert outcome.passed and "one token further was not asked for" in outcome.notes[0]
+    assert not check(Texts("cache"), "radix_cache", 0.0).passed
+    with pytest.raises(EngineError, match="p_vs_d must score the same tokens"):
+        check(Texts(), "p_vs_d", 0.0)
 
 
 def test_a_target_without_a_cache_is_told_apart() -> None:

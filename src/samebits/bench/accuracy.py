@@ -59,7 +59,7 @@ class Trial:
         """SHA-256 of the answers."""
         whole = hashlib.sha256()
         for answer in self.answers:
-            whole.update(hashlib.sha256(answer.encode()).digest())
+            whole.update(hashlib.sha256(answer.encode(errors="surrogatepass")).digest())
         return whole.hexdigest()
 
 
@@ -79,7 +79,7 @@ def read_problems(path: Path) -> list[Problem]:
     """
     problems = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(lines, 1):

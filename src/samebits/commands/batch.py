@@ -45,7 +45,7 @@ def read_batch(path: str) -> list[BatchRequest]:
     """The requests of a file, or of standard input for `-`. Raises `ConfigError` naming the line: a line that is no
     request, or whose `custom_id` is missing or not its own, could not be told from others in the answers."""
     try:
-        lines = sys.stdin.readlines() if path == "-" else Path(path).read_text(encoding="utf-8").splitlines()
+        lines = sys.stdin.readlines() if path == "-" else Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the batch {path}: {getattr(error, 'strerror', error)}") from error
     requests: list[BatchRequest] = []
@@ -101,7 +101,10 @@ def answer_line(request: BatchRequest, reply: Reply | None) -> bytes:
             "request_id": reply.headers.get("x-request-id", ""),
             "body": reply.json(),
         }
-    return json.dumps(answer, ensure_ascii=False).encode() + b"\n"
+    try:
+        return json.dumps(answer, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can only spell as an escape
+        return json.dumps(answer).encode() + b"\n"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samebits.client import listed_model
 from samebits.commands.asked import Asked, add_asked, open_asked
 from samebits.commands.flags import add_settings, command, positive, quieten
 from samebits.config import EngineConfig, ModelConfig
@@ -144,7 +145,7 @@ async def run_trials(options: argparse.Namespace, exam: Exam) -> tuple[dict[str,
 
 async def first_model(server: Asked) -> str:
     """The model that the server lists first."""
-    listing = (await server.request("GET", "/v1/models")).json()
-    if not isinstance(listing, dict) or not listing.get("data"):
+    listed = listed_model((await server.request("GET", "/v1/models")).json())
+    if listed is None:
         raise ConfigError("the server's /v1/models lists no model")
-    return str(listing["data"][0]["id"])
+    return str(listed["id"])

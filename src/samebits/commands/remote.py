@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from samebits.client import listed_model
 from samebits.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -27,9 +28,8 @@ def connect(url: str, api_key: str = "") -> NativeServer | OpenAiServer:
     from samebits.verify.http import Client
 
     client = Client(url, api_key)
-    models = client.probe("/v1/models")
-    if isinstance(models, dict) and models.get("data"):
-        return OpenAiServer(client, models["data"][0]["id"])
+    if model := listed_model(client.probe("/v1/models")):
+        return OpenAiServer(client, model["id"])
     facts = client.probe("/model_info")
     if isinstance(facts, dict):
         return NativeServer(client, facts)

@@ -6,6 +6,7 @@ Every problem is a `ModelFileError` that names the file or tensor.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +41,17 @@ def read_json(path: Path) -> dict[str, Any]:
     def refuse_constant(name: str) -> None:
         raise ModelFileError(f"{path}: {name} is not a JSON value")
 
+    def finite(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise ModelFileError(f"{path}: the number {digits[:40]} is too large")
+        return value
+
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
+        values = json.loads(
+            text, object_pairs_hook=unique, parse_constant=refuse_constant, parse_float=finite
+        )
     except FileNotFoundError as error:
         holds = "a checkpoint is a folder with config.json, tokenizer.json and *.safetensors"
         raise ModelFileError(f"{path} does not exist; {holds}") from error
@@ -54,6 +63,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelFileError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, brackets as deep
+        raise ModelFileError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ModelFileError(f"{path} must hold a JSON object, not a {type(values).__name__}")
     return values

@@ -37,9 +37,10 @@ def sampling_defaults(generation: ConfigReader, source: str) -> SamplingDefaults
         value = generation.values.get(field)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int if field in INTEGERS else int | float):
+        number = generation.as_float(field, value)
+        if field in INTEGERS and not isinstance(value, int):
             raise generation.fail(field, f"must be a number, got {value!r}")
-        values[field] = value
+        values[field] = value if isinstance(value, int) else number
     if not generation.boolean("do_sample", True):
         values["temperature"] = 0.0
     try:

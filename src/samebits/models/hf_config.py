@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from samebits.errors import ModelFileError, UnsupportedModelError
+from samebits.errors import ConfigError, ModelFileError, UnsupportedModelError
 from samebits.models.spec import ModelSpec, RopeSpec
 from samebits.numerics.operators import HeadLayout
 
@@ -76,11 +76,19 @@ class ConfigReader:
             value = default
         if value is None:
             raise self.fail(field, "is missing")
+        number = self.as_float(field, value)
+        if not math.isfinite(number) or number <= 0:
+            raise self.fail(field, f"must be positive and finite, got {value!r}")
+        return number
+
+    def as_float(self, field: str, value: object) -> float:
+        """A value of `field` as a float."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(field, f"must be a number, got {value!r}")
-        if not math.isfinite(value) or value <= 0:
-            raise self.fail(field, f"must be positive and finite, got {value!r}")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise self.fail(field, f"is too large: {_short(value)}") from error
 
     def boolean(self, field: str, default: bool) -> bool:
         value = self.values.get(field)
@@ -114,6 +122,7 @@ def dense_spec(
     family: str,
     heads: HeadLayout,
     windowed_layers: int = 0,
+    default_window: int | None = None,
     qkv_bias: bool = False,
     output_bias: bool = False,
     mlp_bias: bool = False,
@@ -123,10 +132,11 @@ def dense_spec(
     """The spec of a dense decoder: the fields that all families share, and what the family says of the rest.
 
     `context_length` is what the user asked for (0: the model's own limit); `windowed_layers` is how many layers
-    the family gives `sliding_window`. The spec's dtype is empty when the config names none.
+    the family gives `sliding_window`, and `default_window` is the window of a config that does not name it. The
+    spec's dtype is empty when the config names none.
     """
     check_dense_decoder(config)
-    check_full_attention(config, context_limit(config, context_length), windowed_layers)
+    check_full_attention(config, context_limit(config, context_length), windowed_layers, default_window)
     return ModelSpec(
         family=family,
         vocabulary=config.integer("vocab_size"),
@@ -234,6 +244,8 @@ def _llama3_scaling(config: ConfigReader, parameters: ConfigReader) -> tuple[tup
 def context_limit(config: ConfigReader, asked: int) -> int:
     """Longest request in tokens: `asked`, or the model's own limit when that is 0."""
     limit = config.integer("max_position_embeddings")
+    if asked < 0:
+        raise ConfigError(f"--context-length must not be negative, got {asked}")
     if asked > limit:
         raise config.fail(
             "max_position_embeddings", f"= {limit} is less than the context length {asked} that was asked for"
@@ -242,13 +254,14 @@ def context_limit(config: ConfigReader, asked: int) -> int:
 
 
 def check_full_attention(
-    config: ConfigReader, context_length: int, windowed_layers: int, window_field: str = "sliding_window"
+    config: ConfigReader, context_length: int, windowed_layers: int, default_window: int | None
 ) -> None:
     """Refuse a sliding window that would be used: some layer has it and it is shorter than the context.
 
     `windowed_layers` is how many layers the family's own rule gives the window; `layer_types`, where present,
-    says it instead.
+    says it instead. A config without `sliding_window` has the family's `default_window`; null means none.
     """
+    window_field = "sliding_window"
     kinds = config.values.get("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != config.integer("num_hidden_layers"):
@@ -257,9 +270,9 @@ def check_full_attention(
             if kind not in ("full_attention", "sliding_attention"):
                 raise config.refuse("layer_types", f"holds {kind!r}, which is not supported")
         windowed_layers = kinds.count("sliding_attention")
-    if not windowed_layers or config.values.get(window_field) is None:
+    if not windowed_layers or config.values.get(window_field, default_window) is None:
         return
-    window = config.integer(window_field)
+    window = config.integer(window_field, default_window)
     if window < context_length:
         raise config.refuse(
             window_field,

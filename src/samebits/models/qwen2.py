@@ -8,6 +8,7 @@ from samebits.models.hf_config import ConfigReader, dense_spec, read_heads
 from samebits.models.spec import ModelSpec
 
 DEFAULT_MAX_WINDOW_LAYERS = 28
+DEFAULT_WINDOW = 4096
 
 
 def windowed_layers(config: ConfigReader) -> int:
@@ -28,6 +29,7 @@ def read_spec(config: ConfigReader, context_length: int) -> ModelSpec:
         family="qwen2",
         heads=read_heads(config),
         windowed_layers=windowed_layers(config),
+        default_window=DEFAULT_WINDOW,
         qkv_bias=True,
     )
 

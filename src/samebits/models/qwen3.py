@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from samebits.models.family import Family, WeightNames
 from samebits.models.hf_config import ConfigReader, dense_spec, read_heads
-from samebits.models.qwen2 import windowed_layers
+from samebits.models.qwen2 import DEFAULT_WINDOW, windowed_layers
 from samebits.models.spec import ModelSpec
 
 DEFAULT_HEAD_DIM = 128
@@ -19,6 +19,7 @@ def read_spec(config: ConfigReader, context_length: int) -> ModelSpec:
         family="qwen3",
         heads=read_heads(config, DEFAULT_HEAD_DIM),
         windowed_layers=windowed_layers(config),
+        default_window=DEFAULT_WINDOW,
         qkv_bias=bias,
         output_bias=bias,
         qk_norm=True,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from samebits.errors import ModelFileError
 from samebits.layers import AttentionWeights, LayerWeights, MlpWeights
-from samebits.models.checkpoint import Checkpoint, whole
+from samebits.models.checkpoint import Checkpoint, StoredTensor, whole
 from samebits.models.decoder import DecoderWeights
 from samebits.models.family import WeightNames
 from samebits.models.progress import Progress
@@ -71,6 +71,7 @@ def check_tensors(checkpoint: Checkpoint, spec: ModelSpec, names: WeightNames, c
         if name.endswith(names.ignored):
             continue
         if name == output and spec.tied_embeddings:
+            _check_readable(name, stored)
             _check_tied_output(checkpoint, names)
             continue
         if name not in expected:
@@ -82,10 +83,7 @@ def check_tensors(checkpoint: Checkpoint, spec: ModelSpec, names: WeightNames, c
                 f"{stored.shard}: tensor {name!r} has shape {list(stored.shape)}, but config.json asks for "
                 f"{list(expected[name])}"
             )
-        if stored.dtype is None:
-            raise ModelFileError(
-                f"{stored.shard}: tensor {name!r} is stored as {stored.stored_type}; supported are BF16, F16, F32"
-            )
+        _check_readable(name, stored)
         if not convert and stored.dtype != getattr(torch, spec.dtype):
             raise ModelFileError(
                 f"{stored.shard}: tensor {name!r} is stored as {stored.stored_type}, but the model is {spec.dtype}; "
@@ -96,6 +94,13 @@ def check_tensors(checkpoint: Checkpoint, spec: ModelSpec, names: WeightNames, c
         hint = " (config.json says that embeddings are not tied)" if missing[0] == output else ""
         raise ModelFileError(
             f"{checkpoint.folder}: tensor {missing[0]!r} is missing{hint}, {len(missing)} tensors in all"
+        )
+
+
+def _check_readable(name: str, stored: StoredTensor) -> None:
+    if stored.dtype is None:
+        raise ModelFileError(
+            f"{stored.shard}: tensor {name!r} is stored as {stored.stored_type}; supported are BF16, F16, F32"
         )
 
 

@@ -131,7 +131,10 @@ def write(path: Path, llm: LLM) -> None:
         "profile": llm.facts.profile,
         "digests": digests(llm),
     }
-    path.write_text(json.dumps(kept, indent=2) + "\n")
+    try:
+        path.write_text(json.dumps(kept, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 
 def differing(path: Path, llm: LLM) -> list[str]:
@@ -157,6 +160,8 @@ def read(path: Path) -> dict[str, Any]:
         kept: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read golden digests from {path}: {error}") from error
+    if not isinstance(kept, dict):
+        raise ConfigError(f"{path} holds no golden digests")
     missing: Sequence[str] = sorted({"contract_version", "model", "profile", "digests"} - kept.keys())
     if missing:
         raise ConfigError(f"{path} has no {', '.join(missing)}")

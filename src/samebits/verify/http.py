@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import struct
 import urllib.parse
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
+from samebits.client import listed_model, split_url
 from samebits.errors import ConfigError, EngineError
 from samebits.sampling_params import SamplingParams
 from samebits.verify.answers import Answer, TokenBits, float_bits
@@ -26,9 +29,7 @@ class Client:
     """JSON over HTTP to one server."""
 
     def __init__(self, url: str, api_key: str = "", timeout: float = 600.0) -> None:
-        parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--url must be like http://127.0.0.1:30000, got {url!r}")
+        parts = split_url(url)
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
         self._parts = urllib.parse.urlsplit(self.url)
         self._timeout = timeout
@@ -104,12 +105,20 @@ def connect(url: str, api: str = "auto", api_key: str = "") -> Target:
                 return GenerateTarget(client, facts)
         if api == "generate":
             return GenerateTarget(client, {})
-    listing = client.probe("/v1/models")
-    if isinstance(listing, dict) and listing.get("data"):
-        return CompletionsTarget(client, listing["data"][0])
+    if model := listed_model(client.probe("/v1/models")):
+        return CompletionsTarget(client, model)
     raise ConfigError(
         f"{client.url} answers neither /model_info (SGLang's way) nor /v1/models (OpenAI's way)"
     )
+
+
+@contextmanager
+def reading(place: str) -> Iterator[None]:
+    """Raises `EngineError` for an answer of `place` that lacks what is read of it, or has another form."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
+        raise EngineError(f"{place} answered in a form that cannot be read here: {error!r}") from error
 
 
 class GenerateTarget:
@@ -133,7 +142,8 @@ class GenerateTarget:
         body = {"text": text, "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
         scoring = {"return_logprob": True, "logprob_start_len": 0}
         reply = self._client.json("POST", "/generate", body | scoring)
-        return [entry[1] for entry in reply["meta_info"]["input_token_logprobs"]]
+        with reading(f"{self._client.url}/generate"):
+            return [entry[1] for entry in reply["meta_info"]["input_token_logprobs"]]
 
     def generate(
         self,
@@ -152,7 +162,8 @@ class GenerateTarget:
             raise EngineError(
                 f"{self._client.url}/generate did not answer {len(prompts)} prompts with as many replies"
             )
-        return [native_answer(reply, score_prompt) for reply in replies]
+        with reading(f"{self._client.url}/generate"):
+            return [native_answer(reply, score_prompt) for reply in replies]
 
     def flush(self) -> bool:
         return self._client.request("POST", "/flush_cache")[0] == 200
@@ -222,7 +233,8 @@ class CompletionsTarget:
 
     def encode(self, text: str) -> list[int]:
         reply = self._client.json("POST", "/tokenize", {"model": self._model, "prompt": text})
-        return list(reply["tokens"])
+        with reading(f"{self._client.url}/tokenize"):
+            return list(reply["tokens"])
 
     def generate(
         self,
@@ -253,6 +265,10 @@ class CompletionsTarget:
         if score_prompt:
             body["prompt_logprobs"] = 0
         reply = self._client.json("POST", "/v1/completions", body | filters(parameters))
+        with reading(f"{self._client.url}/v1/completions"):
+            return self._answers(reply, prompts, score_prompt)
+
+    def _answers(self, reply: Any, prompts: list[list[int]], score_prompt: bool) -> list[Answer]:
         choices = sorted(reply["choices"], key=lambda choice: choice["index"])
         if len(choices) != len(prompts):
             raise EngineError(

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from samebits.errors import ConfigError, EngineError
 from samebits.sampling_params import SamplingParams
 from samebits.verify.answers import Answer, Difference, compare, first_difference
 from samebits.verify.prompts import OPENINGS, long_prompt
@@ -206,8 +207,7 @@ def mixed(target: Target, settings: Settings, temperature: float, progress: Prog
 
 def prefix(target: Target, settings: Settings, temperature: float, progress: Progress) -> Outcome:
     """Prompts that share prefixes of 1, 511, 2048 and 4097 tokens and then part."""
-    room = target.facts().context_length - settings.max_new_tokens - 16
-    lengths = [length for length in PREFIX_TOKENS if length < room]
+    lengths = fitting(PREFIX_TOKENS, target, settings, spare=16)
     notes = [
         f"prefix of {length} tokens left out: longer than the context"
         for length in PREFIX_TOKENS[len(lengths) :]
@@ -226,6 +226,18 @@ def prefix(target: Target, settings: Settings, temperature: float, progress: Pro
     if not target.flush():
         notes.append("the server cannot flush its prefix cache")
     return Outcome("prefix", temperature, run_draws(target, prompts, settings, "prefix", progress), notes)
+
+
+def fitting(lengths: Sequence[int], target: Target, settings: Settings, spare: int = 0) -> list[int]:
+    """Those of ascending lengths that leave room for an answer. Raises `ConfigError` where none does."""
+    context = target.facts().context_length
+    found = [length for length in lengths if length + spare + settings.max_new_tokens < context]
+    if not found:
+        raise ConfigError(
+            f"a context of {context} tokens has no room for a prompt of {lengths[0] + spare} tokens and "
+            f"--max-new-tokens {settings.max_new_tokens}"
+        )
+    return found
 
 
 def parting(one: list[int], other: list[int]) -> tuple[list[int], list[int]]:
@@ -267,7 +279,11 @@ def reseeded(prompt: Prompt, trial: int) -> Prompt:
 
 
 def rescoring(prompt: Prompt, answer: Answer, settings: Settings) -> Prompt:
-    """The request that scores prompt and answer."""
+    """The request that scores prompt and answer. Raises `EngineError` for an answer without token ids."""
+    if not all(isinstance(token, int) for token in answer.output_ids):
+        raise EngineError(
+            "the server tells texts of tokens and no ids, and p_vs_d must score the same tokens again"
+        )
     ids = [token for token in answer.output_ids if isinstance(token, int)]
     sampling = base_sampling(Settings(seed=settings.seed, max_new_tokens=1), 0.0)
     return Prompt(prompt.label, prompt.ids + ids, sampling)
@@ -296,27 +312,30 @@ def radix_cache(target: Target, settings: Settings, temperature: float, progress
     cached = {"cold": 0, "warm": 0}
     is_told = False
     repeats = max(1, settings.trials // len(prompts))
+    further: list[int] = []
     for repeat in range(1, repeats + 1):
         cold = []
         for prompt in prompts:
             target.flush()
             cold.append(ask(target, [prompt])[0])
-        longer = [extended(prompt, answer) for prompt, answer in zip(prompts, cold, strict=True)]
         ask(target, prompts)
         warm = ask(target, prompts)
-        continued = ask(target, longer)
-        for tally, answer, again, rest in zip(tallies, cold, warm, continued, strict=True):
+        further = [place for place, answer in enumerate(cold) if is_extensible(answer)]
+        continued = (
+            ask(target, [extended(prompts[place], cold[place]) for place in further]) if further else []
+        )
+        for tally, answer, again in zip(tallies, cold, warm, strict=True):
             tally.samples += 1
             tally.add(bare(answer), bare(again), f"warm, repetition {repeat}")
-            tally.add(
-                bare(answer),
-                Answer(answer.output[:1] + rest.output),
-                f"one token further, repetition {repeat}",
-            )
+        for place, rest in zip(further, continued, strict=True):
+            whole = Answer(cold[place].output[:1] + rest.output)
+            tallies[place].add(bare(cold[place]), whole, f"one token further, repetition {repeat}")
         cached["cold"] += sum(answer.cached_tokens or 0 for answer in cold)
         cached["warm"] += sum(answer.cached_tokens or 0 for answer in warm)
         is_told = is_told or any(answer.cached_tokens is not None for answer in warm)
         progress(repeat, repeats)
+    if not further:
+        notes.append("one token further was not asked for: answers are of one token, or without token ids")
     if not is_told:
         notes.append("the target does not say how many prompt tokens came from a cache: perhaps none did")
     elif cached["warm"] == 0:
@@ -327,18 +346,22 @@ def radix_cache(target: Target, settings: Settings, temperature: float, progress
 
 
 def cache_prompts(target: Target, settings: Settings, temperature: float) -> list[Prompt]:
-    room = target.facts().context_length - settings.max_new_tokens
-    lengths = [length for length in (65, 130, 700, 2049) if length < room]
+    lengths = fitting((65, 130, 700, 2049), target, settings)
     sampling = base_sampling(settings, temperature)
     return [
         Prompt(f"{length} tokens", long_prompt(target, length, 300 + length), sampling) for length in lengths
     ]
 
 
+def is_extensible(answer: Answer) -> bool:
+    """Whether its first token can be told to the target, and more followed it."""
+    return len(answer.output) > 1 and isinstance(answer.output[0].token, int)
+
+
 def extended(prompt: Prompt, answer: Answer) -> Prompt:
     """The same request one token later: its prompt ends with the first token of the answer."""
     fields = {name: getattr(prompt.sampling, name) for name in prompt.sampling.__struct_fields__}
-    fields["max_new_tokens"] = max(1, len(answer.output) - 1)
+    fields["max_new_tokens"] = len(answer.output) - 1
     first = [token for token in answer.output_ids[:1] if isinstance(token, int)]
     return Prompt(prompt.label, prompt.ids + first, SamplingParams(**fields))
 

@@ -95,9 +95,9 @@ def sharegpt_questions(
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
         pairs = [
-            (entry["conversations"][0]["value"], entry["conversations"][1]["value"])
+            (turns[0]["value"], turns[1]["value"])
             for entry in listed
-            if len(entry.get("conversations") or entry.get("conversation") or ()) >= 2
+            if len(turns := entry.get("conversations") or entry.get("conversation") or []) >= 2
         ]
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error

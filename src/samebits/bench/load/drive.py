@@ -25,6 +25,8 @@ COMPLETIONS = "/v1/completions"
 class Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    """what other servers call it"""
 
 
 class ChunkChoice(msgspec.Struct):
@@ -154,7 +156,7 @@ async def ask_one(client: AsyncClient, plan: Plan, question: Question) -> Answer
                     answer.prompt_tokens = chunk.usage.prompt_tokens
                     answer.output_tokens = chunk.usage.completion_tokens
                     answer.counted = True
-    except (EngineError, msgspec.DecodeError) as error:
+    except (EngineError, ValueError) as error:  # a ValueError: no JSON, of another shape, or no UTF-8
         answer.error = str(error)
     answer.ended = time.perf_counter()
     answer.text = "".join(texts)
@@ -167,5 +169,5 @@ async def ask_one(client: AsyncClient, plan: Plan, question: Question) -> Answer
 
 def _text_of(choice: ChunkChoice) -> str:
     if choice.delta is not None:
-        return (choice.delta.reasoning_content or "") + (choice.delta.content or "")
+        return (choice.delta.reasoning_content or choice.delta.reasoning or "") + (choice.delta.content or "")
     return choice.text or ""

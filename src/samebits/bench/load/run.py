@@ -21,7 +21,7 @@ from samebits.bench.load.datasets import (
 )
 from samebits.bench.load.drive import Answer, Plan, ask_one, drive
 from samebits.bench.load.report import summarise
-from samebits.client import AsyncClient
+from samebits.client import AsyncClient, listed_model
 from samebits.errors import ConfigError, EngineError
 
 OTHERS_VOCABULARY = 32_000
@@ -54,11 +54,11 @@ class ServerFacts:
 
 async def look_at(client: AsyncClient, model: str) -> ServerFacts:
     """The server's model. Raises `ConfigError` where it lists none and `model` is empty."""
-    listing = await client.probe("/v1/models")
+    listed = listed_model(await client.probe("/v1/models"))
     if not model:
-        if not isinstance(listing, dict) or not listing.get("data"):
+        if listed is None:
             raise ConfigError(f"{client.url}/v1/models lists no model: name one with --model")
-        model = str(listing["data"][0]["id"])
+        model = listed["id"]
     info = await client.probe("/model_info")
     info = info if isinstance(info, dict) else {}
     version = await client.probe("/version")
