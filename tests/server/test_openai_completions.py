@@ -184,6 +184,14 @@ def test_a_lost_frame_would_show(server: LiveServer) -> None:
         assert joined(kept)[0] != whole
 
 
+def test_a_stream_has_the_warnings_of_the_whole(server: LiveServer) -> None:
+    body = {"prompt": ["the same"] * 2, "temperature": 1.0, "max_tokens": 12, "stream": True}
+    choices = joined(frames(server, PATH, **body))
+    for index in range(2):
+        [warning] = choices[index]["samebits"]["warnings"]
+        assert "2 samples of this batch have the same prompt" in warning
+
+
 def test_no_usage_in_a_stream_unless_asked(server: LiveServer) -> None:
     parts = frames(server, PATH, prompt="the", **GREEDY)
     assert all("usage" not in part and part["choices"] for part in parts)
