@@ -106,6 +106,24 @@ def test_logprobs_are_exact_and_offsets_point_at_tokens(server: LiveServer) -> N
     assert all(name.startswith("token_id:") for name in as_ids["choices"][0]["logprobs"]["tokens"])
 
 
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("as_ids", [True, False])
+def test_offsets_in_a_prompt_with_special_tokens(server: LiveServer, skip: bool, as_ids: bool) -> None:
+    tokenizer = make_tokenizer()
+    prompt = "<|start|>the same<|end|> bits<|end|>"
+    ids = tokenizer.encode(prompt).ids
+    asked = {"prompt": ids if as_ids else prompt, "skip_special_tokens": skip}
+    [choice] = complete(server, **asked, echo=True, logprobs=0, return_token_ids=True, **GREEDY)["choices"]
+    hidden = skip and as_ids
+    begin = "the same bits" if hidden else prompt
+    assert choice["text"].startswith(begin)
+    table = choice["logprobs"]
+    assert table["text_offset"][len(ids)] == len(begin)
+    for name, offset in zip(table["tokens"], table["text_offset"], strict=True):
+        if not name.startswith("bytes:") and not (hidden and name.startswith("<|")):
+            assert choice["text"][offset : offset + len(name)] == name
+
+
 def test_scoring_a_prompt(server: LiveServer) -> None:
     ids = [5, 6, 7, 8]
     [choice] = complete(server, prompt=ids, max_tokens=0, prompt_logprobs=2)["choices"]

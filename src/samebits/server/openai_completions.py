@@ -83,7 +83,7 @@ class CompletionChoice:
         logprobs = None
         if view.logprobs is not None:
             prompt = part.prompt_logprobs or () if echo is not None else ()
-            logprobs = self._logprobs.object([*prompt, *part.logprobs])
+            logprobs = self._logprobs.object(part.logprobs, prompt, echo or "")
         answer: dict[str, Any] = {
             "index": self._index,
             "text": (echo or "") + part.text,
