@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import requests
-from fake_engine import float32_logprob
+from fake_engine import float32_logprob, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live_server import LiveServer
+from live_server import LiveServer, running
 from openai_answers import bits, frames
-from tiny_tokenizer import make_tokenizer
+from tiny_tokenizer import make_sentencepiece_tokenizer, make_tokenizer
 
 PATH = "/v1/completions"
 GREEDY = {"temperature": 0.0, "max_tokens": 6}
@@ -122,6 +124,22 @@ def test_offsets_in_a_prompt_with_special_tokens(server: LiveServer, skip: bool,
     for name, offset in zip(table["tokens"], table["text_offset"], strict=True):
         if not name.startswith("bytes:") and not (hidden and name.startswith("<|")):
             assert choice["text"][offset : offset + len(name)] == name
+
+
+def test_a_completion_goes_on_behind_its_prompt(tmp_path: Path) -> None:
+    """With a tokenizer that leaves out the space at the beginning of a text."""
+    tokenizer = make_sentencepiece_tokenizer()
+    folder = write_checkpoint(tmp_path)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{}")
+    asked = {"prompt": "the same", "regex": "( the)+ same", "logprobs": 0, "max_tokens": 200}
+    with running(folder) as server:
+        for echo in ("", "the same"):
+            [choice] = complete(server, **asked, echo=bool(echo))["choices"]
+            assert re.fullmatch(echo + "( the)+ same", choice["text"])
+            table = choice["logprobs"]
+            for name, offset in zip(table["tokens"], table["text_offset"], strict=True):
+                assert choice["text"][offset : offset + len(name)] == name or name == "<unk>"
 
 
 def test_scoring_a_prompt(server: LiveServer) -> None:

@@ -65,7 +65,11 @@ class CompletionChoice:
         self._names = names
         self._facts = facts
         self._logprobs = CompletionLogprobs(
-            self._names, tokenizer, view.logprobs or 0, sample.text.skip_special_tokens
+            self._names,
+            tokenizer,
+            view.logprobs or 0,
+            sample.text.skip_special_tokens,
+            sample.request.prompt_ids,
         )
         self._first = True
 

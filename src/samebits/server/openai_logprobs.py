@@ -50,12 +50,21 @@ class TokenNames:
 class CompletionLogprobs:
     """The `logprobs` object of a completion, or the parts of it in a stream: it counts the text's characters."""
 
-    def __init__(self, names: TokenNames, tokenizer: Tokenizer | None, top: int, skip_special: bool) -> None:
+    def __init__(
+        self,
+        names: TokenNames,
+        tokenizer: Tokenizer | None,
+        top: int,
+        skip_special: bool,
+        prompt_ids: Sequence[int] = (),
+    ) -> None:
+        """`prompt_ids`: what the text goes on behind."""
         self._names = names
         self._top = top
         self._tokenizer = tokenizer
         self._skip_special = skip_special
-        self._detokenizer = None if tokenizer is None else tokenizer.detokenizer(skip_special)
+        self._prompt_ids = prompt_ids
+        self._detokenizer = None if tokenizer is None else tokenizer.detokenizer(skip_special, prompt_ids)
         self._offset = 0
 
     def object(
@@ -77,6 +86,7 @@ class CompletionLogprobs:
         those that the checkpoint adds. What follows is a text of its own."""
         if self._tokenizer is None:
             return [0] * len(prompt)
+        self._detokenizer = self._tokenizer.detokenizer(self._skip_special)
         starts = []
         for at in prompt:
             special = self._tokenizer.special_text(at.token_id)
@@ -84,7 +94,7 @@ class CompletionLogprobs:
             if special and echo.startswith(special, self._offset):
                 self._offset += len(special)
         self._offset = len(echo)
-        self._detokenizer = self._tokenizer.detokenizer(self._skip_special)
+        self._detokenizer = self._tokenizer.detokenizer(self._skip_special, self._prompt_ids)
         return starts
 
     def _start_of(self, token_id: int) -> int:

@@ -90,10 +90,10 @@ class Tokenizer:
         """Id of the added token, special or not, whose text is `text`, if there is one."""
         return self.added_tokens.get(text)
 
-    def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
-        """A fresh incremental decoder."""
+    def detokenizer(self, skip_special_tokens: bool, before: Sequence[int] = ()) -> Detokenizer:
+        """A fresh incremental decoder of a text that goes on behind the tokens `before`."""
         if self._token_bytes is None:
-            return WindowDetokenizer(lambda ids: self.decode(ids, skip_special_tokens))
+            return WindowDetokenizer(lambda ids: self.decode(ids, skip_special_tokens), before)
         table = self._token_bytes
         left_out = self._special_ids if skip_special_tokens else frozenset[int]()
         return ByteLevelDetokenizer(lambda i: table.get(i, b"") if i not in left_out else b"")
