@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,16 @@ from typing import Any
 import httpx
 import pytest
 import requests
-from fake_engine import float32_logprob, write_checkpoint
+from fake_engine import build_fake_engine, float32_logprob, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_server import LiveServer, running
 from openai_answers import bits, frames
 from tiny_tokenizer import make_sentencepiece_tokenizer, make_tokenizer
+
+from samebits.config import EngineConfig, ModelConfig, ServerConfig
+from samebits.server.local import local_server
+from samebits.text.tokenizer import Tokenizer
 
 PATH = "/v1/completions"
 GREEDY = {"temperature": 0.0, "max_tokens": 6}
@@ -271,6 +276,43 @@ def test_a_running_request_is_aborted_by_its_id(server: LiveServer) -> None:
         assert server.post("/abort_request", {"rid": "mine"}).status_code == 200
         last = [json.loads(line.removeprefix(b"data: ")) for line in lines if b"[DONE]" not in line][-1]
     assert last["choices"][0]["finish_reason"] == "abort"
+
+
+@pytest.mark.parametrize(("prompts", "n"), [(4097, None), (65, 64)])
+def test_more_samples_than_can_wait(server: LiveServer, prompts: int, n: int | None) -> None:
+    response = server.post("/v1/completions", {"prompt": ["a"] * prompts, "n": n, "max_tokens": 1})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "prompt", response.text
+    assert "--max-waiting" in response.json()["error"]["message"]
+
+
+def test_others_have_their_turn_while_prompts_are_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, seen = 0, []
+    encode = Tokenizer.encode
+
+    def watched(self: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
+        seen.append(turns)
+        return encode(self, text, add_special_tokens)
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def run() -> int:
+        model = ModelConfig(model=str(write_checkpoint(tmp_path)))
+        async with local_server(model, EngineConfig(), ServerConfig(), build_fake_engine) as local:
+            other = asyncio.create_task(count_turns())
+            body = json.dumps({"prompt": ["the same"] * 20, "max_tokens": 1}).encode()
+            reply = await local.request("POST", "/v1/completions", body)
+            other.cancel()
+            return reply.status
+
+    monkeypatch.setattr(Tokenizer, "encode", watched)
+    assert asyncio.run(run()) == 200
+    assert len(set(seen)) == len(seen) == 20
 
 
 def test_raw_requests_without_a_content_type(server: LiveServer) -> None:
