@@ -201,6 +201,17 @@ def test_a_fault_of_the_model_fails_its_own_request(server: LiveServer) -> None:
     assert bad["meta_info"]["finish_reason"]["type"] == "error"
 
 
+def test_a_fault_in_a_stream(server: LiveServer) -> None:
+    """An error of a prompt alone, as without a stream; of one of several, how that one ended."""
+    body = {"sampling_params": {"temperature": 0.0, "max_new_tokens": 3}, "stream": True}
+    response = server.post("/generate", body | {"input_ids": [FAULT_TOKEN]})
+    assert response.status_code == 500
+    assert "not finite" in response.json()["error"]["message"]
+    told = server.post("/generate", body | {"input_ids": [[5], [FAULT_TOKEN]]})
+    assert told.status_code == 200 and '"error":{' not in told.text
+    assert '"type":"error"' in told.text and told.text.endswith("data: [DONE]\n\n")
+
+
 def test_bad_input_does_not_disturb_a_running_request(server: LiveServer) -> None:
     body = {"text": "the same request", "sampling_params": {"temperature": 0.8, "max_new_tokens": 300}}
     body |= {"return_logprob": True}

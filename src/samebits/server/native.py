@@ -126,7 +126,8 @@ async def _frames(
     incremental: bool,
     indexed: bool,
 ) -> AsyncGenerator[bytes, None]:
-    """The frames of a stream: cumulative as SGLang's, or with what is new in each (`incremental`)."""
+    """The frames of a stream: cumulative as SGLang's, or with what is new in each (`incremental`). Raises the error of
+    a sample that fails, unless it is one of several (`indexed`)."""
     collectors = [Collector(sample) for sample in samples]
     counts = [0] * len(samples)
     started = False
@@ -136,6 +137,8 @@ async def _frames(
                 collectors[index].add(update)
                 counts[index] += len(update.token_ids)
             result = collectors[index].result()
+            if result.finish is not None and result.finish.type == "error" and not indexed:
+                raise result.finish.error  # it is not a member of a list: as in an answer without a stream
             if not started:
                 check_in_time([result])
                 started = True
