@@ -154,7 +154,14 @@ def test_a_grammar_that_no_output_meets_is_refused_before_it_runs(grammar: Gramm
     [
         (text_part, "start: a\na[stop=/x/]: /a/", "stop"),
         (text_part, "start: a\na[capture, max_tokens=3]: /a/", "max_tokens"),
+        (text_part, "start: a\n?a[max_tokens=3]: /a/", "max_tokens"),
+        (text_part, "start: a\n!a[temperature=0.5]: /a/", "temperature"),
+        (text_part, 'start: a\na[suffix="]", max_tokens=3]: /a/', "max_tokens"),
+        (text_part, 'start: a\na[suffix=/\\/]/, stop="b"]: /a/', "stop"),
+        (text_part, "start: %lark { start[max_tokens=3]: /a/ }", "max_tokens"),
         (text_part, 'start: %json {"type": "object", "if": {}}', "'if'"),
+        (text_part, 'start: %json {"const": ' + "[" * 700 + "]" * 700 + "}", "nested"),
+        (native_grammar, '{"grammars": [{"name": ' + "[" * 700 + "]" * 700 + "}]}", "nested"),
         (text_part, 'start: %json {"x-guidance": {"lenient": true}}', "x-guidance"),
         (text_part, "root ::= (", "GBNF"),
         (text_part, "begin: /a/", "GBNF"),
@@ -173,6 +180,15 @@ def test_what_would_not_be_done_is_refused(make: Callable[..., Any], value: Any,
     with pytest.raises(RequestError) as caught:
         make(value, "the_field")
     assert words in str(caught.value) and caught.value.field == "the_field"
+
+
+def test_words_that_only_look_like_attributes_are_served() -> None:
+    for lark in (
+        'start: a\na[capture="stop=1"]: /a/',
+        'start: a\na[capture]: "stop=["',
+        r"start: /\{a[stop=a]/",
+    ):
+        assert compiler().compile(grammar_of(text_part(lark, "x")).text)
 
 
 @pytest.mark.parametrize("name", GRAMMARS)

@@ -239,6 +239,10 @@ def accepted(schema: dict[str, Any]) -> set[str]:
         ([], "object"),
         ("{", "valid JSON"),
         ('{"const": NaN}', "NaN"),
+        (r'{"properties": {"\ud800": {"unknown": 1}}}', "surrogate"),
+        ({"enum": ["", {"\udfff": 1}]}, "surrogate"),
+        *(('{"const": ' + "[" * depth + "]" * depth + "}", "nested") for depth in (100, 700)),
+        ('{"const": ' + "[" * 1_000, "recursion"),
     ],
 )
 def test_what_the_library_would_get_wrong_is_refused(schema: Any, words: str) -> None:

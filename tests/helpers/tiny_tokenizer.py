@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|start|>' + message['role'] + '\\n' + message['content'] + '<|end|>\\n' }}"
@@ -33,6 +33,20 @@ def make_tokenizer() -> tokenizers.Tokenizer:
     )
     tokenizer.train_from_iterator(CORPUS * 4, trainer)
     return tokenizer
+
+
+def make_sentencepiece_tokenizer() -> tokenizers.Tokenizer:
+    """A vocabulary with spaces as a sign and bytes as a fallback, as Llama 2 and Mistral have."""
+    pieces = ["<unk>", *[f"<0x{byte:02X}>" for byte in range(256)]]
+    pieces += ["▁", "▁the", "▁same", "▁bits", "a", "b", "e", "s", "t", "h", "▁caf"]
+    backend = tokenizers.Tokenizer(
+        models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return backend
 
 
 def write_tokenizer(folder: Path) -> Path:

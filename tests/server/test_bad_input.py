@@ -35,6 +35,9 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"text": ["a", 5]}, "text[1]"),
     ({"input_ids": []}, "input_ids"),
     ({"input_ids": [[]]}, "input_ids"),
+    ({"text": ["a"] * 4097}, "text"),
+    ({"text": ["a"] * 65, "sampling_params": {"n": 64}}, "text"),
+    ({"input_ids": [[5]] * 65, "sampling_params": [{"n": 64}] * 65}, "input_ids"),
     ({"input_ids": [1, [2]]}, "input_ids"),
     ({"input_ids": [1.5]}, "input_ids[0]"),
     ({"input_ids": ["1"]}, "input_ids[0]"),
@@ -196,6 +199,17 @@ def test_a_fault_of_the_model_fails_its_own_request(server: LiveServer) -> None:
     good, bad = server.generate(input_ids=[[5], [FAULT_TOKEN]], sampling_params=params)
     assert good["output_ids"] == server.generate(input_ids=[5], sampling_params=params)["output_ids"]
     assert bad["meta_info"]["finish_reason"]["type"] == "error"
+
+
+def test_a_fault_in_a_stream(server: LiveServer) -> None:
+    """An error of a prompt alone, as without a stream; of one of several, how that one ended."""
+    body = {"sampling_params": {"temperature": 0.0, "max_new_tokens": 3}, "stream": True}
+    response = server.post("/generate", body | {"input_ids": [FAULT_TOKEN]})
+    assert response.status_code == 500
+    assert "not finite" in response.json()["error"]["message"]
+    told = server.post("/generate", body | {"input_ids": [[5], [FAULT_TOKEN]]})
+    assert told.status_code == 200 and '"error":{' not in told.text
+    assert '"type":"error"' in told.text and told.text.endswith("data: [DONE]\n\n")
 
 
 def test_bad_input_does_not_disturb_a_running_request(server: LiveServer) -> None:

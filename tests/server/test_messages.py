@@ -87,13 +87,14 @@ def test_thoughts_words_and_calls_are_blocks(parrot: LiveServer) -> None:
     assert (last["content"][0]["text"], last["stop_reason"]) == ("12 degrees", "end_turn")
 
 
-def test_an_input_that_is_no_object_is_told_of(parrot: LiveServer) -> None:
-    cut = '<tool_call>{"name": "f", "arguments": {"a": "cut'
-    found = message(parrot, messages=said(cut), tools=[WEATHER])
+@pytest.mark.parametrize("arguments", ['{"a": "cut', r'{"a": "half of a pair: \ud83d"}', '{"a": NaN}'])
+def test_an_input_that_is_no_object_is_told_of(parrot: LiveServer, arguments: str) -> None:
+    text = '<tool_call>{"name": "f", "arguments": ' + arguments
+    found = message(parrot, messages=said(text), tools=[WEATHER])
     [call] = found["content"]
     assert call["input"] == {}
     [warning] = found["samebits"]["warnings"]
-    assert call["id"] in warning and '{"a": "cut' in warning
+    assert call["id"] in warning and arguments in warning
 
 
 def test_stop_sequences(parrot: LiveServer) -> None:

@@ -55,6 +55,7 @@ COMPLETIONS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"prompt": "a", "logprobs": 1000}, "logprobs", None),
     ({"prompt": "a", "logprobs": True}, "logprobs", "invalid_type"),
     ({"prompt": "a", "prompt_logprobs": -1}, "prompt_logprobs", None),
+    ({"prompt": "a", "prompt_logprobs": 129}, "prompt_logprobs", None),
     ({"prompt": "a", "seed": 1 << 64}, "seed", None),
     ({"prompt": "a", "seed": 1, "sampling_seed": 2}, "sampling_seed", None),
     ({"prompt": "a", "stop": [""]}, "stop", None),

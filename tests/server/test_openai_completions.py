@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import requests
-from fake_engine import float32_logprob
+from fake_engine import build_fake_engine, float32_logprob, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live_server import LiveServer
+from live_server import LiveServer, running
 from openai_answers import bits, frames
-from tiny_tokenizer import make_tokenizer
+from tiny_tokenizer import make_sentencepiece_tokenizer, make_tokenizer
+
+from samebits.config import EngineConfig, ModelConfig, ServerConfig
+from samebits.server.local import local_server
+from samebits.text.tokenizer import Tokenizer
 
 PATH = "/v1/completions"
 GREEDY = {"temperature": 0.0, "max_tokens": 6}
@@ -106,6 +113,40 @@ def test_logprobs_are_exact_and_offsets_point_at_tokens(server: LiveServer) -> N
     assert all(name.startswith("token_id:") for name in as_ids["choices"][0]["logprobs"]["tokens"])
 
 
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("as_ids", [True, False])
+def test_offsets_in_a_prompt_with_special_tokens(server: LiveServer, skip: bool, as_ids: bool) -> None:
+    tokenizer = make_tokenizer()
+    prompt = "<|start|>the same<|end|> bits<|end|>"
+    ids = tokenizer.encode(prompt).ids
+    asked = {"prompt": ids if as_ids else prompt, "skip_special_tokens": skip}
+    [choice] = complete(server, **asked, echo=True, logprobs=0, return_token_ids=True, **GREEDY)["choices"]
+    hidden = skip and as_ids
+    begin = "the same bits" if hidden else prompt
+    assert choice["text"].startswith(begin)
+    table = choice["logprobs"]
+    assert table["text_offset"][len(ids)] == len(begin)
+    for name, offset in zip(table["tokens"], table["text_offset"], strict=True):
+        if not name.startswith("bytes:") and not (hidden and name.startswith("<|")):
+            assert choice["text"][offset : offset + len(name)] == name
+
+
+def test_a_completion_goes_on_behind_its_prompt(tmp_path: Path) -> None:
+    """With a tokenizer that leaves out the space at the beginning of a text."""
+    tokenizer = make_sentencepiece_tokenizer()
+    folder = write_checkpoint(tmp_path)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{}")
+    asked = {"prompt": "the same", "regex": "( the)+ same", "logprobs": 0, "max_tokens": 200}
+    with running(folder) as server:
+        for echo in ("", "the same"):
+            [choice] = complete(server, **asked, echo=bool(echo))["choices"]
+            assert re.fullmatch(echo + "( the)+ same", choice["text"])
+            table = choice["logprobs"]
+            for name, offset in zip(table["tokens"], table["text_offset"], strict=True):
+                assert choice["text"][offset : offset + len(name)] == name or name == "<unk>"
+
+
 def test_scoring_a_prompt(server: LiveServer) -> None:
     ids = [5, 6, 7, 8]
     [choice] = complete(server, prompt=ids, max_tokens=0, prompt_logprobs=2)["choices"]
@@ -184,6 +225,14 @@ def test_a_lost_frame_would_show(server: LiveServer) -> None:
         assert joined(kept)[0] != whole
 
 
+def test_a_stream_has_the_warnings_of_the_whole(server: LiveServer) -> None:
+    body = {"prompt": ["the same"] * 2, "temperature": 1.0, "max_tokens": 12, "stream": True}
+    choices = joined(frames(server, PATH, **body))
+    for index in range(2):
+        [warning] = choices[index]["samebits"]["warnings"]
+        assert "2 samples of this batch have the same prompt" in warning
+
+
 def test_no_usage_in_a_stream_unless_asked(server: LiveServer) -> None:
     parts = frames(server, PATH, prompt="the", **GREEDY)
     assert all("usage" not in part and part["choices"] for part in parts)
@@ -227,6 +276,43 @@ def test_a_running_request_is_aborted_by_its_id(server: LiveServer) -> None:
         assert server.post("/abort_request", {"rid": "mine"}).status_code == 200
         last = [json.loads(line.removeprefix(b"data: ")) for line in lines if b"[DONE]" not in line][-1]
     assert last["choices"][0]["finish_reason"] == "abort"
+
+
+@pytest.mark.parametrize(("prompts", "n"), [(4097, None), (65, 64)])
+def test_more_samples_than_can_wait(server: LiveServer, prompts: int, n: int | None) -> None:
+    response = server.post("/v1/completions", {"prompt": ["a"] * prompts, "n": n, "max_tokens": 1})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "prompt", response.text
+    assert "--max-waiting" in response.json()["error"]["message"]
+
+
+def test_others_have_their_turn_while_prompts_are_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, seen = 0, []
+    encode = Tokenizer.encode
+
+    def watched(self: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
+        seen.append(turns)
+        return encode(self, text, add_special_tokens)
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def run() -> int:
+        model = ModelConfig(model=str(write_checkpoint(tmp_path)))
+        async with local_server(model, EngineConfig(), ServerConfig(), build_fake_engine) as local:
+            other = asyncio.create_task(count_turns())
+            body = json.dumps({"prompt": ["the same"] * 20, "max_tokens": 1}).encode()
+            reply = await local.request("POST", "/v1/completions", body)
+            other.cancel()
+            return reply.status
+
+    monkeypatch.setattr(Tokenizer, "encode", watched)
+    assert asyncio.run(run()) == 200
+    assert len(set(seen)) == len(seen) == 20
 
 
 def test_raw_requests_without_a_content_type(server: LiveServer) -> None:

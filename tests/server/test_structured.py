@@ -212,6 +212,7 @@ def test_a_form_that_cannot_be_finished_is_the_requests_own_error(
     assert "cannot be written" in response.json()["error"]["message"]
     told = server.post(path, body | {"stream": True}).text
     assert "the" in told and "cannot be written" in told and "engine_error" not in told
+    assert '"code":"impossible_output"' in told.strip().rpartition("\n\n")[2] and "[DONE]" not in told
 
 
 def test_a_form_that_cannot_be_finished_spares_the_rest_of_a_list(server: LiveServer) -> None:

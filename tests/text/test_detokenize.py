@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizer import CORPUS, make_tokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tiny_tokenizer import CORPUS, make_sentencepiece_tokenizer, make_tokenizer
+from tokenizers import pre_tokenizers
 
 from samebits.text.detokenize import REPLACEMENT, Detokenizer, WindowDetokenizer
 from samebits.text.tokenizer import Tokenizer
@@ -54,17 +53,7 @@ def test_unfinished_character_comes_out_at_the_end() -> None:
 
 
 def sentencepiece_like() -> Tokenizer:
-    """A vocabulary with spaces as a sign and bytes as a fallback, as Llama 2 and Mistral have."""
-    pieces = ["<unk>", *[f"<0x{byte:02X}>" for byte in range(256)]]
-    pieces += ["▁", "▁the", "▁same", "▁bits", "a", "b", "e", "s", "t", "h", "▁caf"]
-    backend = tokenizers.Tokenizer(
-        models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True)
-    )
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return Tokenizer(backend)
+    return Tokenizer(make_sentencepiece_tokenizer())
 
 
 @pytest.mark.parametrize("text", ["the same bits", "café 🙂 the", " the  same ", "日本"])
@@ -84,6 +73,29 @@ def test_other_decoders_keep_spaces_between_tokens() -> None:
     parts, _ = stream(tokenizer.detokenizer(False), known)
     assert parts == ["the", " same", " bits"]
     assert "".join(tokenizer.decode([token_id]) for token_id in known) == "thesamebits"
+
+
+@pytest.mark.parametrize(
+    ("before", "text"), [("the", " same bits"), ("a€", " b"), ("the sa", "me"), ("日", "本"), ("", "same")]
+)
+def test_a_text_that_goes_on_keeps_its_first_space(before: str, text: str) -> None:
+    tokenizer = sentencepiece_like()
+    ids = tokenizer.encode(before + text)
+    start = len(tokenizer.encode(before)) if before else 0
+    parts, rest = stream(tokenizer.detokenizer(False, ids[:start]), ids[start:])
+    assert "".join(parts) + rest == text
+    alone, _ = stream(tokenizer.detokenizer(False), ids[start:])
+    assert "".join(alone) == text.lstrip(), "without what stands before it"
+
+
+def test_half_a_character_before_a_text_is_left_alone() -> None:
+    tokenizer = sentencepiece_like()
+    ids = tokenizer.encode("the €")
+    for half in (-2, -1):
+        parts, rest = stream(
+            tokenizer.detokenizer(False, ids[:half]), [*ids[half:], *tokenizer.encode("the")]
+        )
+        assert "".join(parts) + rest == REPLACEMENT * -half + " the"
 
 
 def test_corpus_round_trips() -> None:

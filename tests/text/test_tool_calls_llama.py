@@ -111,6 +111,14 @@ def test_arguments_are_shown_before_the_call_ends() -> None:
         ('{"name": "f", "parameters": {"a": "cut', "", [("f", '{"a": "cut')]),
         ('{"name": "Bob", "age": 5} ', '{"name": "Bob", "age": 5} ', []),
         ('{"name": "Bob"', '{"name": "Bob"', []),
+        (r'{"parameters": {"a": "\ud83d\ude00"}, "name": "f"}', "", [("f", '{"a": "😀"}')]),
+        (
+            r'{"parameters": {"a": "\ud83d"}, "name": "f"}',
+            r'{"parameters": {"a": "\ud83d"}, "name": "f"}',
+            [],
+        ),
+        (r'{"name": "\ud83d", "parameters": {}}', r'{"name": "\ud83d", "parameters": {}}', []),
+        (r'{"name": "f", "parameters": {"a": "\ud83d"}}', "", [("f", r'{"a": "\ud83d"}')]),
         ("a <|python_ta", "a <|python_ta", []),
         (f"{CALL} <|python_ta", "<|python_ta", [("weather", ARGUMENTS)]),
         (

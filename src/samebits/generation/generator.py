@@ -101,7 +101,7 @@ class Generator:
 
     async def stream(self, sample: Sample) -> AsyncGenerator[SampleOutput, None]:
         """Run one sample; the last update has `finish`. Leaving early aborts it."""
-        text = OutputText(self._tokenizer, sample.text)
+        text = OutputText(self._tokenizer, sample.text, sample.request.prompt_ids)
         watch = self._metrics.begin()
         names = {sample.rid, sample.group}
         for name in names:

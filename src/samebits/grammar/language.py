@@ -15,13 +15,19 @@ from typing import Any
 import llguidance
 
 from samebits.errors import RequestError
-from samebits.grammar.schema import checked_schema
+from samebits.grammar.schema import check_values, checked_schema
 
 LARGEST_SCHEMA = 1 << 20
 LARGEST_GRAMMAR = 1 << 16
 """characters of what is no schema"""
 REFUSED_ATTRIBUTES = ("max_tokens", "stop", "temperature")
 """attributes of a rule that the library leaves to the engine, or that would take tokens back"""
+LITERAL = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)*/')
+"""a string or an expression in Lark"""
+RULE_ATTRIBUTES = re.compile(
+    rf'(?:^|%lark\s*\{{)[ \t]*[?!]*[\w-]+[ \t]*\[((?:{LITERAL.pattern}|[^\]"/\n])*)\]', re.MULTILINE
+)
+"""the head of a rule, with its attributes, whose values may hold brackets"""
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ def native_grammar(text: object, field: str) -> Grammar:
     """A grammar in the library's own language, as responses report it. Its parts are checked like any other."""
     _check_size(str(text), field, LARGEST_SCHEMA)
     value = _loads(text, field) if isinstance(text, str) else None
+    check_values(value, field)
     entries = value.get("grammars") if isinstance(value, dict) else None
     if (
         not isinstance(value, dict)
@@ -166,15 +173,16 @@ def _no_json(name: str) -> Any:
 
 def _check_lark(lark: str, field: str) -> None:
     """Refuse what the library would read and this engine would not do."""
-    for header in re.finditer(r"^[ \t]*[\w-]+[ \t]*\[([^\]\n]*)\]", lark, re.MULTILINE):
+    for header in RULE_ATTRIBUTES.finditer(lark):
+        attributes = LITERAL.sub("", header.group(1))
         for name in REFUSED_ATTRIBUTES:
-            if re.search(rf"\b{name}\s*=", header.group(1)):
+            if re.search(rf"\b{name}\s*=", attributes):
                 message = f"{field}: the attribute {name!r} of a rule is not supported"
                 raise RequestError(message, field, "unsupported_value")
     for found in re.finditer(r"%json\s*(?=[{t f])", lark):
         try:
             schema, _ = json.JSONDecoder().raw_decode(lark, found.end())
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # the library says where
         checked_schema(schema, field)
 

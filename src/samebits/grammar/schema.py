@@ -34,6 +34,8 @@ DIALECTS = ("draft-06/", "draft-07/", "draft/2019-09/", NEWEST_DIALECT)
 LARGEST_INTEGER = (1 << 53) - 1
 """the library reads numbers as doubles"""
 MOST_LEVELS = 60
+DEEPEST = 100
+"""levels of values in a schema: whatever reads or writes them may go down by recursion"""
 
 
 def checked_schema(schema: object, field: str) -> dict[str, Any]:
@@ -42,12 +44,42 @@ def checked_schema(schema: object, field: str) -> dict[str, Any]:
         schema = {} if schema else {"enum": []}
     if not isinstance(schema, dict):
         raise RequestError(f"{field} must be a JSON schema: an object", field, "invalid_type")
+    check_values(schema, field)
     own = dict(schema)
     if own.pop(OPTIONS_KEY, OPTIONS) != OPTIONS:
         raise _unsupported(field, OPTIONS_KEY, "$")
     _check_dialect(own.get("$schema", NEWEST_DIALECT), field)
     _check(own, field, "$", 0, NEWEST_DIALECT in own.get("$schema", NEWEST_DIALECT))
     return {**own, OPTIONS_KEY: OPTIONS}
+
+
+def check_values(value: object, field: str) -> None:
+    """Refuse JSON that was given as a text and that no body could hold: too deep, or with a string that is no
+    Unicode, which neither an error nor the library could say again."""
+    level = [value]
+    for _ in range(DEEPEST):
+        parts = [part for holder in level for part in _parts(holder)]
+        if any(_is_broken(part) for part in parts):
+            message = f"{field} holds a lone surrogate (\\ud800 to \\udfff), which no text has"
+            raise RequestError(message, field, "invalid_value")
+        level = [part for part in parts if isinstance(part, list | dict)]
+        if not level:
+            return
+    raise RequestError(f"{field} is nested more than {DEEPEST} levels deep", field, "invalid_value")
+
+
+def _parts(holder: object) -> list[Any]:
+    if isinstance(holder, dict):
+        return [*holder, *holder.values()]
+    return holder if isinstance(holder, list) else []
+
+
+def _is_broken(part: object) -> bool:
+    try:
+        str(part).encode() if isinstance(part, str) else None
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _check(schema: object, field: str, path: str, level: int, tuples: bool) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from samebits.engine.messages import EngineFacts
 from samebits.generation.samples import SampleOutput
 from samebits.server.answer import GrowingAnswer, call_id
+from samebits.server.fields import decode_json
 from samebits.server.http import anthropic_error, error_parts, typed_frame
 from samebits.text.blocks import Block, BlockEvent, Change
 
@@ -149,7 +149,7 @@ class MessageWriter:
 
 def _object(text: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
+        value = decode_json(text.encode()) if text.strip() else {}
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from enum import Enum
 
-from samebits.config import ServerConfig
+from samebits.config import EngineConfig, ServerConfig
 from samebits.engine.async_engine import AsyncEngine
 from samebits.generation.generator import Generator
 from samebits.generation.text_parts import load_text_parts
@@ -13,6 +13,14 @@ from samebits.server.http import UnavailableError
 from samebits.server.metrics import ServerMetrics
 from samebits.server.tracing import Tracing, make_tracing
 from samebits.text.chat import ChatTemplate
+
+MANY_SAMPLES = 4096
+"""a request may hold so many, however short the queue"""
+
+
+def most_samples(engine: EngineConfig) -> int:
+    """Samples that one request may hold: those that could all wait at once."""
+    return max(MANY_SAMPLES, engine.max_waiting * engine.data_parallel)
 
 
 class Phase(Enum):
@@ -28,8 +36,10 @@ class Phase(Enum):
 class Front:
     """A server's shared state. Belongs to one event loop. Raises `ConfigError` for traces that cannot be sent."""
 
-    def __init__(self, config: ServerConfig, engine: AsyncEngine) -> None:
+    def __init__(self, config: ServerConfig, engine: AsyncEngine, most_samples: int = MANY_SAMPLES) -> None:
+        """`most_samples`: of one request."""
         self.config = config
+        self.most_samples = most_samples
         self.engine = engine
         self.phase = Phase.STARTING
         self.started_at = time.time()

@@ -30,7 +30,7 @@ from samebits.engine.threads import default_threads
 from samebits.engine.transport import Transport
 from samebits.errors import ConfigError
 from samebits.server.app import create_app
-from samebits.server.front import Front, Phase
+from samebits.server.front import Front, Phase, most_samples
 from samebits.server.start_log import StartLog
 from samebits.server.supervise import keep_running
 
@@ -118,7 +118,7 @@ async def _serve(
         log.info("starting the engine: model %s, numerics profile %s", model.model, model.numerics)
         return AsyncEngine(_transport(model, engine, config, build), StartLog())
 
-    front = Front(config, make_engine())
+    front = Front(config, make_engine(), most_samples(engine))
     app = create_app(front, model, engine)
     _warn_if_open(config)
     loop = asyncio.get_running_loop()

@@ -16,7 +16,7 @@ from samebits.engine.service import BuildEngine
 from samebits.engine.transport import ThreadTransport
 from samebits.errors import ConfigError
 from samebits.server.app import create_app
-from samebits.server.front import Front
+from samebits.server.front import Front, most_samples
 
 
 class LocalServer:
@@ -76,7 +76,8 @@ async def local_server(
     """A `LocalServer` that is ready. Raises what loading the model raises."""
     if engine.data_parallel != 1:
         raise ConfigError("--data-parallel is for samebits serve: start that, and name it with --url")
-    front = Front(server, AsyncEngine(ThreadTransport(model, engine, build), on_progress))
+    made = AsyncEngine(ThreadTransport(model, engine, build), on_progress)
+    front = Front(server, made, most_samples(engine))
     app = create_app(front, model, engine)
     try:
         await front.start()

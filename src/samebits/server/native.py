@@ -17,7 +17,7 @@ from samebits.engine.messages import LogprobOptions
 from samebits.errors import RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import Collector, GenerationRequest, Sample
-from samebits.sampling_params import STRUCTURED_FIELDS, SamplingParams
+from samebits.sampling_params import MAX_SAMPLES, STRUCTURED_FIELDS, SamplingParams
 from samebits.server.fields import convert_object, decode_object
 from samebits.server.front import Front
 from samebits.server.http import (
@@ -75,7 +75,7 @@ class NativeRoutes:
     async def generate(self, request: Request) -> Response | ASGIApp:
         generator = self._front.generator
         body = decode_native(await read_body(request, self._front.body_limit))
-        batch = take_apart(body)
+        batch = take_apart(body, self._front.most_samples)
         samples = await generator.prepare_beside(batch.requests, batch.group)
         formatters = [
             SampleFormatter(
@@ -126,7 +126,8 @@ async def _frames(
     incremental: bool,
     indexed: bool,
 ) -> AsyncGenerator[bytes, None]:
-    """The frames of a stream: cumulative as SGLang's, or with what is new in each (`incremental`)."""
+    """The frames of a stream: cumulative as SGLang's, or with what is new in each (`incremental`). Raises the error of
+    a sample that fails, unless it is one of several (`indexed`)."""
     collectors = [Collector(sample) for sample in samples]
     counts = [0] * len(samples)
     started = False
@@ -136,6 +137,8 @@ async def _frames(
                 collectors[index].add(update)
                 counts[index] += len(update.token_ids)
             result = collectors[index].result()
+            if result.finish is not None and result.finish.type == "error" and not indexed:
+                raise result.finish.error  # it is not a member of a list: as in an answer without a stream
             if not started:
                 check_in_time([result])
                 started = True
@@ -148,8 +151,21 @@ async def _frames(
     yield DONE_FRAME
 
 
-def take_apart(body: NativeRequest) -> Batch:
-    """The prompts of a body, each with its own parameters. Raises `RequestError` naming the field."""
+def check_count(samples: int, most: int, field: str) -> None:
+    """Raise `RequestError` for more samples than can wait: the queue would refuse them one by one, and meanwhile they
+    would hold up everybody else."""
+    if samples > most:
+        message = f"{field}: a request of {samples} samples is too large: {most} can wait (--max-waiting)"
+        raise RequestError(message, field, "unsupported_value")
+
+
+def take_apart(body: NativeRequest, most: int) -> Batch:
+    """The prompts of a body, each with its own parameters; `most` samples of them. Raises `RequestError` naming the
+    field."""
+    field = "input_ids" if body.text is None else "text"
+    given = body.input_ids if body.text is None else body.text
+    if isinstance(given, list) and given and isinstance(given[0], str | list):
+        check_count(len(given), most, field)
     prompts, single = _prompts(body)
     size = len(prompts)
     flags = _each(body.return_logprob, size, False, "return_logprob")
@@ -157,6 +173,7 @@ def take_apart(body: NativeRequest) -> Batch:
     tops = _each(body.top_logprobs_num, size, 0, "top_logprobs_num")
     selected = _token_lists(body.token_ids_logprob, size)
     sampling = _sampling(body.sampling_params, size)
+    check_count(sum(min(params.n, MAX_SAMPLES) for params in sampling), most, field)
     group = body.rid if isinstance(body.rid, str) else uuid.uuid4().hex
     rids = _rids(body.rid, size, single)
     requests, views = [], []

@@ -16,7 +16,7 @@ from samebits.errors import RequestError
 from samebits.generation.generator import LARGE_PROMPT, Generator
 from samebits.generation.samples import GenerationRequest
 from samebits.grammar.language import Grammar
-from samebits.sampling_params import SamplingParams
+from samebits.sampling_params import MAX_TOP_LOGPROBS, SamplingParams
 from samebits.server.fields import Body
 from samebits.server.front import Front
 from samebits.server.http import NotFoundError, read_body
@@ -94,6 +94,8 @@ def check_common(common: CommonFields, given: SamplingFields) -> None:
         raise RequestError("rid must not be empty", "rid")
     if common.prompt_logprobs is not None and common.prompt_logprobs < 0:
         raise RequestError("prompt_logprobs must not be negative", "prompt_logprobs")
+    if (common.prompt_logprobs or 0) > MAX_TOP_LOGPROBS:
+        raise RequestError(f"prompt_logprobs must lie in [0, {MAX_TOP_LOGPROBS}]", "prompt_logprobs")
 
 
 def check_single(common: CommonFields, given: SamplingFields) -> None:

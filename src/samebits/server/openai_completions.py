@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -14,7 +15,9 @@ from samebits.errors import RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.samples import Sample, SampleOutput
 from samebits.grammar.language import grammar_of
+from samebits.sampling_params import MAX_SAMPLES
 from samebits.server.front import Front
+from samebits.server.native import check_count
 from samebits.server.openai_common import (
     SHARED_NAMES,
     check_length,
@@ -65,7 +68,11 @@ class CompletionChoice:
         self._names = names
         self._facts = facts
         self._logprobs = CompletionLogprobs(
-            self._names, tokenizer, view.logprobs or 0, sample.text.skip_special_tokens
+            self._names,
+            tokenizer,
+            view.logprobs or 0,
+            sample.text.skip_special_tokens,
+            sample.request.prompt_ids,
         )
         self._first = True
 
@@ -83,7 +90,7 @@ class CompletionChoice:
         logprobs = None
         if view.logprobs is not None:
             prompt = part.prompt_logprobs or () if echo is not None else ()
-            logprobs = self._logprobs.object([*prompt, *part.logprobs])
+            logprobs = self._logprobs.object(part.logprobs, prompt, echo or "")
         answer: dict[str, Any] = {
             "index": self._index,
             "text": (echo or "") + part.text,
@@ -114,6 +121,7 @@ class CompletionRoutes:
         _check(body)
         limit = DEFAULT_MAX_TOKENS if given.max_tokens is None else given.max_tokens
         prompts = _prompts(body)
+        check_count(len(prompts) * min(given.n or 1, MAX_SAMPLES), front.most_samples, "prompt")
         generator = front.generator
         logprobs = _logprob_options(body, common)
         part = output_part(body.response_format, common, NAMES)
@@ -124,6 +132,7 @@ class CompletionRoutes:
             for index, prompt in enumerate(prompts):
                 ids = prompt
                 if isinstance(ids, str):
+                    await asyncio.sleep(0)  # others have their turn between two texts of a long list
                     ids = await encode(generator, ids, common.add_special_tokens is not False, "prompt")
                 check_length(generator, ids, limit, "prompt")
                 rid = "" if common.rid is None else f"{common.rid}_{index}"

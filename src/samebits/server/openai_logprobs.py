@@ -50,20 +50,52 @@ class TokenNames:
 class CompletionLogprobs:
     """The `logprobs` object of a completion, or the parts of it in a stream: it counts the text's characters."""
 
-    def __init__(self, names: TokenNames, tokenizer: Tokenizer | None, top: int, skip_special: bool) -> None:
+    def __init__(
+        self,
+        names: TokenNames,
+        tokenizer: Tokenizer | None,
+        top: int,
+        skip_special: bool,
+        prompt_ids: Sequence[int] = (),
+    ) -> None:
+        """`prompt_ids`: what the text goes on behind."""
         self._names = names
         self._top = top
-        self._detokenizer = None if tokenizer is None else tokenizer.detokenizer(skip_special)
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._prompt_ids = prompt_ids
+        self._detokenizer = None if tokenizer is None else tokenizer.detokenizer(skip_special, prompt_ids)
         self._offset = 0
 
-    def object(self, positions: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        """Positions that follow those of the last call."""
+    def object(
+        self, positions: Sequence[TokenLogprobs], prompt: Sequence[TokenLogprobs] = (), echo: str = ""
+    ) -> dict[str, Any]:
+        """Positions that follow those of the last call. Those of the `prompt`, whose text is `echo`, come first."""
+        starts = self._starts_in(echo, prompt) if prompt else []
+        starts += [self._start_of(at.token_id) for at in positions]
+        positions = [*prompt, *positions]
         return {
-            "text_offset": [self._start_of(at.token_id) for at in positions],
+            "text_offset": starts,
             "token_logprobs": [at.logprob for at in positions],
             "tokens": [self._names.name(at.token_id) for at in positions],
             "top_logprobs": [self._most_likely(at) for at in positions],
         }
+
+    def _starts_in(self, echo: str, prompt: Sequence[TokenLogprobs]) -> list[int]:
+        """As `_start_of`, for a prompt and its text, which shows the special tokens that were written in it, and hides
+        those that the checkpoint adds. What follows is a text of its own."""
+        if self._tokenizer is None:
+            return [0] * len(prompt)
+        self._detokenizer = self._tokenizer.detokenizer(self._skip_special)
+        starts = []
+        for at in prompt:
+            special = self._tokenizer.special_text(at.token_id)
+            starts.append(self._offset if special else self._start_of(at.token_id))
+            if special and echo.startswith(special, self._offset):
+                self._offset += len(special)
+        self._offset = len(echo)
+        self._detokenizer = self._tokenizer.detokenizer(self._skip_special, self._prompt_ids)
+        return starts
 
     def _start_of(self, token_id: int) -> int:
         """The character at which a token begins; one that continues an unfinished character begins there."""

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -144,9 +144,11 @@ async def results_of(
 async def parts_of(
     generator: Generator, samples: Sequence[Sample], names: Mapping[str, str]
 ) -> AsyncGenerator[tuple[int, SampleOutput], None]:
-    """Run samples together; yields (index, what is new of that sample). Raises `EngineError` when one fails."""
+    """Run samples together; yields (index, what is new of that sample); the last of a sample has all of its
+    warnings. Raises `EngineError` when one fails."""
     started = False
     collectors = [Collector(sample) for sample in samples]
+    warnings: list[list[str]] = [[] for _ in samples]
     with field_names(names):
         async with aclosing(generator.stream_all(samples)) as turns:
             async for index, updates in turns:
@@ -155,6 +157,9 @@ async def parts_of(
                 part = collectors[index].result()
                 collectors[index].clear()
                 check_finish(part)
+                warnings[index] += part.warnings
+                if part.finish is not None:  # the last part is the one that tells them
+                    part = replace(part, warnings=tuple(warnings[index]))
                 if not started:
                     check_in_time([part])
                     started = True

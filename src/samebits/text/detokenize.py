@@ -12,6 +12,8 @@ from typing import Protocol
 
 REPLACEMENT = "\ufffd"
 """What invalid bytes decode to."""
+LONGEST_CHARACTER = 4
+"""bytes, and so tokens"""
 
 
 class Detokenizer(Protocol):
@@ -61,10 +63,13 @@ class WindowDetokenizer:
     without the tokens before it, which gives decoders that look at neighbours (leading spaces) their context.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()) -> None:
+        """`before`: tokens of the text that goes on here, such as a prompt's. Half a character at their end is left
+        alone."""
         self._decode = decode
-        self._window: list[int] = []
-        self._read = 0
+        lasts = (list(before[-count:]) for count in range(1, LONGEST_CHARACTER + 1))
+        self._window: list[int] = next((last for last in lasts if not decode(last).endswith(REPLACEMENT)), [])
+        self._read = len(self._window)
         """tokens of the window whose text is out"""
 
     def push(self, token_id: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from samebits.text.detokenize import ByteLevelDetokenizer, Detokenizer
@@ -24,14 +25,17 @@ class TextOptions:
 class OutputText:
     """Text of a growing output. Tokens are judged one by one (trap 13)."""
 
-    def __init__(self, tokenizer: Tokenizer | None, options: TextOptions) -> None:
-        """Without a tokenizer the text is empty."""
+    def __init__(
+        self, tokenizer: Tokenizer | None, options: TextOptions, prompt_ids: Sequence[int] = ()
+    ) -> None:
+        """Without a tokenizer the text is empty. It goes on behind the prompt's: some tokenizers write a space ahead
+        of a word as a part of it, and leave it out at the beginning of a text."""
         self._options = options
         self._matcher = StopMatcher(options.stop, options.keep_stop)
         self._detokenizer: Detokenizer = ByteLevelDetokenizer(lambda token_id: b"")
         self._special_stops: dict[int, str] = {}
         if tokenizer is not None:
-            self._detokenizer = tokenizer.detokenizer(options.skip_special_tokens)
+            self._detokenizer = tokenizer.detokenizer(options.skip_special_tokens, prompt_ids)
             found = {tokenizer.special_id(text): text for text in options.stop}
             self._special_stops = {token_id: text for token_id, text in found.items() if token_id is not None}
         self._tokens = 0

@@ -34,7 +34,8 @@ class Tokenizer:
         """`eos_token` and its like, by name"""
         added = backend.get_added_tokens_decoder()
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
-        self._special_by_text = {token.content: i for i, token in added.items() if token.special}
+        self._text_by_special = {i: token.content for i, token in added.items() if token.special}
+        self._special_by_text = {text: i for i, text in self._text_by_special.items()}
         self.added_tokens = {token.content: i for i, token in added.items()}
         """ids by text of the tokens beside the vocabulary proper, special or not"""
         self._token_bytes = self._read_token_bytes()
@@ -81,14 +82,18 @@ class Tokenizer:
         """Id of the special token whose text is `text`, if there is one."""
         return self._special_by_text.get(text)
 
+    def special_text(self, token_id: int) -> str:
+        """Text of a special token; empty for any other."""
+        return self._text_by_special.get(token_id, "")
+
     def added_id(self, text: str) -> int | None:
         """Id of the added token, special or not, whose text is `text`, if there is one."""
         return self.added_tokens.get(text)
 
-    def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
-        """A fresh incremental decoder."""
+    def detokenizer(self, skip_special_tokens: bool, before: Sequence[int] = ()) -> Detokenizer:
+        """A fresh incremental decoder of a text that goes on behind the tokens `before`."""
         if self._token_bytes is None:
-            return WindowDetokenizer(lambda ids: self.decode(ids, skip_special_tokens))
+            return WindowDetokenizer(lambda ids: self.decode(ids, skip_special_tokens), before)
         table = self._token_bytes
         left_out = self._special_ids if skip_special_tokens else frozenset[int]()
         return ByteLevelDetokenizer(lambda i: table.get(i, b"") if i not in left_out else b"")

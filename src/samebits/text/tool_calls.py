@@ -349,8 +349,12 @@ class JsonObject:
 
 
 def load_json(text: str) -> object:
-    """A JSON value, or None for what is none."""
+    """A JSON value, or None for what is none. A string with half a surrogate pair, which a model may well write, is no
+    text that could be sent on."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
+    return value
