@@ -12,7 +12,7 @@ from samebits.numerics.gpu.gemm_candidates import library_recipe
 from samebits.numerics.gpu.gemm_operator import reference_candidate
 from samebits.numerics.gpu.gemm_problem import GemmProblem
 from samebits.numerics.gpu.norm import add_rms_norm
-from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, Tensors
+from samebits.numerics.gpu.prover import Candidate, Proof, Rejection, Tensors, differing
 from samebits.numerics.gpu.residual_operator import (
     ResidualProblem,
     ResidualTrials,
@@ -67,8 +67,7 @@ def check_the_bits_are_those_that_the_norm_adds(device: torch.device, problem: R
         product.run((x, weight), (between,))
         expected = add_rms_norm(between, residual, weight_of_norm, 1e-6)[1]
         recipe.make().run((x, weight, residual), ())
-        other = residual.view(torch.int16) != expected.view(torch.int16)
-        assert not bool((other & ~(residual.isnan() & expected.isnan())).any())
+        assert not bool(differing(residual, expected).any())
 
 
 def check_one_rounding_is_rejected(device: torch.device, problem: ResidualProblem) -> None:
@@ -83,6 +82,16 @@ def check_one_rounding_is_rejected(device: torch.device, problem: ResidualProble
 
     verdict = ResidualTrials.of(problem, ROWS, device).trial(ROWS).prove(Candidate("rounded once", "", run))
     assert isinstance(verdict, Rejection) and verdict.difference is not None
+
+
+def check_the_references_sum_is_rounded_twice(device: torch.device, problem: ResidualProblem) -> None:
+    """The product to act, and the sum of the two in float32 to act."""
+    trials = ResidualTrials.of(problem, ROWS, device)
+    for name, (x, weight, residual) in trials.inputs.items():
+        product = torch.empty_like(residual)
+        reference_candidate(problem.product).run((x, weight), (product,))
+        expected = (product.float() + residual.float()).to(problem.act)
+        assert not bool(differing(trials.sums[name], expected).any()), name
 
 
 def check_the_pair_is_proven_at_fewer_rows(device: torch.device, problem: ResidualProblem) -> None:
