@@ -167,15 +167,7 @@ SERVED: dict[Any, Callable[..., Tensor]] = {
     ATEN.mean.dim: _mean,
     ATEN._log_softmax.default: _log_softmax,
 }
-INTO: dict[Any, Callable[..., Tensor]] = {
-    ATEN.mm.out: mm,
-    ATEN.mv.out: _mv,
-    ATEN.dot.out: _dot,
-    ATEN.addmm.out: _addmm,
-    ATEN.bmm.out: bmm,
-    ATEN.mean.out: _mean,
-    ATEN._log_softmax.out: _log_softmax,
-}
+INTO = {func.overloadpacket.out: served for func, served in SERVED.items()}
 """The same, into a tensor that is given as `out`."""
 
 

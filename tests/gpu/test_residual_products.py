@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from samebits.numerics.gpu import products
+from samebits.numerics.gpu.bindings import Bindings, place_of
 from samebits.numerics.gpu.cublaslt import parts_of
 from samebits.numerics.gpu.gemm_problem import GemmProblem
+from samebits.numerics.gpu.operator import Wish
 from samebits.numerics.gpu.products import GpuLinear, ProvenProducts
 from samebits.numerics.gpu.prover import Candidate
 from samebits.numerics.gpu.residual_operator import (
@@ -66,3 +73,44 @@ def test_until_kernels_are_bound_the_residual_is_left_alone() -> None:
     x = torch.ones(2048, 128, dtype=torch.bfloat16)
     assert not ProvenProducts(device).run_onto(x, linear, residual)
     assert not bool(residual.any())
+
+
+def test_products_and_what_stands_behind_them_are_bound(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Activations with few rows and residuals with many; where the pair won, nothing is added in place."""
+    asked: list[list[tuple[str, str, tuple[int, ...]]]] = []
+
+    def bound(wishes: Sequence[Wish[Any]], *others: Any, **named: Any) -> Bindings:
+        asked.append([(wish.operator.clause, wish.problem.key, wish.buckets) for wish in wishes])
+        places = [place_of(wish, bucket) for wish in wishes for bucket in wish.buckets]
+        return Bindings({place: served_at(place) for place in places}, ())
+
+    def served_at(place: tuple[str, str, int]) -> Candidate:
+        clause, _, bucket = place
+        name = PAIR if clause == ResidualOperator.clause and bucket == 128 else f"{clause} {bucket}"
+        return Candidate(name, name, lambda inputs, outputs: None)
+
+    monkeypatch.setattr(products, "bind_all", bound)
+    monkeypatch.setattr(products, "device_key", lambda device: {"device": "none"})
+    wide = GpuLinear(torch.ones(64, 128, dtype=torch.bfloat16), None, torch.bfloat16)
+    narrow = GpuLinear(torch.ones(32, 128, dtype=torch.bfloat16), None, torch.bfloat16)
+    x, residual = torch.ones(1, 128, dtype=torch.bfloat16), torch.zeros(1, 32, dtype=torch.bfloat16)
+    proven = ProvenProducts(torch.device("cpu"))
+    assert proven.run_gated(x, wide) is None
+    assert not proven.run_onto(x, narrow, residual)
+    proven.bind(
+        [wide.problem, narrow.problem], lambda problem: (1, 64, 96, 128), tmp_path, lambda *news: None
+    )
+    assert [[(clause, buckets) for clause, _, buckets in wishes] for wishes in asked] == [
+        [("gemm", (1, 64, 96, 128))] * 2,
+        [("gemm and gated activation", (1, 64)), ("gemm and residual", (96, 128))],
+    ]
+    assert {place: one.name for place, one in proven.fused.items()} == {
+        (wide.problem, 1): "gemm and gated activation 1",
+        (wide.problem, 64): "gemm and gated activation 64",
+    }
+    assert {place: one.name for place, one in proven.in_place.items()} == {
+        (narrow.problem, 96): "gemm and residual 96"
+    }
+    assert proven.identities >= {"gemm 128", "gemm and residual 96"}

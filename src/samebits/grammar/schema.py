@@ -75,8 +75,10 @@ def _parts(holder: object) -> list[Any]:
 
 
 def _is_broken(part: object) -> bool:
+    if not isinstance(part, str):
+        return False
     try:
-        str(part).encode() if isinstance(part, str) else None
+        part.encode()
     except UnicodeEncodeError:
         return True
     return False

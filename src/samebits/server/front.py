@@ -7,6 +7,7 @@ from enum import Enum
 
 from samebits.config import EngineConfig, ServerConfig
 from samebits.engine.async_engine import AsyncEngine
+from samebits.errors import RequestError
 from samebits.generation.generator import Generator
 from samebits.generation.text_parts import load_text_parts
 from samebits.server.http import UnavailableError
@@ -21,6 +22,14 @@ MANY_SAMPLES = 4096
 def most_samples(engine: EngineConfig) -> int:
     """Samples that one request may hold: those that could all wait at once."""
     return max(MANY_SAMPLES, engine.max_waiting * engine.data_parallel)
+
+
+def check_count(samples: int, most: int, field: str) -> None:
+    """Raise `RequestError` for more samples than can wait: the queue would refuse them one by one, and meanwhile they
+    would hold up everybody else."""
+    if samples > most:
+        message = f"{field}: a request of {samples} samples is too large: {most} can wait (--max-waiting)"
+        raise RequestError(message, field, "unsupported_value")
 
 
 class Phase(Enum):

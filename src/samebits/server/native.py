@@ -19,7 +19,7 @@ from samebits.generation.generator import Generator
 from samebits.generation.samples import Collector, GenerationRequest, Sample
 from samebits.sampling_params import MAX_SAMPLES, STRUCTURED_FIELDS, SamplingParams
 from samebits.server.fields import convert_object, decode_object
-from samebits.server.front import Front
+from samebits.server.front import Front, check_count
 from samebits.server.http import (
     CLIENT_CLOSED_REQUEST,
     DONE_FRAME,
@@ -149,14 +149,6 @@ async def _frames(
                 answer["index"] = index
             yield event_frame(answer)
     yield DONE_FRAME
-
-
-def check_count(samples: int, most: int, field: str) -> None:
-    """Raise `RequestError` for more samples than can wait: the queue would refuse them one by one, and meanwhile they
-    would hold up everybody else."""
-    if samples > most:
-        message = f"{field}: a request of {samples} samples is too large: {most} can wait (--max-waiting)"
-        raise RequestError(message, field, "unsupported_value")
 
 
 def take_apart(body: NativeRequest, most: int) -> Batch:

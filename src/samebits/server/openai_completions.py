@@ -16,8 +16,7 @@ from samebits.generation.generator import Generator
 from samebits.generation.samples import Sample, SampleOutput
 from samebits.grammar.language import grammar_of
 from samebits.sampling_params import MAX_SAMPLES
-from samebits.server.front import Front
-from samebits.server.native import check_count
+from samebits.server.front import Front, check_count
 from samebits.server.openai_common import (
     SHARED_NAMES,
     check_length,

@@ -14,22 +14,28 @@ way only."""
 
 @dataclass(frozen=True)
 class RowTrials:
-    """Cases whose first input and outputs have a row for each row of a batch, at the largest row count."""
+    """Cases whose first input, written inputs and outputs have a row for each row of a batch, at the largest row
+    count."""
 
     inputs: dict[str, Tensors]
     expected: dict[str, Tensors]
     output: Callable[[int], tuple[Output, ...]]
     """what the outputs are at a row count"""
+    written: tuple[int, ...] = ()
+    """inputs that are written, as in a case"""
 
     @staticmethod
     def of(
-        reference: Candidate, inputs: dict[str, Tensors], output: Callable[[int], tuple[Output, ...]]
+        reference: Candidate,
+        inputs: dict[str, Tensors],
+        output: Callable[[int], tuple[Output, ...]],
+        written: tuple[int, ...] = (),
     ) -> RowTrials:
         expected = {
-            name: results_of(reference, Case(name, given, output(given[0].shape[0])))
+            name: results_of(reference, Case(name, given, output(given[0].shape[0]), written))
             for name, given in inputs.items()
         }
-        return RowTrials(inputs, expected, output)
+        return RowTrials(inputs, expected, output, written)
 
     def trial(self, bucket: int) -> Trial:
         """A candidate must give these rows the bits that they have among all rows."""
@@ -38,9 +44,14 @@ class RowTrials:
             for start in windows(bucket, given[0].shape[0]):
                 rows = slice(start, start + bucket)
                 # A stretch of rows gets its own allocation, which starts at an aligned address.
-                x = given[0][rows] if start == 0 else given[0][rows].clone()
+                inputs = tuple(
+                    (tensor[rows] if start == 0 else tensor[rows].clone())
+                    if place in (0, *self.written)
+                    else tensor
+                    for place, tensor in enumerate(given)
+                )
                 title = name if start == 0 else f"{name} from row {start}"
-                cases.append(Case(title, (x, *given[1:]), self.output(bucket)))
+                cases.append(Case(title, inputs, self.output(bucket), self.written))
                 expected.append(tuple(full[rows] for full in self.expected[name]))
         return Trial(tuple(cases), tuple(expected))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 from samebits.errors import NumericsError
 from samebits.numerics.gpu.bindings import (
     ALONE,
+    Bindings,
     Sharing,
     bind_all,
     compile_behind,
@@ -24,7 +25,7 @@ from samebits.numerics.gpu.device_key import device_key
 from samebits.numerics.gpu.gated_operator import GatedOperator, GatedProblem
 from samebits.numerics.gpu.gemm_operator import GemmOperator, reference_candidate
 from samebits.numerics.gpu.gemm_problem import GemmProblem
-from samebits.numerics.gpu.operator import Wish
+from samebits.numerics.gpu.operator import Operator, P, Wish
 from samebits.numerics.gpu.proofs import ProofStore
 from samebits.numerics.gpu.prover import Candidate
 from samebits.numerics.gpu.residual_operator import (
@@ -75,6 +76,32 @@ def pack_linear(
         raise NumericsError(f"weights are {weight.dtype}, but these operators compute in {act}")
     packed = weight.to(device).contiguous()
     return GpuLinear(packed, None if bias is None else bias.to(device, act).contiguous(), out)
+
+
+def wishes_behind(
+    operator: Operator[P],
+    seen: Mapping[GemmProblem, P],
+    buckets: Callable[[GemmProblem], Sequence[int]],
+    serves: Callable[[int], bool],
+) -> dict[GemmProblem, Wish[P]]:
+    """What is wished of an operator that stands for products and what was seen behind them, by product; at the row
+    counts at which it may serve."""
+    found = {
+        product: Wish(operator, problem, tuple(filter(serves, buckets(product))))
+        for product, problem in seen.items()
+    }
+    return {product: wish for product, wish in found.items() if wish.buckets}
+
+
+def candidates_behind(
+    wishes: Mapping[GemmProblem, Wish[Any]], bindings: Bindings
+) -> dict[tuple[GemmProblem, int], Candidate]:
+    """What serves them, by product and rows."""
+    return {
+        (product, bucket): bindings.candidate(wish.operator.clause, wish.problem, bucket)
+        for product, wish in wishes.items()
+        for bucket in wish.buckets
+    }
 
 
 class Products(Protocol):
@@ -159,18 +186,13 @@ class ProvenProducts:
         store = ProofStore(folder, device_key(self._device))
         bindings = bind_all(self._wishes(problems, buckets), store, progress, sharing=sharing)
         self._serving.bind(bindings)
-        gated = GatedOperator(self._device, partial(bindings.candidate, GemmOperator.clause))
-        fused = bind_all(self._fused_wishes(gated, buckets), store, progress, sharing=sharing)
-        for problem, some in self._few(buckets).items():
-            for bucket in some:
-                self._fused[problem, bucket] = fused.candidate(gated.clause, self._gated[problem], bucket)
-        added = ResidualOperator(self._device, partial(bindings.candidate, GemmOperator.clause))
-        in_place = bind_all(self._added_wishes(added, buckets), store, progress, sharing=sharing)
-        for problem, some in self._many(buckets).items():
-            for bucket in some:
-                candidate = in_place.candidate(added.clause, self._added[problem], bucket)
-                if candidate.name != PAIR:
-                    self._in_place[problem, bucket] = candidate
+        product = partial(bindings.candidate, GemmOperator.clause)
+        fused = self._fused_wishes(GatedOperator(self._device, product), buckets)
+        added = self._added_wishes(ResidualOperator(self._device, product), buckets)
+        behind = bind_all([*fused.values(), *added.values()], store, progress, sharing=sharing)
+        self._fused = candidates_behind(fused, behind)
+        in_place = candidates_behind(added, behind).items()
+        self._in_place = {place: candidate for place, candidate in in_place if candidate.name != PAIR}
 
     def compile_ahead(
         self,
@@ -180,7 +202,7 @@ class ProvenProducts:
     ) -> None:
         store = ProofStore(folder, device_key(self._device))
         gated = GatedOperator(self._device, self._serving.candidate)
-        wishes = [*self._wishes(problems, buckets), *self._fused_wishes(gated, buckets)]
+        wishes = [*self._wishes(problems, buckets), *self._fused_wishes(gated, buckets).values()]
         compile_behind(distinct_sources(unproven(wishes, store)))
 
     def _wishes(
@@ -191,29 +213,13 @@ class ProvenProducts:
 
     def _fused_wishes(
         self, gated: GatedOperator, buckets: Callable[[GemmProblem], Sequence[int]]
-    ) -> list[Wish[Any]]:
-        few = self._few(buckets).items()
-        return [Wish(gated, self._gated[problem], tuple(some)) for problem, some in few if some]
-
-    def _few(self, buckets: Callable[[GemmProblem], Sequence[int]]) -> dict[GemmProblem, list[int]]:
-        """Row counts at which products are fused with the activation behind them."""
-        return {
-            problem: [bucket for bucket in buckets(problem) if bucket <= MOST_FUSED_ROWS]
-            for problem in self._gated
-        }
+    ) -> dict[GemmProblem, Wish[Any]]:
+        return wishes_behind(gated, self._gated, buckets, lambda rows: rows <= MOST_FUSED_ROWS)
 
     def _added_wishes(
         self, added: ResidualOperator, buckets: Callable[[GemmProblem], Sequence[int]]
-    ) -> list[Wish[Any]]:
-        many = self._many(buckets).items()
-        return [Wish(added, self._added[problem], tuple(some)) for problem, some in many if some]
-
-    def _many(self, buckets: Callable[[GemmProblem], Sequence[int]]) -> dict[GemmProblem, list[int]]:
-        """Row counts at which products are added to the residual in place."""
-        return {
-            problem: [bucket for bucket in buckets(problem) if bucket >= LEAST_ROWS]
-            for problem in self._added
-        }
+    ) -> dict[GemmProblem, Wish[Any]]:
+        return wishes_behind(added, self._added, buckets, lambda rows: rows >= LEAST_ROWS)
 
     def run(self, x: Tensor, linear: GpuLinear, out: Tensor | None = None) -> Tensor:
         rows = x.shape[0]

@@ -19,10 +19,11 @@ from samebits.numerics.gpu import cublaslt
 from samebits.numerics.gpu.gemm_candidates import EARLY_ROWS
 from samebits.numerics.gpu.gemm_operator import reference_candidate, reference_source, timing_weights
 from samebits.numerics.gpu.gemm_problem import GemmProblem, flipped, hashed_matrix, proof_inputs
+from samebits.numerics.gpu.gemm_trials import RowTrials
 from samebits.numerics.gpu.launch import KernelSource
 from samebits.numerics.gpu.norm import add_rms_norm
 from samebits.numerics.gpu.operator import Recipe, Round, Workload
-from samebits.numerics.gpu.prover import Candidate, Case, Tensors, Trial, results_of
+from samebits.numerics.gpu.prover import Candidate, Tensors
 
 PAIR = "pair"
 LEAST_ROWS = EARLY_ROWS + 1
@@ -127,6 +128,12 @@ def cancelling(product: Candidate, seed: int, x: Tensor, weight: Tensor) -> Tens
     return flipped(seed, found.neg_())
 
 
+def residual_trials(problem: ResidualProblem, rows: int, device: torch.device) -> RowTrials:
+    """The sums of the reference's products on every case, at `rows` rows."""
+    reference = pair_candidate(problem, reference_candidate(problem.product))
+    return RowTrials.of(reference, residual_inputs(problem, rows, device), lambda bucket: (), WRITTEN)
+
+
 class ResidualOperator:
     """Products with a residual behind them on one device. `product` gives what serves the product alone."""
 
@@ -150,36 +157,11 @@ class ResidualOperator:
         return next((recipe for recipe in self.recipes(problem, bucket) if recipe.name == name), None)
 
     def rounds(self, problem: ResidualProblem, buckets: Sequence[int]) -> Iterator[Round]:
-        trials = ResidualTrials.of(problem, max(buckets), self.device)
+        trials = residual_trials(problem, max(buckets), self.device)
         weights = timing_weights(problem.product, self.device)
         for bucket in buckets:
             work = functools.partial(timing_workload, problem, bucket, weights)
             yield Round(bucket, trials.trial(bucket), work)
-
-
-@dataclass(frozen=True)
-class ResidualTrials:
-    """Cases at the largest row count, and the reference's sums."""
-
-    inputs: dict[str, Tensors]
-    sums: dict[str, Tensor]
-
-    @staticmethod
-    def of(problem: ResidualProblem, rows: int, device: torch.device) -> ResidualTrials:
-        reference = pair_candidate(problem, reference_candidate(problem.product))
-        inputs = residual_inputs(problem, rows, device)
-        sums = {
-            name: results_of(reference, Case(name, given, (), WRITTEN))[0] for name, given in inputs.items()
-        }
-        return ResidualTrials(inputs, sums)
-
-    def trial(self, bucket: int) -> Trial:
-        """A candidate must give the first rows the bits that they have among all rows."""
-        cases = tuple(
-            Case(name, (x[:bucket], weight, residual[:bucket]), (), WRITTEN)
-            for name, (x, weight, residual) in self.inputs.items()
-        )
-        return Trial(cases, tuple((self.sums[case.name][:bucket],) for case in cases))
 
 
 def timing_workload(problem: ResidualProblem, bucket: int, weights: Tensors) -> Workload:
