@@ -4,9 +4,10 @@ Written in Gluon, Triton's language below Triton: layouts, copies, barriers and 
 named here, not inferred. What is computed for one row is the clause, block by block, as in `attention_core`.
 
 A program walks tiles of 2 * GROUP_ROWS rows. Its producer warp copies keys and values of one key block after another
-into a ring of shared memory; each consumer group owns GROUP_ROWS rows, with its own state in registers. A consumer
-issues the scores of the next key block and the value product of this one together, hands the tensor cores to the
-other group, and does its exponentials while that one's products run.
+into a ring of shared memory; each consumer group owns GROUP_ROWS rows, with its own state in registers. What a consumer
+multiplies in one turn lies in one place of the ring, so that it waits once and gives back once: the values of a key
+block and the keys of the next one. A turn's exponentials run beside the value product of the block before, and the
+scores of the block behind are computed while the accumulator is weighted or folded.
 """
 
 from __future__ import annotations
@@ -77,10 +78,8 @@ def produce(
     v_ring,
     q_ready,
     q_free,
-    k_ready,
-    k_free,
-    v_ready,
-    v_free,
+    ready,
+    free,
     COPIED: gl.constexpr,
     QUERY_HEADS: gl.constexpr,
     KV_HEADS: gl.constexpr,
@@ -88,7 +87,9 @@ def produce(
     KEYS: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """Copy the queries, with COPIED, and the key blocks of every tile of this program into the rings."""
+    """Copy the queries, with COPIED, and the key blocks of every tile of this program into the rings. A tile's first
+    place holds keys alone, its last one values. Behind the last tile a place without copies is ready, since consumers
+    wait a place ahead."""
     group: gl.constexpr = QUERY_HEADS // KV_HEADS
     slot = 0
     phase = 1
@@ -113,24 +114,59 @@ def produce(
                 q_phase = q_phase ^ q_slot
                 q_slot = q_slot ^ 1
             pages = page_table + request.to(gl.int64) * table_width
-            for key in range(0, last + 1, KEYS):
+            page = gl.load(pages)
+            row = (page * KV_HEADS + kv_head) * PAGE
+            mbarrier.wait(free.index(slot), phase)
+            mbarrier.expect(ready.index(slot), keys.block_type.nbytes)
+            tma.async_copy_global_to_shared(keys, [row, 0], ready.index(slot), k_ring.index(slot))
+            slot, phase = following(slot, phase, STAGES)
+            for key in range(KEYS, last + 1, KEYS):
                 page = gl.load(pages + key // PAGE)
-                row = (page * KV_HEADS + kv_head) * PAGE + key % PAGE
-                mbarrier.wait(k_free.index(slot), phase)
-                mbarrier.expect(k_ready.index(slot), keys.block_type.nbytes)
-                tma.async_copy_global_to_shared(keys, [row, 0], k_ready.index(slot), k_ring.index(slot))
-                mbarrier.wait(v_free.index(slot), phase)
-                mbarrier.expect(v_ready.index(slot), values.block_type.nbytes)
-                tma.async_copy_global_to_shared(values, [row, 0], v_ready.index(slot), v_ring.index(slot))
+                next_row = (page * KV_HEADS + kv_head) * PAGE + key % PAGE
+                mbarrier.wait(free.index(slot), phase)
+                mbarrier.expect(ready.index(slot), keys.block_type.nbytes + values.block_type.nbytes)
+                tma.async_copy_global_to_shared(keys, [next_row, 0], ready.index(slot), k_ring.index(slot))
+                tma.async_copy_global_to_shared(values, [row, 0], ready.index(slot), v_ring.index(slot))
+                row = next_row
                 slot, phase = following(slot, phase, STAGES)
+            mbarrier.wait(free.index(slot), phase)
+            mbarrier.expect(ready.index(slot), values.block_type.nbytes)
+            tma.async_copy_global_to_shared(values, [row, 0], ready.index(slot), v_ring.index(slot))
+            slot, phase = following(slot, phase, STAGES)
+    mbarrier.wait(free.index(slot), phase)
+    mbarrier.arrive(ready.index(slot), count=1)
+
+
+@gluon.jit
+def soften_block(
+    block,
+    scores,
+    split_top,
+    lanes,
+    position,
+    factor,
+    MASKED: gl.constexpr,
+    KEYS: gl.constexpr,
+    SPLIT: gl.constexpr,
+):
+    """`soften` of key block `block`; a split's first one begins from the empty state."""
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    first = (block * KEYS) % SPLIT == 0
+    split_top = gl.where(first, HIDDEN, split_top)
+    lanes = gl.where(first, 0.0, lanes)
+    column = block * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, s_layout))
+    visible = gl.expand_dims(column, 0) <= gl.expand_dims(position, 1)
+    return soften(scores, split_top, lanes, visible, factor, MASKED, KEYS)
 
 
 @gluon.jit
 def walk(
     begin,
     end,
+    behind,
     slot,
     phase,
+    scores,
     top,
     total,
     acc,
@@ -143,49 +179,66 @@ def walk(
     q,
     k_ring,
     v_ring,
-    k_ready,
-    k_free,
-    v_ready,
-    v_free,
+    ready,
+    free,
     MASKED: gl.constexpr,
     KEYS: gl.constexpr,
     SPLIT: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """Key blocks begin .. end - 1. `slot` and `phase` name the place of the block before `begin`, whose weights
-    are not multiplied by its values yet."""
+    """Key blocks begin .. end - 1. `scores` are those of block `begin`; `weights`, of the block before it, are to be
+    multiplied by the values at `behind`. The next place, `slot`, has been waited for. No product is in flight from one
+    turn to the next, for the assembler would make all of them wait for each other; what behind a tile's last block
+    are taken for scores is never looked at."""
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     for block in range(begin, end):
-        next_slot, next_phase = following(slot, phase, STAGES)
-        first = (block * KEYS) % SPLIT == 0
-        mbarrier.wait(k_ready.index(next_slot), next_phase)
-        empty = gl.zeros([GROUP_ROWS, KEYS], gl.float32, s_layout)
-        scores = warpgroup_mma(
-            q, k_ring.index(next_slot).permute((1, 0)), empty, use_acc=False, is_async=True
-        )
         begun = ((block - 1) * KEYS) % SPLIT != 0
-        product = warpgroup_mma(weights, v_ring.index(slot), split_acc, use_acc=begun, is_async=True)
+        product = warpgroup_mma(weights, v_ring.index(behind), split_acc, use_acc=begun, is_async=True)
         scores = warpgroup_mma_wait(1, deps=[scores])
-        mbarrier.arrive(k_free.index(next_slot), count=1)
         old_top = split_top
         old_lanes = lanes
-        split_top = gl.where(first, HIDDEN, split_top)
-        lanes = gl.where(first, 0.0, lanes)
-        column = block * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, s_layout))
-        visible = gl.expand_dims(column, 0) <= gl.expand_dims(position, 1)
-        sharp, split_top, lanes, shrink = soften(scores, split_top, lanes, visible, factor, MASKED, KEYS)
-        mbarrier.wait(v_ready.index(next_slot), next_phase)
-        split_acc, sharp, shrink = warpgroup_mma_wait(0, deps=[product, sharp, shrink])
-        mbarrier.arrive(v_free.index(slot), count=1)
-        if first:
+        sharp, split_top, lanes, shrink = soften_block(
+            block, scores, split_top, lanes, position, factor, MASKED, KEYS, SPLIT
+        )
+        # Rounded ahead of the next scores, which take the registers.
+        sharp = gl.convert_layout(sharp.to(weights.dtype), weights.type.layout)
+        empty = gl.zeros([GROUP_ROWS, KEYS], gl.float32, s_layout)
+        asked = warpgroup_mma(q, k_ring.index(slot).permute((1, 0)), empty, use_acc=False, is_async=True)
+        split_acc, sharp, shrink = warpgroup_mma_wait(1, deps=[product, sharp, shrink])
+        mbarrier.arrive(free.index(behind), count=1)
+        gl.thread_barrier()  # here, where the warps have just met: the compiler would put one where they have not
+        behind = slot
+        slot, phase = following(slot, phase, STAGES)
+        mbarrier.wait(ready.index(slot), phase)
+        if (block * KEYS) % SPLIT == 0:
             top, total, acc = fold(top, total, acc, old_top, old_lanes, split_acc, factor)
         else:
             wide = gl.convert_layout(shrink, gl.SliceLayout(1, split_acc.type.layout))
             split_acc = split_acc * gl.expand_dims(wide, 1)
-        weights = gl.convert_layout(sharp.to(weights.dtype), weights.type.layout)
-        slot = next_slot
-        phase = next_phase
-    return slot, phase, top, total, acc, split_top, lanes, split_acc, weights
+        weights = sharp
+        scores = warpgroup_mma_wait(0, deps=[asked])
+    return behind, slot, phase, scores, top, total, acc, split_top, lanes, split_acc, weights
+
+
+@gluon.jit
+def places_of(
+    first,
+    count,
+    kv_head,
+    WHICH: gl.constexpr,
+    GROUP: gl.constexpr,
+    QUERY_HEADS: gl.constexpr,
+    D: gl.constexpr,
+):
+    """Where the rows of consumer group WHICH lie in queries and output, and which of them exist. Fewer than 2^31
+    elements lie there."""
+    flat: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    rows = WHICH * GROUP_ROWS + gl.arange(0, GROUP_ROWS, gl.SliceLayout(1, flat))
+    places = ((first + rows // GROUP) * QUERY_HEADS + kv_head * GROUP + rows % GROUP) * D
+    columns = gl.arange(0, D, gl.SliceLayout(0, flat))
+    offsets = gl.expand_dims(places, 1) + gl.expand_dims(columns, 0)
+    wanted = gl.expand_dims(rows // GROUP < count, 1) & gl.expand_dims(columns >= 0, 0)
+    return offsets, wanted
 
 
 @gluon.jit
@@ -202,10 +255,8 @@ def consume(
     v_ring,
     q_ready,
     q_free,
-    k_ready,
-    k_free,
-    v_ready,
-    v_free,
+    ready,
+    free,
     WHICH: gl.constexpr,
     COPIED: gl.constexpr,
     QUERY_HEADS: gl.constexpr,
@@ -227,23 +278,19 @@ def consume(
     phase = 0
     q_slot = 0
     q_phase = 0
+    mbarrier.wait(ready.index(slot), phase)
     for begin in range(0, tiles * KV_HEADS, gl.num_programs(0)):
         tile, kv_head = work_of(begin, tiles, KV_HEADS)
         count = gl.load(tile_count + tile, mask=tile < tiles, other=0)
+        first = gl.load(tile_first + tile, mask=tile < tiles, other=0)
         if count > 0:
-            first = gl.load(tile_first + tile)
             lowest = gl.load(positions + first).to(gl.int32)
             last = gl.load(positions + first + count - 1).to(gl.int32)
-            rows = WHICH * GROUP_ROWS + gl.arange(0, GROUP_ROWS, gl.SliceLayout(1, flat))
-            heads = kv_head * group + rows % group
-            places = ((first + rows // group).to(gl.int64) * QUERY_HEADS + heads) * D
-            columns = gl.arange(0, D, gl.SliceLayout(0, flat))
-            offsets = gl.expand_dims(places, 1) + gl.expand_dims(columns, 0)
-            wanted = gl.expand_dims(rows // group < count, 1) & gl.expand_dims(columns >= 0, 0)
             if COPIED:
                 q_shared = q_ring.index(2 * q_slot + WHICH).reshape([GROUP_ROWS, D])
             else:
                 q_shared = q_ring.index(WHICH)
+                offsets, wanted = places_of(first, count, kv_head, WHICH, group, QUERY_HEADS, D)
                 q_shared.store(gl.load(queries + offsets, mask=wanted, other=0.0))
                 fence_async_shared()
                 gl.thread_barrier()
@@ -259,49 +306,59 @@ def consume(
 
             if COPIED:
                 mbarrier.wait(q_ready.index(q_slot), q_phase)
-            mbarrier.wait(k_ready.index(slot), phase)
             empty = gl.zeros([GROUP_ROWS, KEYS], gl.float32, s_layout)
             scores = warpgroup_mma(
                 q_shared, k_ring.index(slot).permute((1, 0)), empty, use_acc=False, is_async=True
             )
             scores = warpgroup_mma_wait(0, deps=[scores])
-            mbarrier.arrive(k_free.index(slot), count=1)
-            column = gl.arange(0, KEYS, gl.SliceLayout(0, s_layout))
-            visible = gl.expand_dims(column, 0) <= gl.expand_dims(position, 1)
-            sharp, split_top, lanes, _shrink = soften(scores, split_top, lanes, visible, factor, True, KEYS)
+            mbarrier.arrive(free.index(slot), count=1)
+            slot, phase = following(slot, phase, STAGES)
+            mbarrier.wait(ready.index(slot), phase)
+            asked = warpgroup_mma(
+                q_shared, k_ring.index(slot).permute((1, 0)), empty, use_acc=False, is_async=True
+            )
+            if lowest + 1 >= KEYS:
+                sharp, split_top, lanes, _shrink = soften_block(
+                    0, scores, split_top, lanes, position, factor, False, KEYS, SPLIT
+                )
+            else:
+                sharp, split_top, lanes, _shrink = soften_block(
+                    0, scores, split_top, lanes, position, factor, True, KEYS, SPLIT
+                )
             weights = gl.convert_layout(sharp.to(q_shared.dtype), p_layout)
-            mbarrier.wait(v_ready.index(slot), phase)
+            scores, weights = warpgroup_mma_wait(0, deps=[asked, weights])
+            behind = slot
+            slot, phase = following(slot, phase, STAGES)
+            mbarrier.wait(ready.index(slot), phase)
 
             blocks = last // KEYS + 1
             unmasked = gl.minimum(gl.maximum((lowest + 1) // KEYS, 1), blocks)
-            slot, phase, top, total, acc, split_top, lanes, split_acc, weights = walk(
-                1, unmasked, slot, phase, top, total, acc, split_top, lanes, split_acc, weights, position,
-                factor, q_shared, k_ring, v_ring, k_ready, k_free, v_ready, v_free,
-                False, KEYS, SPLIT, STAGES,
+            behind, slot, phase, scores, top, total, acc, split_top, lanes, split_acc, weights = walk(
+                1, unmasked, behind, slot, phase, scores, top, total, acc, split_top, lanes, split_acc, weights,
+                position, factor, q_shared, k_ring, v_ring, ready, free, False, KEYS, SPLIT, STAGES,
             )  # fmt: skip
-            slot, phase, top, total, acc, split_top, lanes, split_acc, weights = walk(
-                unmasked, blocks, slot, phase, top, total, acc, split_top, lanes, split_acc, weights, position,
-                factor, q_shared, k_ring, v_ring, k_ready, k_free, v_ready, v_free,
-                True, KEYS, SPLIT, STAGES,
+            behind, slot, phase, scores, top, total, acc, split_top, lanes, split_acc, weights = walk(
+                unmasked, blocks, behind, slot, phase, scores, top, total, acc, split_top, lanes, split_acc, weights,
+                position, factor, q_shared, k_ring, v_ring, ready, free, True, KEYS, SPLIT, STAGES,
             )  # fmt: skip
 
+            if (last + 1) % KEYS != 0:
+                v = v_ring.index(behind).load(flat)
+                key = (blocks - 1) * KEYS + gl.arange(0, KEYS, gl.SliceLayout(1, flat))
+                v_ring.index(behind).store(gl.where(gl.expand_dims(key <= last, 1), v, gl.zeros_like(v)))
+                fence_async_shared()
+                gl.thread_barrier()
+            begun = ((blocks - 1) * KEYS) % SPLIT != 0
+            product = warpgroup_mma(weights, v_ring.index(behind), split_acc, use_acc=begun, is_async=True)
+            split_acc = warpgroup_mma_wait(0, deps=[product])
             if COPIED:
                 mbarrier.arrive(q_free.index(q_slot), count=1)
                 q_phase = q_phase ^ q_slot
                 q_slot = q_slot ^ 1
-            if (last + 1) % KEYS != 0:
-                v = v_ring.index(slot).load(flat)
-                key = (blocks - 1) * KEYS + gl.arange(0, KEYS, gl.SliceLayout(1, flat))
-                v_ring.index(slot).store(gl.where(gl.expand_dims(key <= last, 1), v, gl.zeros_like(v)))
-                fence_async_shared()
-                gl.thread_barrier()
-            begun = ((blocks - 1) * KEYS) % SPLIT != 0
-            product = warpgroup_mma(weights, v_ring.index(slot), split_acc, use_acc=begun, is_async=True)
-            split_acc = warpgroup_mma_wait(0, deps=[product])
-            mbarrier.arrive(v_free.index(slot), count=1)
-            slot, phase = following(slot, phase, STAGES)
+            mbarrier.arrive(free.index(behind), count=1)
             top, total, acc = fold(top, total, acc, split_top, lanes, split_acc, factor)
             result = gl.convert_layout(finish(total, acc).to(output.dtype.element_ty), flat)
+            offsets, wanted = places_of(first, count, kv_head, WHICH, group, QUERY_HEADS, D)
             gl.store(output + offsets, result, mask=wanted)
 
 
@@ -343,15 +400,11 @@ def attention_hopper(
         q_ring = gl.allocate_shared_memory(act, [2, GROUP_ROWS, D], q_layout)
     q_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     q_free = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
-        mbarrier.init(k_ready.index(stage), count=1)
-        mbarrier.init(v_ready.index(stage), count=1)
-        mbarrier.init(k_free.index(stage), count=2)
-        mbarrier.init(v_free.index(stage), count=2)
+        mbarrier.init(ready.index(stage), count=1)
+        mbarrier.init(free.index(stage), count=2)
     for which in gl.static_range(2):
         mbarrier.init(q_ready.index(which), count=1)
         mbarrier.init(q_free.index(which), count=2)
@@ -360,17 +413,17 @@ def attention_hopper(
         [
             (consume, (
                 queries, output, positions, tile_first, tile_count, tiles, factor, q_ring, k_ring, v_ring, q_ready,
-                q_free, k_ready, k_free, v_ready, v_free, 0, COPIED, QUERY_HEADS, KV_HEADS, D,
+                q_free, ready, free, 0, COPIED, QUERY_HEADS, KV_HEADS, D,
                 KEYS, SPLIT, STAGES,
             )),
             (consume, (
                 queries, output, positions, tile_first, tile_count, tiles, factor, q_ring, k_ring, v_ring, q_ready,
-                q_free, k_ready, k_free, v_ready, v_free, 1, COPIED, QUERY_HEADS, KV_HEADS, D,
+                q_free, ready, free, 1, COPIED, QUERY_HEADS, KV_HEADS, D,
                 KEYS, SPLIT, STAGES,
             )),
             (produce, (
                 queries, keys, values, positions, tile_first, tile_count, tile_request, page_table, table_width, tiles,
-                q_ring, k_ring, v_ring, q_ready, q_free, k_ready, k_free, v_ready, v_free, COPIED, QUERY_HEADS,
+                q_ring, k_ring, v_ring, q_ready, q_free, ready, free, COPIED, QUERY_HEADS,
                 KV_HEADS, PAGE, KEYS, STAGES,
             )),
         ],

@@ -28,6 +28,8 @@ from samebits.numerics.gpu.launch import (
 
 HOPPER_ROWS = 128
 """Rows of a tile of the kernel for Hopper: two groups of 64."""
+MOST_ELEMENTS = 1 << 31
+"""That kernel's places in queries and output are of 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,11 @@ def tiles(
     values: Any = context.values
     if isinstance(launch, HopperLaunch) or launch.described:
         keys, values = describe(shape, context.keys), describe(shape, context.values)
+    if isinstance(launch, HopperLaunch) and queries.numel() >= MOST_ELEMENTS:
+        raise NumericsError(
+            f"queries of {queries.numel()} elements are more than the kernel for Hopper counts; cut the step into "
+            "smaller ones"
+        )
     if isinstance(launch, HopperLaunch) and copies_queries(shape):
         asked = TensorDescriptor.from_tensor(queries, query_block(shape))
     places = (units.first, units.count, units.request, context.page_table, context.page_table.stride(0))
