@@ -144,6 +144,18 @@ def test_an_older_request_does_not_wait_for_a_younger_one() -> None:
     assert len(old.tokens) == len(young.tokens) == 11
 
 
+def test_what_a_request_computes_itself_is_no_hit() -> None:
+    bench = Bench(step_tokens=4)
+    young = bench.add("young", 24)
+    computed = [bench.step()["young"]]
+    bench.add("old", 24, priority=1)
+    while young.phase is not Phase.FINISHED:
+        computed.append(bench.step().get("young", (24, 24)))
+    tokens = sum(max(0, min(end, 24) - start) for start, end in computed)
+    assert tokens == 8, "the first page, which nobody had, and the last, whose logits it needs"
+    assert young.cached_tokens == 24 - tokens
+
+
 def test_a_finished_owner_leaves_no_claim() -> None:
     bench = Bench(step_tokens=4)
     first = bench.add("first", 16)
