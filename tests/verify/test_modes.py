@@ -135,6 +135,18 @@ def test_texts_in_place_of_ids_accuse_nobody() -> None:
         check(Texts(), "p_vs_d", 0.0)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_noise_by_the_number_of_the_draw_is_no_fault_of_the_cache(temperature: float) -> None:
+    """One token further is another request to such a server: what it drew first it draws again."""
+    outcome = check(FakeTarget(noise_by_position=False), "radix_cache", temperature)
+    assert outcome.passed and all(len(tally.unique) == 1 for tally in outcome.tallies)
+    assert any("number of the draw" in note for note in outcome.notes) == (temperature > 0)
+    assert not any("draw" in note for note in check(FakeTarget(), "radix_cache", temperature).notes)
+    for by_position in (True, False):
+        broken = FakeTarget("cached beginning", noise_by_position=by_position)
+        assert not check(broken, "radix_cache", temperature).passed
+
+
 def test_a_target_without_a_cache_is_told_apart() -> None:
     assert "no prompt token came from a cache" in check(FakeTarget(cache=False), "radix_cache", 0.0).notes[0]
     assert "warm" in check(FakeTarget(), "radix_cache", 0.0).notes[0]
