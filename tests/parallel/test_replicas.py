@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from samebits.engine.process import ProcessTransport
 from samebits.engine.replicas import ReplicaTransport
 from samebits.engine.routing import PREFIX_SLACK, REMEMBERED_PIECES, Router, prefix_pieces
 from samebits.engine.transport import ThreadTransport
-from samebits.errors import ConfigError, EngineError
+from samebits.engine.validate import validate_request
+from samebits.errors import ConfigError, EngineError, RequestError
 from samebits.llm import LLM
 from samebits.sampling_params import ResolvedSampling
 
@@ -105,6 +107,23 @@ def test_a_replica_with_another_fingerprint_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"replica 1 has the fingerprint sb1-\w+ and replica 0 sb1-\w+"):
         play(transports, scenario)
+
+
+@pytest.mark.parametrize("smaller", [0, 1])
+def test_what_the_smallest_replica_has_no_room_for_is_refused_by_all(smaller: int) -> None:
+    """Replicas on GPUs that others use, too, may have different numbers of KV pages."""
+    sizes = [replace(SMALL, kv_pages=2 if index == smaller else 4) for index in range(2)]
+    transports = [ThreadTransport(TINY, size, build_engine) for size in sizes]
+
+    async def scenario(engine: AsyncEngine) -> None:
+        assert engine.facts.kv_tokens == 2 * SMALL.page_tokens
+        for replica in range(2):
+            fits = request(f"fits {replica}", [1] * engine.facts.kv_tokens, replica, tokens=0)
+            assert (await collect(engine, fits))[-1].finish is not None
+        with pytest.raises(RequestError, match="KV slots"):
+            validate_request(request("large", [1] * engine.facts.kv_tokens, 1 - smaller, 1), engine.facts)
+
+    play(transports, scenario)
 
 
 def test_a_replica_that_dies_ends_the_front(tmp_path: Path) -> None:
