@@ -291,3 +291,29 @@ def test_a_server_that_scores_other_tokens_is_told_so(
     with pytest.raises(EngineError, match="was sent 2 tokens to score"):
         target.generate([[1, 2]], [SamplingParams(max_new_tokens=1)], score_prompt=True)
     assert target.generate([[1, 2]], [SamplingParams(max_new_tokens=1)])[0].prompt == ()
+
+
+@pytest.mark.parametrize("told", [[], ["a", "b"], [None]])
+def test_a_server_that_tells_no_tokens_of_a_text_is_not_asked_for_ever(
+    told: list[Any], serve: Callable[[Routes], str]
+) -> None:
+    answer = {"meta_info": {"input_token_logprobs": [[-1.0, token, None] for token in told]}}
+    native = {"/model_info": {}, "/generate": answer}
+    completions = {"/v1/models": {"data": [{"id": "a"}]}, "/tokenize": {"tokens": told}}
+    for routes in (native, completions):
+        target = connect(serve(lambda method, path, body, routes=routes: routes.get(path)))
+        with pytest.raises(EngineError, match="told no token ids of a text"):
+            MODES["radix_cache"](target, QUICK, 0.0, lambda done, total: None)
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [
+        {"/model_info": {}, "/server_info": ["a"]},
+        {"/model_info": {"context_length": "long"}},
+        {"/v1/models": {"data": [{"id": "a", "max_model_len": [1]}]}},
+    ],
+)
+def test_facts_of_another_form_are_told(routes: dict[str, Any], serve: Callable[[Routes], str]) -> None:
+    with pytest.raises(EngineError, match="cannot be read here"):
+        connect(serve(lambda method, path, body: routes.get(path)))

@@ -102,11 +102,13 @@ def connect(url: str, api: str = "auto", api_key: str = "") -> Target:
         for path in ("/model_info", "/get_model_info"):
             facts = client.probe(path)
             if isinstance(facts, dict):
-                return GenerateTarget(client, facts)
+                with reading(client.url + path):
+                    return GenerateTarget(client, facts)
         if api == "generate":
             return GenerateTarget(client, {})
     if model := listed_model(client.probe("/v1/models")):
-        return CompletionsTarget(client, model)
+        with reading(f"{client.url}/v1/models"):
+            return CompletionsTarget(client, model)
     raise ConfigError(
         f"{client.url} answers neither /model_info (SGLang's way) nor /v1/models (OpenAI's way)"
     )
@@ -119,6 +121,14 @@ def reading(place: str) -> Iterator[None]:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
         raise EngineError(f"{place} answered in a form that cannot be read here: {error!r}") from error
+
+
+def checked_ids(ids: list[Any], place: str) -> list[int]:
+    """The token ids that a server tells of a text. Raises `EngineError` where it tells none: without them there is no
+    prompt to be made."""
+    if not ids or not all(type(token) is int for token in ids):
+        raise EngineError(f"{place} told no token ids of a text, of which the prompts are made: {ids[:4]}")
+    return ids
 
 
 class GenerateTarget:
@@ -143,7 +153,8 @@ class GenerateTarget:
         scoring = {"return_logprob": True, "logprob_start_len": 0}
         reply = self._client.json("POST", "/generate", body | scoring)
         with reading(f"{self._client.url}/generate"):
-            return [entry[1] for entry in reply["meta_info"]["input_token_logprobs"]]
+            ids = [entry[1] for entry in reply["meta_info"]["input_token_logprobs"]]
+        return checked_ids(ids, f"{self._client.url}/generate")
 
     def generate(
         self,
@@ -247,7 +258,8 @@ class CompletionsTarget:
     def encode(self, text: str) -> list[int]:
         reply = self._client.json("POST", "/tokenize", {"model": self._model, "prompt": text})
         with reading(f"{self._client.url}/tokenize"):
-            return list(reply["tokens"])
+            ids = list(reply["tokens"])
+        return checked_ids(ids, f"{self._client.url}/tokenize")
 
     def generate(
         self,
