@@ -136,12 +136,19 @@ def test_texts_in_place_of_ids_accuse_nobody() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_noise_by_the_number_of_the_draw_is_no_fault_of_the_cache(temperature: float) -> None:
-    """One token further is another request to such a server: what it drew first it draws again."""
-    outcome = check(FakeTarget(noise_by_position=False), "radix_cache", temperature)
-    assert outcome.passed and all(len(tally.unique) == 1 for tally in outcome.tallies)
-    assert any("number of the draw" in note for note in outcome.notes) == (temperature > 0)
-    assert not any("draw" in note for note in check(FakeTarget(), "radix_cache", temperature).notes)
+def test_what_goes_on_in_another_way_with_a_cold_cache_too_is_no_fault_of_the_cache(
+    temperature: float,
+) -> None:
+    """Where noise goes by the number of the draw, or decode is not prefill, one token further is another request."""
+
+    def cause(target: FakeTarget) -> str:
+        outcome = check(target, "radix_cache", temperature)
+        assert outcome.passed and all(len(tally.unique) == 1 for tally in outcome.tallies)
+        return "".join(note for note in outcome.notes if "one token further" in note)
+
+    assert "p_vs_d differs" in cause(FakeTarget("prefill is not decode"))
+    assert ("number of the draw" in cause(FakeTarget(noise_by_position=False))) == (temperature > 0)
+    assert cause(FakeTarget()) == ""
     for by_position in (True, False):
         broken = FakeTarget("cached beginning", noise_by_position=by_position)
         assert not check(broken, "radix_cache", temperature).passed

@@ -313,7 +313,7 @@ def radix_cache(target: Target, settings: Settings, temperature: float, progress
     is_told = False
     repeats = max(1, settings.trials // len(prompts))
     further: list[int] = []
-    goes_by_draws = False
+    is_another = False
     for repeat in range(1, repeats + 1):
         cold = []
         for prompt in prompts:
@@ -329,18 +329,17 @@ def radix_cache(target: Target, settings: Settings, temperature: float, progress
             tally.add(bare(answer), bare(again), f"warm, repetition {repeat}")
         for place, prompt, rest in zip(further, longer, continued, strict=True):
             circumstance = f"one token further, repetition {repeat}"
-            is_other = tally_further(tallies[place], target, cold[place], prompt, rest, circumstance)
-            goes_by_draws = goes_by_draws or is_other
+            differs_cold = tally_further(tallies[place], target, cold[place], prompt, rest, circumstance)
+            is_another = is_another or differs_cold
         cached["cold"] += sum(answer.cached_tokens or 0 for answer in cold)
         cached["warm"] += sum(answer.cached_tokens or 0 for answer in warm)
         is_told = is_told or any(answer.cached_tokens is not None for answer in warm)
         progress(repeat, repeats)
     if not further:
         notes.append("one token further was not asked for: answers are of one token, or without token ids")
-    if goes_by_draws:
-        notes.append(
-            "one token further, answers go on in another way, cold as well: noise goes by the number of the draw"
-        )
+    if is_another:
+        cause = "noise goes by the number of the draw, or p_vs_d differs" if temperature else "p_vs_d differs"
+        notes.append(f"one token further, answers go on in another way with a cold cache too: {cause}")
     if not is_told:
         notes.append("the target does not say how many prompt tokens came from a cache: perhaps none did")
     elif cached["warm"] == 0:
@@ -354,10 +353,10 @@ def tally_further(
     tally: Tally, target: Target, cold: Answer, prompt: Prompt, rest: Answer, circumstance: str
 ) -> bool:
     """Compare what came of `prompt`, one token further than the one that `cold` answers. Returns whether the target
-    goes on in another way even without its cache: where noise goes by the number of the draw, this is another request,
-    and the cache is judged by comparing it with itself."""
+    goes on in another way without its cache, too. Then this is another request: its noise goes by the number of the
+    draw, or decode is not prefill; and the cache, which is on trial here, gave what the request has without it."""
     expected, found = bare(cold), Answer(cold.output[:1] + rest.output)
-    if prompt.sampling.temperature and expected != found:
+    if expected != found:
         target.flush()
         expected = Answer(cold.output[:1] + ask(target, [prompt])[0].output)
         if expected == found:
