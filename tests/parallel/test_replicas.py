@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from fake_engine import build_fake_engine, write_checkpoint
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.async_engine import AsyncEngine
 from samebits.engine.build import build_engine
-from samebits.engine.messages import EngineRequest, LogprobOptions, RequestEvent
+from samebits.engine.messages import Command, EngineRequest, LogprobOptions, RequestEvent
 from samebits.engine.process import ProcessTransport
 from samebits.engine.replicas import ReplicaTransport
 from samebits.engine.routing import PREFIX_SLACK, REMEMBERED_PIECES, Router, prefix_pieces
-from samebits.engine.transport import ThreadTransport
+from samebits.engine.transport import Deliver, ThreadTransport, Transport
 from samebits.engine.validate import validate_request
 from samebits.errors import ConfigError, EngineError, RequestError
 from samebits.llm import LLM
@@ -154,6 +155,51 @@ def test_aborts_reach_the_right_replica(tmp_path: Path) -> None:
             engine.abort(f"r{i}")
         for answer in await asyncio.gather(*endless):
             assert answer[-1].finish is not None and answer[-1].finish.reason == "abort"
+
+    play(transports, scenario)
+
+
+@dataclass
+class Recorded:
+    """A transport that remembers which requests it was sent."""
+
+    inner: Transport
+    sent: list[str] = field(default_factory=list)
+
+    def start(self, deliver: Deliver) -> None:
+        self.inner.start(deliver)
+
+    def send(self, command: Command) -> None:
+        if isinstance(command, EngineRequest):
+            self.sent.append(command.rid)
+        self.inner.send(command)
+
+    async def stop(self) -> None:
+        await self.inner.stop()
+
+
+def test_requests_that_are_over_are_no_load(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, delay=0.01)
+    model = ModelConfig(model=str(tmp_path))
+    transports = [Recorded(ThreadTransport(model, EngineConfig(), build_fake_engine)) for _ in range(2)]
+
+    async def scenario(engine: AsyncEngine) -> None:
+        for i in range(PREFIX_SLACK + 1):
+            await collect(engine, request(f"ends {i}", [5, i], 0, tokens=1))
+            with pytest.raises(RequestError):
+                await collect(engine, request(f"refused {i}", [], 0))
+            async with aclosing(engine.stream(request(f"leaves {i}", [6, i], 0, tokens=100_000))) as events:
+                await anext(events)
+        await engine.status()  # comes after the last news of those that left
+        await collect(engine, request("first", [7], tokens=1))
+        assert transports[0].sent[-1] == "first" and not transports[1].sent
+        staying = [engine.stream(request(f"stays {i}", [8, i], 0, 100_000)) for i in range(PREFIX_SLACK + 1)]
+        for events in staying:
+            await anext(events)
+        await collect(engine, request("second", [7], tokens=1))
+        assert transports[1].sent == ["second"]
+        for events in staying:
+            await events.aclose()
 
     play(transports, scenario)
 
