@@ -161,6 +161,10 @@ def test_sampling_flags() -> None:
         (["serve", "--config", "missing.toml"], "missing.toml"),
         (["serve", "--config", sys.executable], "is not valid TOML"),
         (["verify", "--url", "http://127.0.0.1:9"], "127.0.0.1:9"),
+        (
+            ["verify", "--url", "http://127.0.0.1:9", "--numerics", "torch"],
+            "--numerics: of an engine in this",
+        ),
         (["verify", "--api", "generate"], "--api is for --url"),
         (["verify", "--temperature", "-1"], "--temperature"),
         (["generate", "x", "--model", "/no/such/folder"], "/no/such/folder"),

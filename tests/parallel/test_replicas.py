@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ from fake_engine import build_fake_engine, write_checkpoint
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.async_engine import AsyncEngine
 from samebits.engine.build import build_engine
-from samebits.engine.messages import EngineRequest, LogprobOptions, RequestEvent
+from samebits.engine.messages import Command, EngineRequest, LogprobOptions, RequestEvent
 from samebits.engine.process import ProcessTransport
 from samebits.engine.replicas import ReplicaTransport
 from samebits.engine.routing import PREFIX_SLACK, REMEMBERED_PIECES, Router, prefix_pieces
-from samebits.engine.transport import ThreadTransport
-from samebits.errors import ConfigError, EngineError
+from samebits.engine.transport import Deliver, ThreadTransport, Transport
+from samebits.engine.validate import validate_request
+from samebits.errors import ConfigError, EngineError, RequestError
 from samebits.llm import LLM
 from samebits.sampling_params import ResolvedSampling
 
@@ -107,6 +110,23 @@ def test_a_replica_with_another_fingerprint_is_refused() -> None:
         play(transports, scenario)
 
 
+@pytest.mark.parametrize("smaller", [0, 1])
+def test_what_the_smallest_replica_has_no_room_for_is_refused_by_all(smaller: int) -> None:
+    """Replicas on GPUs that others use, too, may have different numbers of KV pages."""
+    sizes = [replace(SMALL, kv_pages=2 if index == smaller else 4) for index in range(2)]
+    transports = [ThreadTransport(TINY, size, build_engine) for size in sizes]
+
+    async def scenario(engine: AsyncEngine) -> None:
+        assert engine.facts.kv_tokens == 2 * SMALL.page_tokens
+        for replica in range(2):
+            fits = request(f"fits {replica}", [1] * engine.facts.kv_tokens, replica, tokens=0)
+            assert (await collect(engine, fits))[-1].finish is not None
+        with pytest.raises(RequestError, match="KV slots"):
+            validate_request(request("large", [1] * engine.facts.kv_tokens, 1 - smaller, 1), engine.facts)
+
+    play(transports, scenario)
+
+
 def test_a_replica_that_dies_ends_the_front(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     model = ModelConfig(model=str(tmp_path))
@@ -135,6 +155,51 @@ def test_aborts_reach_the_right_replica(tmp_path: Path) -> None:
             engine.abort(f"r{i}")
         for answer in await asyncio.gather(*endless):
             assert answer[-1].finish is not None and answer[-1].finish.reason == "abort"
+
+    play(transports, scenario)
+
+
+@dataclass
+class Recorded:
+    """A transport that remembers which requests it was sent."""
+
+    inner: Transport
+    sent: list[str] = field(default_factory=list)
+
+    def start(self, deliver: Deliver) -> None:
+        self.inner.start(deliver)
+
+    def send(self, command: Command) -> None:
+        if isinstance(command, EngineRequest):
+            self.sent.append(command.rid)
+        self.inner.send(command)
+
+    async def stop(self) -> None:
+        await self.inner.stop()
+
+
+def test_requests_that_are_over_are_no_load(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, delay=0.01)
+    model = ModelConfig(model=str(tmp_path))
+    transports = [Recorded(ThreadTransport(model, EngineConfig(), build_fake_engine)) for _ in range(2)]
+
+    async def scenario(engine: AsyncEngine) -> None:
+        for i in range(PREFIX_SLACK + 1):
+            await collect(engine, request(f"ends {i}", [5, i], 0, tokens=1))
+            with pytest.raises(RequestError):
+                await collect(engine, request(f"refused {i}", [], 0))
+            async with aclosing(engine.stream(request(f"leaves {i}", [6, i], 0, tokens=100_000))) as events:
+                await anext(events)
+        await engine.status()  # comes after the last news of those that left
+        await collect(engine, request("first", [7], tokens=1))
+        assert transports[0].sent[-1] == "first" and not transports[1].sent
+        staying = [engine.stream(request(f"stays {i}", [8, i], 0, 100_000)) for i in range(PREFIX_SLACK + 1)]
+        for events in staying:
+            await anext(events)
+        await collect(engine, request("second", [7], tokens=1))
+        assert transports[1].sent == ["second"]
+        for events in staying:
+            await events.aclose()
 
     play(transports, scenario)
 

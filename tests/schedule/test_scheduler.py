@@ -60,6 +60,21 @@ def test_higher_priority_goes_first() -> None:
     assert bench.served == ["higher", "high", "common", "low"]
 
 
+@pytest.mark.parametrize("scarce", [{"max_running": 2}, {"step_tokens": 2}, {"pages": 6}])
+def test_who_runs_is_not_put_out_for_one_that_waits(scarce: dict[str, int]) -> None:
+    bench = Bench(**({"step_tokens": 20, "max_running": 9, "pages": 99} | scarce))
+    running = [bench.add(f"runs {i}", 4, new_tokens=8 + i, start=50 * i, priority=-1) for i in range(2)]
+    while any(len(request.tokens) < 6 for request in running):
+        bench.step()
+    urgent = bench.add("urgent", 8, new_tokens=1, start=150, priority=1)
+    bench.add("later", 8, new_tokens=1, start=100)
+    while running[0].phase is Phase.RUNNING:
+        assert "urgent" not in bench.step()
+    bench.run()
+    assert urgent.phase is Phase.FINISHED and bench.served[2:] == ["urgent", "later"]
+    assert all(request.preemptions == 0 for request in running)
+
+
 def test_those_who_left_while_they_waited_do_not_pile_up() -> None:
     bench = Bench(max_running=1)
     waiting = bench.add("waits", 4)
@@ -142,6 +157,18 @@ def test_an_older_request_does_not_wait_for_a_younger_one() -> None:
     bench.run()
     assert bench.served == ["old", "young"]
     assert len(old.tokens) == len(young.tokens) == 11
+
+
+def test_what_a_request_computes_itself_is_no_hit() -> None:
+    bench = Bench(step_tokens=4)
+    young = bench.add("young", 24)
+    computed = [bench.step()["young"]]
+    bench.add("old", 24, priority=1)
+    while young.phase is not Phase.FINISHED:
+        computed.append(bench.step().get("young", (24, 24)))
+    tokens = sum(max(0, min(end, 24) - start) for start, end in computed)
+    assert tokens == 8, "the first page, which nobody had, and the last, whose logits it needs"
+    assert young.cached_tokens == 24 - tokens
 
 
 def test_a_finished_owner_leaves_no_claim() -> None:

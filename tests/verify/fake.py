@@ -18,6 +18,7 @@ FAULTS = (
     "place in the batch",
     "only the last member",
     "cache",
+    "cached beginning",
     "prefill is not decode",
     "one bit of one late logprob",
     "token",
@@ -40,6 +41,8 @@ class FakeTarget:
     context_length: int = 8192
     cache: bool = True
     tells_cached: bool = True
+    noise_by_position: bool = True
+    """False: by the number of the draw, as an honest engine may do"""
     held: set[tuple[int, ...]] = field(default_factory=set)
     requests: int = 0
 
@@ -84,6 +87,9 @@ class FakeTarget:
     def _answer(self, ids: list[int], parameters: SamplingParams, score: bool, leak: object) -> Answer:
         assert len(ids) + (parameters.max_new_tokens or 0) <= self.context_length
         warm = self.cache and tuple(ids) in self.held
+        beginnings = self.held - {tuple(ids)}
+        if self.fault == "cached beginning" and any(tuple(ids[: len(held)]) == held for held in beginnings):
+            leak = "cached beginning"
         self.held.add(tuple(ids))
         if self.fault == "cache" and warm:
             leak = "cache"
@@ -94,7 +100,8 @@ class FakeTarget:
             prefix = _hash(prefix, token)
         output = []
         for step in range(parameters.max_new_tokens or 0):
-            token = self._token(prefix, parameters, len(ids) + step)
+            place = len(ids) + step if self.noise_by_position else step
+            token = self._token(prefix, parameters, place)
             late = step == 5
             if leak == "token" and late:
                 token = (token + 1) % VOCABULARY

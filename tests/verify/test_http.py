@@ -243,3 +243,77 @@ def test_an_answer_of_another_form_is_an_error_that_names_the_route(
     if path == "/generate":
         with pytest.raises(EngineError, match="cannot be read"):
             target.encode("text")
+
+
+def one_answer(path: str, output: list[list[Any]], ending: Any, scored: list[list[Any]]) -> Any:
+    """What a server says that answers everything alike: triples of logprob, id, text."""
+    if path == "/generate":
+        meta = {"output_token_logprobs": output, "input_token_logprobs": scored, "finish_reason": ending}
+        return [{"output_ids": [entry[1] for entry in output], "meta_info": meta}]
+    told = {"tokens": ["x"] * len(output), "token_logprobs": [entry[0] for entry in output]}
+    choice = {"index": 0, "token_ids": [entry[1] for entry in output], "logprobs": told}
+    return {"choices": [choice | {"finish_reason": ending["type"] if ending else None}]}
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+@pytest.mark.parametrize(
+    ("output", "ending", "message"),
+    [
+        ([[-1.0, 5, None]], {"type": "abort", "message": "too late"}, "cut short: it ended after 1 tokens"),
+        ([], {"type": "error", "message": "not finite"}, "cut short: it ended after 0 tokens"),
+        ([], {"type": "length"}, "has no token"),
+        ([[-1.0, 5, None], [None, 6, None]], None, "output token 1 of an answer has no logprob"),
+        ([[-1.0, 5, None]], {"type": "length"}, ""),
+        ([[-1.0, 5, None]], None, ""),
+    ],
+)
+def test_what_says_nothing_of_bits_is_neither_equal_nor_different(
+    path: str, output: list[list[Any]], ending: Any, message: str, serve: Callable[[Routes], str]
+) -> None:
+    models = {"/v1/models": {"data": [{"id": "a"}]}} if path.startswith("/v1") else {"/model_info": {}}
+    answer = one_answer(path, output, ending, [])
+    target = connect(serve(lambda method, asked, body: (models | {path: answer}).get(asked)))
+    if message:
+        with pytest.raises(EngineError, match=message):
+            target.generate([[1]], [SamplingParams(max_new_tokens=1)])
+    else:
+        assert len(target.generate([[1]], [SamplingParams(max_new_tokens=1)])[0].output) == 1
+
+
+@pytest.mark.parametrize("scored", [[], [[None, 1, None]], [[None, 1, None], [-1.0, 3, None]]])
+def test_a_server_that_scores_other_tokens_is_told_so(
+    scored: list[list[Any]], serve: Callable[[Routes], str]
+) -> None:
+    answer = one_answer("/generate", [[-1.0, 5, None]], None, scored)
+    target = connect(
+        serve(lambda method, path, body: {"/model_info": {}, "/generate": answer}.get(path)), "generate"
+    )
+    with pytest.raises(EngineError, match="was sent 2 tokens to score"):
+        target.generate([[1, 2]], [SamplingParams(max_new_tokens=1)], score_prompt=True)
+    assert target.generate([[1, 2]], [SamplingParams(max_new_tokens=1)])[0].prompt == ()
+
+
+@pytest.mark.parametrize("told", [[], ["a", "b"], [None]])
+def test_a_server_that_tells_no_tokens_of_a_text_is_not_asked_for_ever(
+    told: list[Any], serve: Callable[[Routes], str]
+) -> None:
+    answer = {"meta_info": {"input_token_logprobs": [[-1.0, token, None] for token in told]}}
+    native = {"/model_info": {}, "/generate": answer}
+    completions = {"/v1/models": {"data": [{"id": "a"}]}, "/tokenize": {"tokens": told}}
+    for routes in (native, completions):
+        target = connect(serve(lambda method, path, body, routes=routes: routes.get(path)))
+        with pytest.raises(EngineError, match="told no token ids of a text"):
+            MODES["radix_cache"](target, QUICK, 0.0, lambda done, total: None)
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [
+        {"/model_info": {}, "/server_info": ["a"]},
+        {"/model_info": {"context_length": "long"}},
+        {"/v1/models": {"data": [{"id": "a", "max_model_len": [1]}]}},
+    ],
+)
+def test_facts_of_another_form_are_told(routes: dict[str, Any], serve: Callable[[Routes], str]) -> None:
+    with pytest.raises(EngineError, match="cannot be read here"):
+        connect(serve(lambda method, path, body: routes.get(path)))

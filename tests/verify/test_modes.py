@@ -135,6 +135,25 @@ def test_texts_in_place_of_ids_accuse_nobody() -> None:
         check(Texts(), "p_vs_d", 0.0)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_what_goes_on_in_another_way_with_a_cold_cache_too_is_no_fault_of_the_cache(
+    temperature: float,
+) -> None:
+    """Where noise goes by the number of the draw, or decode is not prefill, one token further is another request."""
+
+    def cause(target: FakeTarget) -> str:
+        outcome = check(target, "radix_cache", temperature)
+        assert outcome.passed and all(len(tally.unique) == 1 for tally in outcome.tallies)
+        return "".join(note for note in outcome.notes if "one token further" in note)
+
+    assert "p_vs_d differs" in cause(FakeTarget("prefill is not decode"))
+    assert ("number of the draw" in cause(FakeTarget(noise_by_position=False))) == (temperature > 0)
+    assert cause(FakeTarget()) == ""
+    for by_position in (True, False):
+        broken = FakeTarget("cached beginning", noise_by_position=by_position)
+        assert not check(broken, "radix_cache", temperature).passed
+
+
 def test_a_target_without_a_cache_is_told_apart() -> None:
     assert "no prompt token came from a cache" in check(FakeTarget(cache=False), "radix_cache", 0.0).notes[0]
     assert "warm" in check(FakeTarget(), "radix_cache", 0.0).notes[0]

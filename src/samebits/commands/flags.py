@@ -98,6 +98,12 @@ def add_settings(parser: argparse.ArgumentParser, *classes: type) -> None:
     )
 
 
+def given_settings(options: argparse.Namespace, *classes: type) -> list[str]:
+    """The flags of these settings classes, and `--config`, that the command line names."""
+    names = [entry.name for cls in classes for entry in dataclasses.fields(cls)]
+    return [flag_name(name) for name in [*names, "config"] if getattr(options, name, None) is not None]
+
+
 def _default_text(entry: dataclasses.Field[Any]) -> str:
     """The end of a setting's help: its default as one would type it, unless the help ends with what that means."""
     default = entry.default

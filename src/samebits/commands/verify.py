@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from samebits.commands import covering, schedules
-from samebits.commands.flags import add_settings, command, open_llm, positive, quieten, settings_of
+from samebits.commands.flags import (
+    add_settings,
+    command,
+    given_settings,
+    open_llm,
+    positive,
+    quieten,
+    settings_of,
+)
 from samebits.config import EngineConfig, ModelConfig
 from samebits.errors import ConfigError
 
@@ -175,6 +183,10 @@ def open_target(options: argparse.Namespace) -> Any:
     if options.url:
         from samebits.verify.http import connect
 
+        if given := given_settings(options, ModelConfig, EngineConfig):
+            raise ConfigError(
+                f"{', '.join(given)}: of an engine in this process, and --url checks another one"
+            )
         return connect(options.url, options.api, options.api_key)
     if options.api != "auto":
         raise ConfigError("--api is for --url")

@@ -106,7 +106,10 @@ class ReplicaTransport:
                     "would give different bits; give all the same files and versions"
                 )
                 return self._fail(message, EngineFailed(message=message, user_error=True))
-        return [EngineReady(facts=msgspec.structs.replace(first, replicas=len(self._replicas)))]
+        # A request that one replica has no room for is refused, or chance would decide: nobody chooses a replica.
+        room = min(facts.kv_tokens for facts in self._facts.values())
+        joined = msgspec.structs.replace(first, replicas=len(self._replicas), kv_tokens=room)
+        return [EngineReady(facts=joined)]
 
     def _fail(self, text: str, failure: EngineFailed) -> list[Message]:
         if self._failed:

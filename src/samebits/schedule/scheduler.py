@@ -6,8 +6,8 @@ in that order, of running requests and of waiting ones that it admits, until its
 request is admitted when its tokens fit now, and when it and those before it are expected to fit until each has
 ended, or long enough to be worth it (`foresight.py`). Nobody is admitted past an earlier waiting request that is
 not admitted yet, so a stream of long prompts delays a request by those before it in the order and by no other.
-When KV pages run out all the same, the last request in the order gives its pages up and waits again; the first
-one is never preempted, so it always gets on.
+Who runs is not put out for one that waits, whatever its priority. When KV pages run out all the same, the last
+request in the order gives its pages up and waits again; the first one is never preempted, so it always gets on.
 
 Nothing decided here can change a bit of any result.
 """

@@ -159,7 +159,8 @@ class PageSharing:
             if path:
                 request.computed = request.settled = request.cache_depth * self.cache.page_tokens
                 if not request.preemptions:
-                    request.cached_tokens = request.computed
+                    # What the request had computed itself by now is no hit.
+                    request.cached_tokens += len(path) * self.cache.page_tokens
 
     def _adopt(self, request: Request, path: list[Node]) -> None:
         """Go on along `path`, using its pages in place of the request's own."""

@@ -10,8 +10,12 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from samebits.errors import EngineError
+
 TokenId = int | str
 """An id; the token's text where a server does not tell ids."""
+CUT_SHORT = ("abort", "deadline", "error")
+"""How answers end, by whatever API, that others than the model ended."""
 
 
 def float_bits(value: float) -> int:
@@ -51,6 +55,24 @@ class Answer:
     @property
     def output_ids(self) -> tuple[TokenId, ...]:
         return tuple(entry.token for entry in self.output)
+
+
+def check_whole(answer: Answer, ending: str, message: str = "") -> None:
+    """Raise `EngineError` for an answer that was ended early, whose length says nothing of bits, and for one without
+    bits, which is equal to any other such one."""
+    if ending in CUT_SHORT:
+        reason = f" ({message})" if message else ""
+        raise EngineError(
+            f"an answer was cut short: it ended after {len(answer.output)} tokens with {ending!r}{reason}, which says "
+            "nothing of bits; check again where nothing ends requests early"
+        )
+    if not answer.output:
+        raise EngineError("an answer has no token: there are no bits to compare")
+    for position, entry in enumerate(answer.output):
+        if entry.bits is None:
+            raise EngineError(
+                f"output token {position} of an answer has no logprob: there are no bits to compare"
+            )
 
 
 @dataclass(frozen=True)

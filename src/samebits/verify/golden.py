@@ -19,7 +19,7 @@ from samebits.llm import LLM, Completion
 from samebits.numerics.contract import CONTRACT_VERSION
 from samebits.sampling_params import SamplingParams
 from samebits.schedule.messages import TokenLogprobs
-from samebits.verify.local import LocalTarget
+from samebits.verify.local import LocalTarget, whole_answer
 from samebits.verify.prompts import OPENINGS, long_prompt
 
 TOP_LOGPROBS = 3
@@ -106,9 +106,10 @@ def digests(llm: LLM) -> dict[str, str]:
 
 
 def digest(samples: Iterable[Completion]) -> str:
-    """SHA-256 of the samples of one request."""
+    """SHA-256 of the samples of one request. Raises `EngineError` for one that failed."""
     state = hashlib.sha256()
     for sample in samples:
+        whole_answer(sample)
         for entries in (sample.prompt_logprobs or (), sample.logprobs or ()):
             state.update(struct.pack("<q", len(entries)))
             for entry in entries:

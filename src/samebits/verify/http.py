@@ -18,7 +18,7 @@ from typing import Any
 from samebits.client import listed_model, split_url
 from samebits.errors import ConfigError, EngineError
 from samebits.sampling_params import SamplingParams
-from samebits.verify.answers import Answer, TokenBits, float_bits
+from samebits.verify.answers import Answer, TokenBits, check_whole, float_bits
 from samebits.verify.target import Target, TargetFacts
 
 UNKNOWN_CONTEXT = 1 << 30
@@ -102,11 +102,13 @@ def connect(url: str, api: str = "auto", api_key: str = "") -> Target:
         for path in ("/model_info", "/get_model_info"):
             facts = client.probe(path)
             if isinstance(facts, dict):
-                return GenerateTarget(client, facts)
+                with reading(client.url + path):
+                    return GenerateTarget(client, facts)
         if api == "generate":
             return GenerateTarget(client, {})
     if model := listed_model(client.probe("/v1/models")):
-        return CompletionsTarget(client, model)
+        with reading(f"{client.url}/v1/models"):
+            return CompletionsTarget(client, model)
     raise ConfigError(
         f"{client.url} answers neither /model_info (SGLang's way) nor /v1/models (OpenAI's way)"
     )
@@ -119,6 +121,14 @@ def reading(place: str) -> Iterator[None]:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
         raise EngineError(f"{place} answered in a form that cannot be read here: {error!r}") from error
+
+
+def checked_ids(ids: list[Any], place: str) -> list[int]:
+    """The token ids that a server tells of a text. Raises `EngineError` where it tells none: without them there is no
+    prompt to be made."""
+    if not ids or not all(type(token) is int for token in ids):
+        raise EngineError(f"{place} told no token ids of a text, of which the prompts are made: {ids[:4]}")
+    return ids
 
 
 class GenerateTarget:
@@ -143,7 +153,8 @@ class GenerateTarget:
         scoring = {"return_logprob": True, "logprob_start_len": 0}
         reply = self._client.json("POST", "/generate", body | scoring)
         with reading(f"{self._client.url}/generate"):
-            return [entry[1] for entry in reply["meta_info"]["input_token_logprobs"]]
+            ids = [entry[1] for entry in reply["meta_info"]["input_token_logprobs"]]
+        return checked_ids(ids, f"{self._client.url}/generate")
 
     def generate(
         self,
@@ -163,7 +174,10 @@ class GenerateTarget:
                 f"{self._client.url}/generate did not answer {len(prompts)} prompts with as many replies"
             )
         with reading(f"{self._client.url}/generate"):
-            return [native_answer(reply, score_prompt) for reply in replies]
+            return [
+                native_answer(reply, list(ids), score_prompt)
+                for reply, ids in zip(replies, prompts, strict=True)
+            ]
 
     def flush(self) -> bool:
         return self._client.request("POST", "/flush_cache")[0] == 200
@@ -197,8 +211,9 @@ def filters(parameters: SamplingParams) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and value != neutral[name]}
 
 
-def native_answer(reply: dict[str, Any], score_prompt: bool) -> Answer:
-    """One reply of `/generate`. Its logprobs are triples of logprob, token id, text."""
+def native_answer(reply: dict[str, Any], prompt_ids: list[int], score_prompt: bool) -> Answer:
+    """One reply of `/generate`. Its logprobs are triples of logprob, token id, text. Raises `EngineError` for a reply
+    that cannot be compared."""
     meta = reply["meta_info"]
     output = [token_bits(entry[1], entry[0]) for entry in meta["output_token_logprobs"]]
     prompt = (
@@ -209,7 +224,16 @@ def native_answer(reply: dict[str, Any], score_prompt: bool) -> Answer:
         raise EngineError(
             "a reply of /generate names other tokens in output_ids than in output_token_logprobs"
         )
-    return Answer(tuple(output), tuple(prompt), meta.get("cached_tokens"))
+    if score_prompt and [entry.token for entry in prompt] != prompt_ids:
+        raise EngineError(
+            f"/generate was sent {len(prompt_ids)} tokens to score, and its {len(prompt)} input_token_logprobs are not "
+            "of these"
+        )
+    answer = Answer(tuple(output), tuple(prompt), meta.get("cached_tokens"))
+    finish = meta.get("finish_reason")
+    ended = finish if isinstance(finish, dict) else {"type": finish}
+    check_whole(answer, str(ended.get("type")), str(ended.get("message") or ""))
+    return answer
 
 
 def token_bits(token: int | str, logprob: float | None) -> TokenBits:
@@ -234,7 +258,8 @@ class CompletionsTarget:
     def encode(self, text: str) -> list[int]:
         reply = self._client.json("POST", "/tokenize", {"model": self._model, "prompt": text})
         with reading(f"{self._client.url}/tokenize"):
-            return list(reply["tokens"])
+            ids = list(reply["tokens"])
+        return checked_ids(ids, f"{self._client.url}/tokenize")
 
     def generate(
         self,
@@ -292,7 +317,8 @@ class CompletionsTarget:
 def completion_answer(
     choice: dict[str, Any], prompt_ids: list[int], score_prompt: bool, cached: int | None
 ) -> Answer:
-    """One choice of `/v1/completions`. Where the server tells no ids, the tokens' texts stand for them."""
+    """One choice of `/v1/completions`. Where the server tells no ids, the tokens' texts stand for them. Raises
+    `EngineError` for a choice that cannot be compared."""
     logprobs = choice.get("logprobs")
     if not logprobs or logprobs.get("token_logprobs") is None:
         raise EngineError("/v1/completions returned no token_logprobs; samebits verify compares their bits")
@@ -301,7 +327,10 @@ def completion_answer(
         token_bits(token, value) for token, value in zip(tokens, logprobs["token_logprobs"], strict=True)
     ]
     prompt = prompt_bits(choice.get("prompt_logprobs"), prompt_ids) if score_prompt else []
-    return Answer(tuple(output), tuple(prompt), cached)
+    answer = Answer(tuple(output), tuple(prompt), cached)
+    told = choice.get("samebits")
+    check_whole(answer, str(choice.get("finish_reason")), told.get("message", "") if told else "")
+    return answer
 
 
 def prompt_bits(entries: list[dict[str, Any] | None] | None, prompt_ids: list[int]) -> list[TokenBits]:

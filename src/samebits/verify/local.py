@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from samebits.errors import RequestError
-from samebits.llm import LLM
+from samebits.llm import LLM, Completion
 from samebits.sampling_params import SamplingParams
 from samebits.schedule.messages import TokenLogprobs
-from samebits.verify.answers import Answer, TokenBits, float_bits
+from samebits.verify.answers import Answer, TokenBits, check_whole, float_bits
 from samebits.verify.target import TargetFacts
 
 
@@ -44,10 +44,7 @@ class LocalTarget:
             logprob_start_len=0 if score_prompt else -1,
             progress=False,
         )
-        return [
-            Answer(token_bits(result.logprobs), token_bits(result.prompt_logprobs), result.cached_tokens)
-            for result in results
-        ]
+        return [whole_answer(result) for result in results]
 
     def flush(self) -> bool:
         self._llm.flush_cache()
@@ -55,6 +52,14 @@ class LocalTarget:
 
     def close(self) -> None:
         self._llm.close()
+
+
+def whole_answer(completion: Completion) -> Answer:
+    """A completion with logprobs as bits. Raises `EngineError` for one that failed or was cut short."""
+    output, prompt = token_bits(completion.logprobs), token_bits(completion.prompt_logprobs)
+    answer = Answer(output, prompt, completion.cached_tokens)
+    check_whole(answer, completion.finish_reason.type, completion.finish_reason.message)
+    return answer
 
 
 def token_bits(entries: Sequence[TokenLogprobs] | None) -> tuple[TokenBits, ...]:

@@ -313,6 +313,7 @@ def radix_cache(target: Target, settings: Settings, temperature: float, progress
     is_told = False
     repeats = max(1, settings.trials // len(prompts))
     further: list[int] = []
+    is_another = False
     for repeat in range(1, repeats + 1):
         cold = []
         for prompt in prompts:
@@ -321,21 +322,24 @@ def radix_cache(target: Target, settings: Settings, temperature: float, progress
         ask(target, prompts)
         warm = ask(target, prompts)
         further = [place for place, answer in enumerate(cold) if is_extensible(answer)]
-        continued = (
-            ask(target, [extended(prompts[place], cold[place]) for place in further]) if further else []
-        )
+        longer = [extended(prompts[place], cold[place]) for place in further]
+        continued = ask(target, longer) if further else []
         for tally, answer, again in zip(tallies, cold, warm, strict=True):
             tally.samples += 1
             tally.add(bare(answer), bare(again), f"warm, repetition {repeat}")
-        for place, rest in zip(further, continued, strict=True):
-            whole = Answer(cold[place].output[:1] + rest.output)
-            tallies[place].add(bare(cold[place]), whole, f"one token further, repetition {repeat}")
+        for place, prompt, rest in zip(further, longer, continued, strict=True):
+            circumstance = f"one token further, repetition {repeat}"
+            differs_cold = tally_further(tallies[place], target, cold[place], prompt, rest, circumstance)
+            is_another = is_another or differs_cold
         cached["cold"] += sum(answer.cached_tokens or 0 for answer in cold)
         cached["warm"] += sum(answer.cached_tokens or 0 for answer in warm)
         is_told = is_told or any(answer.cached_tokens is not None for answer in warm)
         progress(repeat, repeats)
     if not further:
         notes.append("one token further was not asked for: answers are of one token, or without token ids")
+    if is_another:
+        cause = "noise goes by the number of the draw, or p_vs_d differs" if temperature else "p_vs_d differs"
+        notes.append(f"one token further, answers go on in another way with a cold cache too: {cause}")
     if not is_told:
         notes.append("the target does not say how many prompt tokens came from a cache: perhaps none did")
     elif cached["warm"] == 0:
@@ -343,6 +347,23 @@ def radix_cache(target: Target, settings: Settings, temperature: float, progress
     else:
         notes.append(f"prompt tokens from the cache: {cached['cold']} cold, {cached['warm']} warm")
     return Outcome("radix_cache", temperature, tallies, notes)
+
+
+def tally_further(
+    tally: Tally, target: Target, cold: Answer, prompt: Prompt, rest: Answer, circumstance: str
+) -> bool:
+    """Compare what came of `prompt`, one token further than the one that `cold` answers. Returns whether the target
+    goes on in another way without its cache, too. Then this is another request: its noise goes by the number of the
+    draw, or decode is not prefill; and the cache, which is on trial here, gave what the request has without it."""
+    expected, found = bare(cold), Answer(cold.output[:1] + rest.output)
+    if expected != found:
+        target.flush()
+        expected = Answer(cold.output[:1] + ask(target, [prompt])[0].output)
+        if expected == found:
+            tally.answers += 1
+            return True
+    tally.add(expected, found, circumstance)
+    return False
 
 
 def cache_prompts(target: Target, settings: Settings, temperature: float) -> list[Prompt]:
