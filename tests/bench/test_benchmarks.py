@@ -103,7 +103,10 @@ def test_kernels_command_writes_its_figures(tmp_path: Path, capsys: pytest.Captu
 def test_offline_command_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "offline.json"
     arguments = ["--model", "tiny", "--load-format", "dummy", "--repeats", "1", "--decode-tokens", "2"]
-    assert main(["bench", "offline", *arguments, "--output", str(path)]) == 0
+    assert main(["bench", "offline", *arguments, "--dtype", "float32", "--output", str(path)]) == 0
     [model] = json.loads(path.read_text())["models"]
     assert [row["workload"] for row in model["workloads"]] == [workload.name for workload in workloads(2)]
+    rates = (model["copy_bytes_per_second"], model["multiply_flop_per_second"])
+    floor = floor_tokens_per_second(workloads(2)[0], read_model_files(TINY).spec, 4, *rates)
+    assert model["workloads"][0]["floor_tokens_per_second"] == floor
     assert "of the floor" in capsys.readouterr().out
