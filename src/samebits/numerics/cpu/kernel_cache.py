@@ -19,6 +19,7 @@ import llvmlite
 import numba
 from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.registry import cpu_target
 from numba.misc.appdirs import AppDirs
 
 KERNEL_SOURCES = Path(__file__).parent
@@ -34,6 +35,12 @@ def source_digest() -> str:
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)} ".encode() + content)
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def processor_digest() -> str:
+    """Digest of the processor that kernels are compiled for: its name and features."""
+    return hashlib.sha256(repr(cpu_target.target_context.codegen().magic_tuple()).encode()).hexdigest()[:8]
 
 
 def _is_writable(folder: Path) -> bool:
@@ -70,7 +77,9 @@ class _SourceLocator(_CacheLocator):
         return source_digest()
 
     def get_disambiguator(self) -> str:
-        return str(self._line)
+        """Every kind of processor has files of its own: of two that share a folder and start at the same time, numba
+        may give one the other's code under its own key."""
+        return f"{self._line}-{processor_digest()}"
 
     @classmethod
     def from_function(cls, function, file) -> _SourceLocator:
