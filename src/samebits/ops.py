@@ -64,13 +64,13 @@ def _kernels(*tensors: Tensor | None) -> ModuleType:
 def _check_gpu(device: torch.device) -> None:
     """Raises NumericsError for a GPU other than the one whose kernels these are: a launch goes to the current device,
     wherever its tensors lie."""
-    current, home = torch.cuda.current_device(), _gpu_of_kernels()
+    current = torch.cuda.current_device()
     if device.index != current:
         raise NumericsError(
             f"samebits.ops runs on the current device, cuda:{current}, and the tensors are on {device}: use "
             f"torch.cuda.set_device({device.index})"
         )
-    if current != home:
+    if current != (home := _gpu_of_kernels()):
         raise NumericsError(
             f"samebits.ops has the kernels of this process on cuda:{home}, where it was used first, not on {device}"
         )

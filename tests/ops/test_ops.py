@@ -131,20 +131,21 @@ def test_results_are_not_converted_to_the_type_of_out(kind: torch.dtype) -> None
         torch.mm(x, weight.T, out_dtype=torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("device", "current", "words"),
-    [(1, [0, 0], r"current device, cuda:0, .* on cuda:1"), (1, [1, 0], "kernels of this process on cuda:0")],
-)
-def test_a_gpu_that_is_not_the_current_one_is_refused(
-    device: int, current: list[int], words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_that_is_not_the_current_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launch there would read the memory of another card, ahead of what was asked of that card."""
-    monkeypatch.setattr(ops, "_gpu_of_kernels", lambda: current[1])
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
-    with FakeTensorMode():
-        x = torch.empty(2, 48, device=f"cuda:{device}")
-        with pytest.raises(NumericsError, match=words):
-            ops.linear(x, x)
+
+    def use(device: int, current: int, words: str) -> None:
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+        with FakeTensorMode():
+            x = torch.empty(2, 48, device=f"cuda:{device}")
+            with pytest.raises(NumericsError, match=words):
+                ops.linear(x, x)
+
+    ops._gpu_of_kernels.cache_clear()
+    use(1, 0, r"current device, cuda:0, .* on cuda:1: use torch.cuda.set_device\(1\)")
+    use(1, 1, "none of its own")  # the advice was taken: what is refused now is a tensor without values
+    use(0, 0, "kernels of this process on cuda:1")
+    ops._gpu_of_kernels.cache_clear()
 
 
 def test_nothing_in_nothing_out() -> None:
