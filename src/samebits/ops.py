@@ -13,6 +13,7 @@ numba. bf16, fp16 and fp32 are served; sums are float32, results have the input'
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -42,15 +43,51 @@ def _kernels(*tensors: Tensor | None) -> ModuleType:
             raise NumericsError("samebits.ops cannot read a negated view: use resolve_neg()")
         if tensor.requires_grad and torch.is_grad_enabled():
             raise NumericsError("samebits.ops has no gradients: use torch.no_grad() or detach()")
+    if kind not in ("cuda", "cpu"):
+        raise NumericsError(f"samebits.ops has kernels for cuda and cpu, not for {kind}")
+    if kind == "cuda":
+        _check_gpu(given[0].device)
+    if not all(map(_has_memory, given)):
+        raise NumericsError(
+            "samebits.ops reads a tensor's memory, and this one has none of its own: it stands for another (as under "
+            "tracing or vmap), or is of zeros alone or sparse"
+        )
     if kind == "cuda":
         from samebits.numerics.gpu import public as on_gpu
 
         return on_gpu
-    if kind == "cpu":
-        from samebits.numerics.cpu import public as on_cpu
+    from samebits.numerics.cpu import public as on_cpu
 
-        return on_cpu
-    raise NumericsError(f"samebits.ops has kernels for cuda and cpu, not for {kind}")
+    return on_cpu
+
+
+def _check_gpu(device: torch.device) -> None:
+    """Raises NumericsError for a GPU other than the one whose kernels these are: a launch goes to the current device,
+    wherever its tensors lie."""
+    current = torch.cuda.current_device()
+    if device.index != current:
+        raise NumericsError(
+            f"samebits.ops runs on the current device, cuda:{current}, and the tensors are on {device}: use "
+            f"torch.cuda.set_device({device.index})"
+        )
+    if current != (home := _gpu_of_kernels()):
+        raise NumericsError(
+            f"samebits.ops has the kernels of this process on cuda:{home}, where it was used first, not on {device}"
+        )
+
+
+@functools.cache
+def _gpu_of_kernels() -> int:
+    """The one GPU that kernels of this process are loaded on: the current one at the first call."""
+    return torch.cuda.current_device()
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether its elements, if it has any, lie at an address."""
+    try:
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
+    except RuntimeError:  # torch's answer for most kinds that have none
+        return False
 
 
 def _rows(x: Tensor, dim: int) -> tuple[Tensor, int]:
@@ -109,6 +146,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., in] times weight [out, in] transposed, plus bias [out]: GEMM clause."""
     if not x.dim() or weight.dim() != 2 or not x.shape[-1] == weight.shape[-1] > 0:
         raise NumericsError(f"linear: x {list(x.shape)} does not fit weight {list(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise NumericsError(f"linear: bias {list(bias.shape)} does not fit weight {list(weight.shape)}")
     kernels, shape = _kernels(x, weight, bias), (*x.shape[:-1], weight.shape[0])
     if not torch.Size(shape).numel():
         return x.new_empty(shape)
@@ -169,6 +208,22 @@ SERVED: dict[Any, Callable[..., Tensor]] = {
 }
 INTO = {func.overloadpacket.out: served for func, served in SERVED.items()}
 """The same, into a tensor that is given as `out`."""
+OTHER_RESULTS = tuple(
+    overload for packet in (ATEN.mm, ATEN.addmm, ATEN.bmm) for overload in (packet.dtype, packet.dtype_out)
+)
+"""Products whose result is of another type than what is multiplied (`out_dtype`), of which there is no clause."""
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it has values, in rows and columns."""
+    return tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type != "meta"
+
+
+def _into(out: Tensor, y: Tensor) -> Tensor:
+    """`y` in `out`, which takes its shape. Raises NumericsError where it is of another type or on another device."""
+    if out.dtype != y.dtype or out.device != y.device:
+        raise NumericsError(f"out is {out.dtype} on {out.device}, the result {y.dtype} on {y.device}")
+    return out.resize_(y.shape).copy_(y)
 
 
 class BatchInvariant(TorchDispatchMode):
@@ -176,7 +231,9 @@ class BatchInvariant(TorchDispatchMode):
     of them: linear layers, matmul) are served by this module for bf16, fp16 and fp32 tensors without gradients, into
     `out` too.
 
-    Every other operator of torch is torch's: attention, convolution, sum and softmax keep no promise.
+    Every other operator of torch is torch's: attention, convolution, sum and softmax keep no promise. So are tensors
+    without values (meta) or of another layout (sparse, nested). Subclasses of tensors take themselves apart, and what
+    they are made of is served.
     """
 
     def __torch_dispatch__(
@@ -184,14 +241,20 @@ class BatchInvariant(TorchDispatchMode):
     ) -> Any:
         given = dict(kwargs or {})
         served = SERVED.get(func) or INTO.get(func)
-        if served is None:
+        if served is None and func not in OTHER_RESULTS:
             return self._parts(func, args, given)
-        if args[0].dtype not in DTYPES:
+        if types:
+            return NotImplemented
+        if not all(_is_plain(one) for one in args if isinstance(one, Tensor)) or args[0].dtype not in DTYPES:
             return func(*args, **given)
+        if served is None:
+            raise NumericsError(
+                f"BatchInvariant does not serve {func}: results have the type of what is multiplied"
+            )
         out = given.pop("out", None)
         with torch.no_grad():
             y = served(*(one.detach() if isinstance(one, Tensor) else one for one in args), **given)
-            return y if out is None else out.resize_(y.shape).copy_(y)
+            return y if out is None else _into(out, y)
 
     def _parts(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What is torch's own. In torch.inference_mode() functions that are made of others, such as linear and matmul,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
+from samebits.bench import facts
 from samebits.bench.contenders import Samebits, TransformersOneByOne, TransformersPadded, load_transformers
-from samebits.bench.facts import machine, spread
+from samebits.bench.facts import commit, machine, spread
 from samebits.bench.kernels import shapes
 from samebits.bench.offline import (
     PREFILL_TOKENS,
@@ -90,6 +93,27 @@ def test_facts_say_where_a_figure_comes_from() -> None:
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "least": 1.0, "most": 3.0}
 
 
+def test_a_repository_that_the_package_only_lies_in_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the one of a project that has its virtual environment among its files."""
+    monkeypatch.delenv("SAMEBITS_COMMIT", raising=False)
+
+    def git(*arguments: str) -> None:
+        settings = ("-c", "user.name=n", "-c", "user.email=e")
+        subprocess.run(["git", "-C", str(tmp_path), *settings, *arguments], check=True, capture_output=True)
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "of another project")
+    source = tmp_path / "facts.py"
+    source.write_text("")
+    monkeypatch.setattr(facts, "__file__", str(source))
+    assert commit() == "unknown"
+    git("add", "facts.py")
+    git("commit", "-m", "of this one")
+    assert re.fullmatch("[0-9a-f]{12}", commit())
+
+
 def test_kernels_command_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "kernels.json"
     arguments = ["--model", "tiny", "--load-format", "dummy", "--repeats", "1", "--output", str(path)]
@@ -103,7 +127,10 @@ def test_kernels_command_writes_its_figures(tmp_path: Path, capsys: pytest.Captu
 def test_offline_command_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "offline.json"
     arguments = ["--model", "tiny", "--load-format", "dummy", "--repeats", "1", "--decode-tokens", "2"]
-    assert main(["bench", "offline", *arguments, "--output", str(path)]) == 0
+    assert main(["bench", "offline", *arguments, "--dtype", "float32", "--output", str(path)]) == 0
     [model] = json.loads(path.read_text())["models"]
     assert [row["workload"] for row in model["workloads"]] == [workload.name for workload in workloads(2)]
+    rates = (model["copy_bytes_per_second"], model["multiply_flop_per_second"])
+    floor = floor_tokens_per_second(workloads(2)[0], read_model_files(TINY).spec, 4, *rates)
+    assert model["workloads"][0]["floor_tokens_per_second"] == floor
     assert "of the floor" in capsys.readouterr().out

@@ -37,3 +37,26 @@ def test_streams_are_counted_to_the_token_and_other_answers_are_errors() -> None
         bad = request_bytes(paced.path, {"prompt": ""})
         with pytest.raises(RuntimeError, match="400"):
             asyncio.run(load(server.port, bad, 1, 5.0, 5.0))
+
+
+def test_a_server_that_closes_connections_is_no_load() -> None:
+    """What the others still do would be less than the connections that the figure names."""
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        writer.close()
+
+    async def ask() -> None:
+        async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
+            await load(server.sockets[0].getsockname()[1], request_bytes("/", {}), 2, 0.1, 0.2)
+
+    with pytest.raises(RuntimeError, match="closed a connection"):
+        asyncio.run(ask())
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_times_in_which_nothing_can_be_counted(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "http", f"--seconds={seconds}"])
+    assert "must be above 0" in capsys.readouterr().err

@@ -31,3 +31,8 @@ def test_tokens_one_place_off_are_seen() -> None:
 def test_dummy_weights_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "logprobs", "--model", "tiny", "--load-format", "dummy"]) != 0
     assert "transformers" in capsys.readouterr().err
+
+
+def test_prompts_without_a_token_to_score_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "logprobs", "--lengths", "1", "1"]) == 2
+    assert "--lengths" in capsys.readouterr().err

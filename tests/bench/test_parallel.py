@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton")
 
+from samebits.bench import decode
 from samebits.bench.device_engine import stage_seconds
 from samebits.bench.parallel import (
     Course,
@@ -41,6 +43,10 @@ def test_floor_of_a_rank_is_its_share() -> None:
     assert 140e9 < sum(2 * math.prod(shape) for shape in shapes.values()) < 142e9
     whole, half = (floor_milliseconds(files.spec, shapes, 32, 1024, degree) for degree in (1, 2))
     assert half == pytest.approx(whole / 2)
+    wide = replace(files.spec, dtype="float32")
+    assert floor_milliseconds(wide, shapes, 32, 1024, 1) == pytest.approx(2 * whole)
+    assert decode.floor_milliseconds(files.spec, shapes, 32, 1024) == pytest.approx(whole)
+    assert decode.floor_milliseconds(wide, shapes, 32, 1024) == pytest.approx(2 * whole)
 
 
 def test_kernels_that_exchange() -> None:

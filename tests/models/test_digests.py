@@ -11,14 +11,23 @@ import pytest
 
 from samebits.errors import ModelFileError
 from samebits.models import digests
-from samebits.models.digests import file_digest, text_digests, user_cache_folder, weight_digests
+from samebits.models.digests import (
+    check_unchanged,
+    file_digest,
+    file_state,
+    text_digests,
+    user_cache_folder,
+    weight_digests,
+)
 from samebits.models.progress import silent
 
 LONG_AGO = 1_600_000_000
 
 
 @pytest.fixture
-def shard(tmp_path: Path) -> Path:
+def shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shard written long ago. Nobody can say so of the file's last change, so that one is taken for settled."""
+    monkeypatch.setattr(digests, "SETTLED_NANOSECONDS", -1)
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"weights" * 1000)
     os.utime(path, (LONG_AGO, LONG_AGO))
@@ -64,16 +73,41 @@ def test_changed_size_or_time_is_read_again(
     assert len(read) == 3
 
 
-def test_fresh_file_is_not_kept(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file written a moment ago may change again within the tick of its time stamp."""
-    read = counted(monkeypatch)
-    os.utime(shard)
-    state = shard.stat()
+def test_other_bytes_of_the_same_size_and_time_are_read(shard: Path, tmp_path: Path) -> None:
+    """As a container's image, a store or a copy that keeps times leaves them."""
     first = weight_digests((shard,), tmp_path / "cache", silent)
-    shard.write_bytes(b"WEIGHTS" * 1000)
-    os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns))
+    other = tmp_path / "other"
+    other.write_bytes(b"WEIGHTS" * 1000)
+    os.utime(other, (LONG_AGO, LONG_AGO))
+    os.replace(other, shard)
     assert weight_digests((shard,), tmp_path / "cache", silent) != first
+
+
+@pytest.mark.parametrize("time", [None, (LONG_AGO, LONG_AGO)], ids=["written now", "written long ago"])
+def test_fresh_file_is_not_kept(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time: tuple[int, int] | None
+) -> None:
+    """A file changed a moment ago may change again within the tick of its time stamps."""
+    monkeypatch.undo()
+    read = counted(monkeypatch)
+    os.utime(shard, time)
+    first = weight_digests((shard,), tmp_path / "cache", silent)
+    assert weight_digests((shard,), tmp_path / "cache", silent) == first
     assert len(read) == 2
+
+
+def test_a_shard_that_was_replaced_is_told(shard: Path, tmp_path: Path) -> None:
+    state, digest = file_state(shard), file_digest(shard)
+    check_unchanged(shard, state, digest)
+    os.utime(shard)
+    check_unchanged(shard, state, digest)
+    shard.write_bytes(b"WEIGHTS" * 1000)
+    os.utime(shard, (LONG_AGO, LONG_AGO))
+    with pytest.raises(ModelFileError, match="was replaced while the model was loaded"):
+        check_unchanged(shard, state, digest)
+    shard.unlink()
+    with pytest.raises(ModelFileError, match="cannot read"):
+        check_unchanged(shard, state, digest)
 
 
 def test_damaged_or_unwritable_cache_costs_time_only(shard: Path, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from samebits.config import EngineConfig, ModelConfig
 from samebits.engine.build import parse_default_seed
+from samebits.errors import ModelFileError
 from samebits.models.load import load_model, make_plan
+from samebits.models.weights import STAGE
 from samebits.numerics.contract import CONTRACT, constants
 from samebits.numerics.cpu.operators import CpuOperators
 from samebits.plan import Plan, canonical_json
@@ -187,6 +189,19 @@ def test_each_file_changes_the_fingerprint(folder: Path, change: str) -> None:
     before = fingerprint(folder)
     FILE_CHANGES[change](folder)
     assert fingerprint(folder) != before
+
+
+def test_weights_that_are_replaced_while_they_are_loaded_are_refused(folder: Path) -> None:
+    """Else the fingerprint would be of the old ones, and the model of both."""
+
+    def replace_shard(stage: str, done: int, total: int) -> None:
+        if (stage, done) == (STAGE, 2):
+            change_weight(folder)
+
+    config, operators = ModelConfig(model=str(folder)), plain_operators()
+    with pytest.raises(ModelFileError, match="was replaced while the model was loaded"):
+        load_model(config, operators, replace_shard, cache=folder.parent / "cache")
+    load_model(config, operators, cache=folder.parent / "cache")
 
 
 def test_order_of_keys_and_other_files_do_not_matter(folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from samebits import ops
 from samebits.errors import NumericsError
@@ -83,6 +84,70 @@ def test_what_is_made_of_served_functions_is_served(mode: Callable[[], Any]) -> 
         assert not torch.equal(x @ weight.T, y), "torch has these bits by itself"
 
 
+class Wrapped(torch.Tensor):
+    """Stands for a tensor that it holds, as tensors that are spread over devices do; has no memory of its own."""
+
+    held: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> Wrapped:
+        made: Wrapped = torch.Tensor._make_wrapper_subclass(
+            cls, held.shape, dtype=held.dtype, device=held.device
+        )
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = [one.held if isinstance(one, Wrapped) else one for one in args]
+        return Wrapped(func(*plain, **(kwargs or {})))
+
+
+def test_what_a_subclass_is_made_of_is_served() -> None:
+    with torch.no_grad(), ops.BatchInvariant():
+        product = torch.mm(Wrapped(X), WEIGHT.T)
+    assert isinstance(product, Wrapped)
+    assert torch.equal(product.held, ops.mm(X, WEIGHT.T))
+
+
+def test_other_layouts_stay_with_torch() -> None:
+    sparse = torch.eye(48).to_sparse()
+    expected = torch.mm(sparse, WEIGHT.T)
+    with torch.no_grad(), ops.BatchInvariant():
+        assert torch.equal(torch.mm(sparse, WEIGHT.T), expected)
+        assert torch.mm(X.to("meta"), WEIGHT.T.to("meta")).shape == (40, 32)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
+def test_results_are_not_converted_to_the_type_of_out(kind: torch.dtype) -> None:
+    x, weight = X.bfloat16(), WEIGHT.bfloat16()
+    with torch.no_grad(), ops.BatchInvariant(), pytest.raises(NumericsError, match="out is torch"):
+        torch.mm(x, weight.T, out=torch.empty(40, 32, dtype=kind))
+    with (
+        torch.no_grad(),
+        ops.BatchInvariant(),
+        pytest.raises(NumericsError, match=r"does not serve aten\.mm"),
+    ):
+        torch.mm(x, weight.T, out_dtype=torch.float32)
+
+
+def test_a_gpu_that_is_not_the_current_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch there would read the memory of another card, ahead of what was asked of that card."""
+
+    def use(device: int, current: int, words: str) -> None:
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+        with FakeTensorMode():
+            x = torch.empty(2, 48, device=f"cuda:{device}")
+            with pytest.raises(NumericsError, match=words):
+                ops.linear(x, x)
+
+    ops._gpu_of_kernels.cache_clear()
+    use(1, 0, r"current device, cuda:0, .* on cuda:1: use torch.cuda.set_device\(1\)")
+    use(1, 1, "none of its own")  # the advice was taken: what is refused now is a tensor without values
+    use(0, 0, "kernels of this process on cuda:1")
+    ops._gpu_of_kernels.cache_clear()
+
+
 def test_nothing_in_nothing_out() -> None:
     with torch.no_grad(), ops.BatchInvariant():
         assert (X[:0] @ WEIGHT.T).shape == (0, 32)
@@ -114,6 +179,11 @@ def test_other_operators_and_types_stay_with_torch() -> None:
         (lambda: ops.mean(X[:, :0]), "no mean of no elements"),
         (lambda: ops.linear(X[:, :0], WEIGHT[:, :0]), "does not fit"),
         (lambda: ops.linear(torch._neg_view(X), WEIGHT), "resolve_neg"),
+        (lambda: ops.linear(X, WEIGHT, WEIGHT[:3, 0]), "bias .3. does not fit"),
+        (lambda: ops.linear(X, WEIGHT, WEIGHT[:1, :32]), "bias .1, 32. does not fit"),
+        (lambda: ops.mm(torch._efficientzerotensor((3, 48)), WEIGHT.T), "none of its own"),
+        (lambda: ops.rms_norm(Wrapped(X), WEIGHT[0]), "none of its own"),
+        (lambda: torch.vmap(lambda x: ops.linear(x, WEIGHT))(X), "none of its own"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, words: str) -> None:

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from samebits.bench.device_engine import BenchEngine, gpu_facts, median_of, open_engine
+import torch
+
+from samebits.bench.device_engine import ABORT_STEPS, BenchEngine, gpu_facts, median_of, open_engine
 from samebits.bench.facts import machine, write_result
 from samebits.bench.plotting import check_plotting
 from samebits.config import EngineConfig, ModelConfig
-from samebits.models.load import read_model_files
+from samebits.models.load import read_model_files, weights_dtype
 from samebits.models.spec import ModelSpec
 from samebits.models.weights import expected_shapes
 
@@ -36,11 +38,17 @@ def floor_milliseconds(
     spec: ModelSpec, shapes: dict[str, tuple[int, ...]], batch: int, context: int
 ) -> float:
     """Bytes that a step must read (weights but for the embedding, KV) over the card's bandwidth."""
-    weights = sum(2 * math.prod(shape) for shape in shapes.values())
+    weights = sum(math.prod(shape) for shape in shapes.values())
     if not spec.tied_embeddings:
-        weights -= 2 * spec.vocabulary * spec.hidden
-    kv = 2 * 2 * spec.layers * spec.heads.kv_width * context * batch
-    return (weights + kv) / TERABYTES_PER_SECOND / 1e9
+        weights -= spec.vocabulary * spec.hidden
+    kv = 2 * spec.layers * spec.heads.kv_width * context * batch
+    return element_bytes(spec) * (weights + kv) / TERABYTES_PER_SECOND / 1e9
+
+
+def element_bytes(spec: ModelSpec) -> int:
+    """Bytes of a weight, and on a GPU of a key's or a value's element."""
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    return dtype.itemsize
 
 
 def run(
@@ -55,14 +63,16 @@ def run(
 ) -> dict[str, Any]:
     """Measure every profile at every batch size, interleaved, and write `output`."""
     files = read_model_files(model)
-    shapes = expected_shapes(files.spec, files.family.names)
+    spec = replace(files.spec, dtype=weights_dtype(model, files))
+    shapes = expected_shapes(spec, files.family.names)
     engines: dict[str, BenchEngine] = {}
+    room = most_tokens(batches, ABORT_STEPS + WARM_STEPS + repeats * steps, engine.page_tokens)
     # Each takes its share of the memory.
     engine = replace(
         engine,
         max_running=max(batches),
         assumed_answer_tokens=EVERYBODY_AT_ONCE,
-        kv_memory_mib=engine.kv_memory_mib or kv_mebibytes(files.spec, max(batches)),
+        kv_memory_mib=engine.kv_memory_mib or kv_mebibytes(spec, 1, room),
     )
     for profile in profiles:
         say(f"starting {profile}")
@@ -78,7 +88,7 @@ def run(
             for profile, one in engines.items():
                 measured[profile].append(one.timed_steps(steps))
         context = len(engines[profiles[0]].engine.scheduler.running[0].tokens)
-        rows.append(row_of(batch, context, measured, floor_milliseconds(files.spec, shapes, batch, context)))
+        rows.append(row_of(batch, context, measured, floor_milliseconds(spec, shapes, batch, context)))
         say(str(rows[-1]["milliseconds"]))
     result = {
         "benchmark": "decode",
@@ -99,9 +109,19 @@ def run(
     return result
 
 
-def kv_mebibytes(spec: ModelSpec, batch: int, tokens: int = 1216) -> int:
+def most_tokens(batches: Sequence[int], steps: int, page_tokens: int) -> int:
+    """The most tokens that requests hold together, of which ever fewer go on for `steps` more; in pages, and a page for
+    each that it may be given ahead."""
+    rounds = enumerate(sorted(batches, reverse=True), start=1)
+    return max(
+        batch * (-(-(PROMPT_TOKENS + 1 + number * steps) // page_tokens) + 1) * page_tokens
+        for number, batch in rounds
+    )
+
+
+def kv_mebibytes(spec: ModelSpec, batch: int, tokens: int) -> int:
     """Room for `tokens` of each request."""
-    return 2 * 2 * spec.layers * spec.heads.kv_width * tokens * batch >> 20
+    return -(-element_bytes(spec) * 2 * spec.layers * spec.heads.kv_width * tokens * batch >> 20)
 
 
 def row_of(

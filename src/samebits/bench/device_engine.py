@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -25,6 +26,8 @@ from samebits.sampling_params import ResolvedSampling
 
 IDLE_STEPS = 4
 """that admit nobody, after which nobody will be admitted"""
+ABORT_STEPS = 3
+"""after which requests that were aborted are gone"""
 
 
 @dataclass
@@ -135,17 +138,26 @@ class BenchEngine:
         """Abort all running requests but `count`."""
         for request in self.engine.scheduler.running[count:]:
             self.engine.abort(AbortRequest(rid=request.rid))
-        for _ in range(3):
+        for _ in range(ABORT_STEPS):
             self.engine.step()
 
     def timed_steps(self, steps: int) -> dict[str, float]:
-        """Milliseconds a step: on the clock, inside the device's steps, and between them."""
+        """Milliseconds a step: on the clock, inside the device's steps, and between them. Raises `ConfigError` where
+        not all requests decoded in all of them."""
         self.runner.busy_and_idle()
+        scheduler = self.engine.scheduler
+        running, preemptions = len(scheduler.running), scheduler.preemptions
         started = time.perf_counter()
         for _ in range(steps):
             self.engine.step()
         torch.cuda.synchronize()
         wall = 1e3 * (time.perf_counter() - started) / steps
+        if len(scheduler.running) < running or scheduler.preemptions > preemptions:
+            raise ConfigError(
+                f"{running} requests were to decode in every step that is timed, and some had no room for their keys "
+                "and values, or came to the end of the context: see --kv-memory-mib, --steps, --repeats and "
+                "--context-length"
+            )
         busy, idle = self.runner.busy_and_idle()
         return {"wall": wall, "busy": busy / steps, "idle": idle / max(steps - 1, 1)}
 
@@ -231,6 +243,5 @@ def gpu_facts() -> dict[str, Any]:
 
 
 def median_of(rounds: Sequence[dict[str, float]], key: str) -> float:
-    """The middle value of one figure over rounds."""
-    values = sorted(one[key] for one in rounds)
-    return values[len(values) // 2]
+    """The median of one figure over rounds."""
+    return median(one[key] for one in rounds)

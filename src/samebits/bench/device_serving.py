@@ -146,8 +146,8 @@ def line_of(row: dict[str, Any]) -> str:
     cut = "" if ended_all(row) else f" (cut after {row['seconds']:.0f} s: {row['requests that ended']} ended)"
     return (
         f"{row['profile']}, {row['requests']} of {row['name']}{cut}: {row['total tokens per second']:.0f} tokens/s "
-        f"({row['output tokens per second']:.0f} of output), first token {first['50']:.2f} s "
-        f"(p99 {first['99']:.2f}), between tokens {1e3 * gap.get('50', 0):.1f} ms "
+        f"({row['output tokens per second']:.0f} of output), first token {first.get('50', math.nan):.2f} s "
+        f"(p99 {first.get('99', math.nan):.2f}), between tokens {1e3 * gap.get('50', 0):.1f} ms "
         f"(p99 {1e3 * gap.get('99', 0):.1f}), idle {row['idle share']:.2%}"
     )
 
@@ -173,8 +173,8 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
                 row["profile"],
                 f"{row['total tokens per second']:.0f}",
                 f"{row['output tokens per second']:.0f}",
-                f"{first['50']:.2f}",
-                f"{first['99']:.2f}",
+                f"{first.get('50', math.nan):.2f}",
+                f"{first.get('99', math.nan):.2f}",
                 f"{1e3 * gap.get('50', 0):.1f}",
                 f"{1e3 * gap.get('99', 0):.1f}",
                 f"{row['idle share']:.2%}",

@@ -53,17 +53,21 @@ def processor_name() -> str:
 
 def commit() -> str:
     """The commit of the sources, `+changes` where they are changed; what SAMEBITS_COMMIT says of a tree that was copied
-    without its history; `unknown` where nobody knows."""
+    without its history; `unknown` where nobody knows, as of an installed package, even where it lies in a folder of
+    somebody's repository."""
     if copied := os.environ.get("SAMEBITS_COMMIT"):
         return copied
 
+    source = Path(__file__)
+
     def git(*arguments: str) -> str:
-        folder = Path(__file__).parent
+        folder = source.parent
         return subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", source.name)
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):

@@ -69,8 +69,8 @@ class _Connection(asyncio.Protocol):
         return len(self._buffer) >= head + len(END_OF_HEAD) + length
 
     def connection_lost(self, error: Exception | None) -> None:
-        if error is not None:
-            self._fail(str(error))
+        """Counting is over, or fails: the load would be less than what it is called."""
+        self._fail("closed a connection" if error is None else str(error))
 
     def _fail(self, reason: str) -> None:
         if not self._failed.done():

@@ -32,7 +32,9 @@ def run(
     model: ModelConfig, engine: EngineConfig, lengths: Sequence[int], output: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Score prompts of `lengths` tokens three times and write `output`. Raises `ConfigError` for dummy weights, which
-    transformers cannot read."""
+    transformers cannot read, and for prompts without a token to score."""
+    if max(lengths) < 2:
+        raise ConfigError("--lengths: a prompt's first token has no logprob, so some prompt must have two")
     if model.load_format == "dummy":
         raise ConfigError(
             "samebits bench logprobs compares with transformers, which reads a checkpoint's weights"

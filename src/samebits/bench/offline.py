@@ -26,7 +26,7 @@ from samebits.bench.contenders import (
 from samebits.bench.facts import copy_rate, machine, multiply_rate, seconds_of, spread, write_result
 from samebits.config import ModelConfig
 from samebits.llm import LLM
-from samebits.models.load import read_model_files
+from samebits.models.load import read_model_files, weights_dtype
 from samebits.models.spec import ModelSpec
 from samebits.models.weights import expected_shapes
 
@@ -141,11 +141,12 @@ def bench_model(config: ModelConfig, options: Options, say: Callable[[str], None
             multiplies.append(multiply_rate())
         facts = llm.facts
     copy, multiply = max(copies), max(multiplies)
+    dtype: torch.dtype = getattr(torch, weights_dtype(config, files))
     rows = [
         figures(
             workload,
             measured[workload.name],
-            floor_tokens_per_second(workload, files.spec, 2, copy, multiply),
+            floor_tokens_per_second(workload, files.spec, dtype.itemsize, copy, multiply),
         )
         for workload in workloads(options.decode_tokens)
     ]

@@ -20,6 +20,7 @@ from samebits.bench.decode import (
     PROMPT_TOKENS,
     TERABYTES_PER_SECOND,
     WARM_STEPS,
+    element_bytes,
     kv_mebibytes,
 )
 from samebits.bench.device_engine import gpu_facts, median_of
@@ -27,14 +28,16 @@ from samebits.bench.engine_process import EngineProcess
 from samebits.bench.facts import machine, write_result
 from samebits.config import EngineConfig, ModelConfig
 from samebits.errors import ConfigError
-from samebits.models.load import read_model_files
+from samebits.models.load import read_model_files, weights_dtype
 from samebits.models.spec import ModelSpec
 from samebits.models.weights import expected_shapes
 
 BATCHES = (1, 32, 128)
 """Smallest first: others join, so that prompts are computed once, and a small batch is measured soon."""
 CONTEXT_TOKENS = 1408
-"""Room for keys and values of a request: its prompt and a token of every step."""
+"""Room for keys and values of a request, at least: its prompt and a token of every step."""
+JOINING_TOKENS = 128
+"""of that, for the steps in which others join, and a page that is given ahead"""
 PREFILL_TOKENS = 1024
 LEAST_PROMPTS, LEAST_STEPS = 8, 4
 """Prompts that are computed at a time: this many, and enough for this many full steps."""
@@ -84,12 +87,12 @@ def floor_milliseconds(
     spec: ModelSpec, shapes: dict[str, tuple[int, ...]], batch: int, context: int, degree: int
 ) -> float:
     """Bytes that one rank must read in a step (its weights but for the embedding, its KV) over the bandwidth."""
-    weights = sum(2 * math.prod(shape) for shape in shapes.values())
+    weights = sum(math.prod(shape) for shape in shapes.values())
     if not spec.tied_embeddings:
-        weights -= 2 * spec.vocabulary * spec.hidden
+        weights -= spec.vocabulary * spec.hidden
     heads = max(spec.heads.kv_heads // degree, 1)
-    kv = 2 * 2 * spec.layers * heads * spec.heads.head_dim * context * batch
-    return (weights / degree + kv) / TERABYTES_PER_SECOND / 1e9
+    kv = 2 * spec.layers * heads * spec.heads.head_dim * context * batch
+    return element_bytes(spec) * (weights / degree + kv) / TERABYTES_PER_SECOND / 1e9
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,12 @@ class Course:
     """most tokens of a step while prompts are computed, each measured by itself"""
     at_once: int = 0
     """contenders that are open at the same time, where memory does not hold all of them (0: all)"""
+
+    @property
+    def context_tokens(self) -> int:
+        """Room for the keys and values of the request that is there the longest."""
+        steps = len(self.batches) * (WARM_STEPS + self.repeats * self.steps + TRACED_STEPS)
+        return max(CONTEXT_TOKENS, PROMPT_TOKENS + steps + JOINING_TOKENS)
 
     def groups(self, contenders: Sequence[Contender]) -> list[Sequence[Contender]]:
         """Those that are measured in turns."""
@@ -180,7 +189,8 @@ def run(
     degree = max(one.degree for one in contenders)
     groups = course.groups(contenders)
     files = read_model_files(model)
-    measured = Measured(files.spec, expected_shapes(files.spec, files.family.names), contenders)
+    spec = replace(files.spec, dtype=weights_dtype(model, files))
+    measured = Measured(spec, expected_shapes(spec, files.family.names), contenders)
     result: dict[str, Any] = {
         "benchmark": "parallel",
         **machine(),
@@ -222,7 +232,7 @@ def _process(
 ) -> EngineProcess:
     """A process for a contender, whose engine is to be opened."""
     largest = max(course.batches)
-    memory = engine.kv_memory_mib or kv_mebibytes(spec, largest, CONTEXT_TOKENS) // one.degree
+    memory = engine.kv_memory_mib or kv_mebibytes(spec, largest, course.context_tokens) // one.degree
     return EngineProcess(
         replace(model, numerics=one.profile, device="cuda", tensor_parallel=one.degree),
         replace(

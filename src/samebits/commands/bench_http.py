@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ def add_http(kinds: Any) -> None:
         "bench http",
     )
     parser.add_argument(
-        "--seconds", type=float, default=5.0, metavar="X", help="counted in each case (default: 5)"
+        "--seconds", type=some_seconds, default=5.0, metavar="X", help="counted in each case (default: 5)"
     )
     parser.add_argument(
         "--repeats", type=positive, default=3, metavar="N", help="interleaved rounds (default: 3)"
@@ -40,6 +41,14 @@ def add_http(kinds: Any) -> None:
         metavar="FILE",
         help="(default: %(default)s)",
     )
+
+
+def some_seconds(text: str) -> float:
+    """A time above zero, for argparse."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
 
 
 def run(options: argparse.Namespace) -> int:

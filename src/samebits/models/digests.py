@@ -26,7 +26,7 @@ TEXT_FILES = (
 )
 """Files that decide how text becomes tokens and messages become a prompt."""
 SETTLED_NANOSECONDS = 2_000_000_000
-"""A file younger than this may yet change within the tick of its time stamp, so its digest is not kept."""
+"""A file that changed more recently may yet change within the tick of its time stamps, so its digest is not kept."""
 logger = logging.getLogger(__name__)
 
 
@@ -50,9 +50,32 @@ def file_digest(path: Path) -> str:
         raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
 
 
+def file_state(path: Path) -> dict[str, int]:
+    """What tells whether a file is the one that it was. Size and time of its bytes alone do not: images of containers
+    and copies that keep times give other weights of the same shapes both. Raises `ModelFileError` naming the file."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
+    return {
+        "size": found.st_size,
+        "time": found.st_mtime_ns,
+        "changed": found.st_ctime_ns,
+        "inode": found.st_ino,
+    }
+
+
+def check_unchanged(shard: Path, state: dict[str, int], digest: str) -> None:
+    """Raise `ModelFileError` where a shard no longer is what it was when it had that state and digest."""
+    if file_state(shard) != state and file_digest(shard) != digest:
+        raise ModelFileError(
+            f"{shard} was replaced while the model was loaded, so the weights may be of both; start again"
+        )
+
+
 def weight_digests(shards: tuple[Path, ...], cache: Path, progress: Progress) -> dict[str, str]:
-    """Digest of each shard by its name. One that `cache` holds for the same path, size and time is not
-    computed again; a cache that cannot be written only costs time."""
+    """Digest of each shard by its name. One that `cache` holds for the same path and state is not computed again; a
+    cache that cannot be written only costs time."""
     digests: dict[str, str] = {}
     progress(STAGE, 0, len(shards))
     for done, shard in enumerate(shards, start=1):
@@ -68,15 +91,15 @@ def text_digests(folder: Path) -> dict[str, str]:
 
 def _cached_digest(shard: Path, cache: Path) -> str:
     real = shard.resolve()
-    state = real.stat()
-    key = {"path": str(real), "size": state.st_size, "time": state.st_mtime_ns}
+    state = file_state(real)
+    key = {"path": str(real), **state}
     entry = cache / (hashlib.sha256(str(real).encode()).hexdigest()[:32] + ".json")
     known = _read_entry(entry)
     digest = known.pop("sha256", None)
     if known == key and isinstance(digest, str):
         return digest
     digest = file_digest(real)
-    if time.time_ns() - state.st_mtime_ns > SETTLED_NANOSECONDS:
+    if time.time_ns() - max(state["time"], state["changed"]) > SETTLED_NANOSECONDS:
         _write_entry(entry, {**key, "sha256": digest})
     return digest
 

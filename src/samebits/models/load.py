@@ -15,7 +15,13 @@ from samebits.errors import ModelFileError, NumericsError, UnsupportedModelError
 from samebits.grammar.compiler import grammar_version
 from samebits.models.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint, read_json
 from samebits.models.decoder import DecoderWeights, forward, logits
-from samebits.models.digests import text_digests, user_cache_folder, weight_digests
+from samebits.models.digests import (
+    check_unchanged,
+    file_state,
+    text_digests,
+    user_cache_folder,
+    weight_digests,
+)
 from samebits.models.dummy import dummy_source
 from samebits.models.family import Family
 from samebits.models.generation import end_tokens, read_generation, sampling_defaults
@@ -107,6 +113,7 @@ def load_model(
     files = read_model_files(config)
     shard.check(files.spec)
     source: TensorSource
+    states: dict[Path, dict[str, int]] = {}
     spec = replace(files.spec, dtype=weights_dtype(config, files))
     if config.load_format == "dummy":
         source = dummy_source(spec, files.family.names, config.dummy_seed, operators.device)
@@ -115,12 +122,15 @@ def load_model(
         checkpoint = open_checkpoint(files.folder)
         check_tensors(checkpoint, spec, files.family.names, convert=config.dtype != "auto")
         source = CheckpointSource(checkpoint, getattr(torch, spec.dtype), operators.device)
+        states = {shard: file_state(shard) for shard in checkpoint.shards}
         digests = weight_digests(checkpoint.shards, cache or user_cache_folder(), progress)
     rope = spec.rope
     try:
         table = rope_table(files.context_length, rope.theta, rope.rotary_dim, rope.kind, dict(rope.scaling))
         table = table.to(operators.device)
         weights = build_weights(spec, files.family.names, source, operators, progress, shard)
+        for path, state in states.items():
+            check_unchanged(path, state, digests[path.name])
         progress(FIRST_TOKEN, 0, 1)
         _run_one_token(shard.spec(spec), weights, operators, table)
         progress(FIRST_TOKEN, 1, 1)

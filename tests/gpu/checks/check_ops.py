@@ -7,6 +7,7 @@ import torch
 
 from conftest import INTERPRETED
 from samebits import ops
+from samebits.errors import NumericsError
 from samebits.numerics.contract import CONTRACT
 from samebits.numerics.gpu import public
 
@@ -42,6 +43,14 @@ def check_a_row_knows_no_neighbour(device: torch.device, dtypes: list[torch.dtyp
             for rows in ROWS[:-1]:
                 assert torch.equal(function(x[-rows:]), whole[-rows:]), (name, dtype, rows)
             assert not torch.equal(whole[:1], whole[1:2]), name
+
+
+def check_a_bias_of_another_length_is_refused(device: torch.device) -> None:
+    """The kernel would read what lies behind it."""
+    x, weight = inputs(torch.float32, device)
+    for bias in (weight[:95, 0], weight[0, :97], weight[:1, :96], weight[0, 0]):
+        with pytest.raises(NumericsError, match="does not fit"):
+            ops.linear(x, weight, bias)
 
 
 def check_results_are_near_float64(device: torch.device, dtypes: list[torch.dtype]) -> None:
