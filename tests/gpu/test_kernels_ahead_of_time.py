@@ -202,8 +202,6 @@ def test_attention_for_hopper(dtype: torch.dtype, group: int, head_dim: int) -> 
     # The assembler makes products wait for each other, one by one, where it cannot follow who holds an accumulator.
     machine_code = compiled.asm["sass"]
     assert machine_code.count("WARPGROUP.DEPBAR") < machine_code.count("HGMMA") / 2
-    if head_dim == 128 and group == 4:
-        assert "STL" not in machine_code  # the registers suffice
     # The compiler drops a variable that a loop carries to bound an inner loop alone, and goes on with its first value.
     written, kept = (carried(str(compiled.asm[stage])) for stage in ("source", "ttgir"))
     assert len(written) == len(kept) == 8  # three loops of each group of consumers, and the producer's two
