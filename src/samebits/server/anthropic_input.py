@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from samebits.errors import RequestError
@@ -122,7 +122,6 @@ def _block(block: object, path: str, role: str) -> Block:
 def _assistant(blocks: Sequence[Block]) -> dict[str, Any]:
     """A turn of the assistant's: thoughts, words and calls."""
     message: dict[str, Any] = {"role": "assistant"}
-    texts = [block["text"] for block, _ in blocks if block["type"] == "text"]
     thoughts = [block["thinking"] for block, _ in blocks if block["type"] == "thinking"]
     calls = [
         {
@@ -133,12 +132,23 @@ def _assistant(blocks: Sequence[Block]) -> dict[str, Any]:
         for block, _ in blocks
         if block["type"] == "tool_use"
     ]
-    message["content"] = "\n".join(texts)
+    message["content"] = _words(block for block, _ in blocks)
     if thoughts:
         message["reasoning_content"] = "\n".join(thoughts)
     if calls:
         message["tool_calls"] = calls
     return message
+
+
+def _words(blocks: Iterable[dict[str, Any]]) -> str:
+    """The texts of a turn: lines, but what follows a call goes on with what came before, as in the answer of a chat."""
+    words, between = "", ""
+    for block in blocks:
+        if block["type"] == "tool_use":
+            between = ""
+        elif block["type"] == "text":
+            words, between = words + between + block["text"], "\n"
+    return words
 
 
 def _others(role: str, blocks: Sequence[Block]) -> list[dict[str, Any]]:
