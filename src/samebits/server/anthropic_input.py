@@ -142,28 +142,37 @@ def _assistant(blocks: Sequence[Block]) -> dict[str, Any]:
 
 def _words(blocks: Iterable[dict[str, Any]]) -> str:
     """The texts of a turn: lines, but what follows a call goes on with what came before, as in the answer of a chat."""
-    words, between = "", ""
+    pieces: list[str] = []
+    between = ""
     for block in blocks:
         if block["type"] == "tool_use":
             between = ""
         elif block["type"] == "text":
-            words, between = words + between + block["text"], "\n"
-    return words
+            pieces += (between, block["text"])
+            between = "\n"
+    return "".join(pieces)
 
 
 def _others(role: str, blocks: Sequence[Block]) -> list[dict[str, Any]]:
     """Messages of a turn that is not the assistant's: results of tools, and texts, in their order."""
     messages: list[dict[str, Any]] = []
+    texts: list[str] = []
+    """of the message that is open"""
     for block, path in blocks:
-        if block["type"] == "tool_result":
-            content = block.get("content")
-            text = "" if content is None else text_content(content, f"{path}.content", optional=False)
-            messages.append({"role": "tool", "tool_call_id": block["tool_use_id"], "content": text})
-        elif messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += "\n" + block["text"]
-        else:
-            messages.append({"role": role, "content": block["text"]})
-    return messages
+        if block["type"] == "text":
+            texts.append(block["text"])
+            continue
+        messages += _joined(role, texts)
+        texts = []
+        content = block.get("content")
+        text = "" if content is None else text_content(content, f"{path}.content", optional=False)
+        messages.append({"role": "tool", "tool_call_id": block["tool_use_id"], "content": text})
+    return messages + _joined(role, texts)
+
+
+def _joined(role: str, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The message that these texts are, if they are one. Joined once: a body may hold many."""
+    return [{"role": role, "content": "\n".join(texts)}] if texts else []
 
 
 def _tools(tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:

@@ -102,6 +102,9 @@ def _messages(body: ResponsesFields) -> list[dict[str, Any]]:
             output = text_content(item.get("output"), f"{path}.output", optional=False)
             called = text_field(item.get("call_id"), f"{path}.call_id")
             messages.append({"role": "tool", "tool_call_id": called, "content": output})
+    for message in messages:
+        if isinstance(message.get("content"), list):
+            message["content"] = "".join(message["content"])
     return messages
 
 
@@ -136,10 +139,11 @@ def _begins_turn(turn: Mapping[str, Any], last: str, kind: str) -> bool:
 
 
 def _add_to_turn(turn: dict[str, Any], kind: str, item: dict[str, Any], path: str) -> None:
+    """Its words are a list as long as it grows."""
     if kind == "reasoning":
         turn["reasoning_content"] = _thoughts(item, path)
     elif kind == "message":
-        turn["content"] = turn.get("content", "") + _message(item, path)["content"]
+        turn.setdefault("content", []).append(_message(item, path)["content"])
     else:
         function = {
             "name": text_field(item.get("name"), f"{path}.name"),
