@@ -36,10 +36,8 @@ from samebits.generation.samples import (
 )
 from samebits.sampling_params import DEFAULT_SEED, SamplingParams
 from samebits.text.output import OutputText, TextOptions
-from samebits.text.tokenizer import Tokenizer
+from samebits.text.tokenizer import LONG_TEXT, Tokenizer
 
-LARGE_PROMPT = 20_000
-"""characters of text beyond which tokenizing leaves the event loop"""
 LARGEST_SAMPLE_INDEX = (1 << 31) - 1
 RANDOM_SEED_BITS = 53
 """so that a drawn seed survives clients whose numbers are doubles"""
@@ -95,7 +93,7 @@ class Generator:
     async def prepare_beside(self, requests: Sequence[GenerationRequest], group: str = "") -> list[Sample]:
         """`prepare`, in a thread where it would hold up the event loop."""
         size = sum(len(request.prompt) for request in requests if isinstance(request.prompt, str))
-        if size > LARGE_PROMPT or any(request.is_structured for request in requests):
+        if size > LONG_TEXT or any(request.is_structured for request in requests):
             return await asyncio.to_thread(self.prepare, requests, group)
         return self.prepare(requests, group)
 
