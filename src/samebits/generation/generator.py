@@ -217,6 +217,9 @@ class Generator:
         prompt_ids = self._prompt_ids(request)
         facts = self._engine.facts
         resolved = params.resolve(facts.sampling_defaults, self._default_seed(params))
+        if resolved.min_new_tokens > resolved.max_new_tokens:  # a default, which validate has not seen
+            message = f"min_new_tokens must not exceed max_new_tokens, which is {resolved.max_new_tokens}"
+            raise RequestError(message, "min_new_tokens")
         text = TextOptions(
             stop=tuple(params.stop),
             min_new_tokens=params.min_new_tokens,
