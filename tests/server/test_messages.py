@@ -205,6 +205,16 @@ REFUSALS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"max_tokens": None, "messages": HI}, "max_tokens", None),
     ({}, "messages", None),
     ({"messages": []}, "messages", None),
+    (
+        {"messages": HI, "output_config": {"format": {"type": "json_schema", "schema": {}, "x": 1}}},
+        "output_config.format.x",
+        "unknown_parameter",
+    ),
+    (
+        {"messages": HI, "output_config": {"format": {"type": "json_schema"}}},
+        "output_config.format.schema",
+        "invalid_type",
+    ),
     ({"messages": [*HI, {"role": "assistant", "content": "The"}]}, "messages", "unsupported_value"),
     ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role", None),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_type"),

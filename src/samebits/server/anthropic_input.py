@@ -237,8 +237,8 @@ def _response_format(chosen: dict[str, Any] | None) -> dict[str, Any] | None:
     if chosen.get("type") != "json_schema":
         message = "output_config.format must be of type 'json_schema'"
         raise RequestError(message, "output_config.format", "unsupported_value")
-    schema = {"name": "output", "schema": chosen.get("schema"), "strict": True}
-    return {"type": "json_schema", "json_schema": schema}
+    rest = {name: value for name, value in chosen.items() if name != "type"}
+    return {"type": "json_schema", "json_schema": {"schema": None, **rest}}
 
 
 def _edits_nothing(management: dict[str, Any] | None) -> bool:

@@ -212,5 +212,7 @@ def _response_format(chosen: dict[str, Any] | None) -> dict[str, Any] | None:
     """`text.format` in the words of a chat's `response_format`: what that offers is offered here."""
     if chosen is None or chosen.get("type") != "json_schema":
         return chosen
-    kept = ("name", "schema", "strict", "description")
-    return {"type": "json_schema", "json_schema": {name: chosen[name] for name in kept if name in chosen}}
+    return {
+        "type": "json_schema",
+        "json_schema": {name: value for name, value in chosen.items() if name != "type"},
+    }
