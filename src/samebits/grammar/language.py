@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import llguidance
+from llguidance.gbnf_to_lark import is_lark_syntax
 
 from samebits.errors import RequestError
 from samebits.grammar.schema import check_values, checked_schema
@@ -20,6 +21,12 @@ from samebits.grammar.schema import check_values, checked_schema
 LARGEST_SCHEMA = 1 << 20
 LARGEST_GRAMMAR = 1 << 16
 """characters of what is no schema"""
+NUMBERED = re.compile(r"\\(?:(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})|.)", re.DOTALL)
+"""an escape in GBNF: a character's number, or another"""
+LARGEST_CODE = 0x10FFFF
+SURROGATES = range(0xD800, 0xE000)
+FIRST_UNRESERVED = 0x80
+"""a character below may mean something in a grammar"""
 REFUSED_ATTRIBUTES = ("max_tokens", "stop", "temperature")
 """attributes of a rule that the library leaves to the engine, or that would take tokens back"""
 LITERAL = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)*/')
@@ -107,11 +114,28 @@ def text_part(grammar: object, field: str) -> Part:
         raise RequestError(f"{field} must be a grammar: a string", field, "invalid_type")
     _check_size(grammar, field)
     try:
-        lark = llguidance.grammar_from("ebnf", grammar)
+        lark = llguidance.grammar_from("ebnf", _with_characters(grammar))
     except ValueError as error:
         raise RequestError(f"{field}: {_first_line(error)}", field, "invalid_value") from error
     _check_lark(lark, field)
     return _part({"lark_grammar": lark}, field)
+
+
+def _with_characters(grammar: str) -> str:
+    """A grammar in GBNF with characters in place of their numbers: the library's converter drops leading zeros, and
+    what follows a number would become a part of it. Raises ValueError for a number that is no character's."""
+    if is_lark_syntax(grammar):
+        return grammar
+    return NUMBERED.sub(_character, grammar)
+
+
+def _character(escape: re.Match[str]) -> str:
+    if escape[1] is None:
+        return escape[0]
+    code = int(escape[1][1:], 16)
+    if code > LARGEST_CODE or code in SURROGATES:
+        raise ValueError(f"{escape[0]} is no character")
+    return f"\\x{code:02x}" if code < FIRST_UNRESERVED else chr(code)
 
 
 def native_grammar(text: object, field: str) -> Grammar:
@@ -139,8 +163,8 @@ def native_grammar(text: object, field: str) -> Grammar:
 
 
 def literal(text: str) -> str:
-    """`text` as a literal in Lark."""
-    return json.dumps(text, ensure_ascii=False)
+    """`text` as a literal in Lark, which holds no DEL as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _part(entry: dict[str, Any], field: str) -> Part:
