@@ -244,6 +244,9 @@ def accepted(schema: dict[str, Any]) -> set[str]:
         ({"enum": ["", {"\udfff": 1}]}, "surrogate"),
         *(('{"const": ' + "[" * depth + "]" * depth + "}", "nested") for depth in (100, 700)),
         ('{"const": ' + "[" * 1_000, "recursion"),
+        ('{"const": 1e400}', "too large"),
+        ('{"title": [-1e400]}', "too large"),
+        ({"const": float("nan")}, "too large"),
     ],
 )
 def test_what_the_library_would_get_wrong_is_refused(schema: Any, words: str) -> None:

@@ -80,6 +80,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"text": "a", "sampling_params": {"sample_index": (1 << 31) - 1, "n": 2}}, "sample_index"),
     ({"text": "a", "sampling_params": {"structural_tag": "a"}}, "sampling_params.structural_tag"),
     ({"text": "a", "sampling_params": {"regex": 5}}, "sampling_params.regex"),
+    ({"text": "a", "sampling_params": {"json_schema": '{"const": 1e400}'}}, "json_schema"),
     ({"text": "a", "lora_path": "adapter"}, "lora_path"),
     ({"text": "a", "image_data": ["x.png"]}, "image_data"),
     ({"text": "a", "return_hidden_states": True}, "return_hidden_states"),

@@ -6,6 +6,7 @@ enforce is found here and refused by name, so that an answer which matches the g
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -81,12 +82,15 @@ def checked_schema(schema: object, field: str) -> dict[str, Any]:
 
 def check_values(value: object, field: str) -> None:
     """Refuse JSON that was given as a text and that no body could hold: too deep, or with a string that is no
-    Unicode, which neither an error nor the library could say again."""
+    Unicode or a number that no double is near, which neither an error nor the library could say again."""
     level = [value]
     for _ in range(DEEPEST):
         parts = [part for holder in level for part in _parts(holder)]
         if any(_is_broken(part) for part in parts):
             message = f"{field} holds a lone surrogate (\\ud800 to \\udfff), which no text has"
+            raise RequestError(message, field, "invalid_value")
+        if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
+            message = f"{field} holds a number that is too large, or none"
             raise RequestError(message, field, "invalid_value")
         level = [part for part in parts if isinstance(part, list | dict)]
         if not level:
