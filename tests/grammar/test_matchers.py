@@ -111,6 +111,42 @@ def test_characters_by_their_numbers(grammar: str, text: str, fits: bool) -> Non
     assert accepts(grammar_of(text_part(grammar, "x")), text) is fits
 
 
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'start: %json {"type": "object", "properties": {"a": {"type": "integer"}}}',
+        'start: json // "%json {}'
+        + '\njson: %json\n{"properties": {"a": {"type": "integer"}}, "type": "object"}',
+        'start: "\\\\" | <think> | %json{"properties": {"a": {"type": "integer"}}, "required": ["a"]} # /',
+    ],
+)
+def test_schemas_in_a_grammar_are_enforced_as_others(grammar: str) -> None:
+    made = grammar_of(text_part(grammar, "x"))
+    assert accepts(made, '{"a": 3}') and not accepts(made, '{"a":  3}')
+    assert not accepts(made, '{"a": 3, "\\u0061": "x"}')
+    assert native_grammar(made.text, "x").text == made.text
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        ('start: "%json {}" "x"', "%json {}x"),
+        (r"start: /%json \{}/", "%json {}"),
+        ('start: "a" # %json {}', "a"),
+        ('start: "say \\"%json {}"', 'say "%json {}'),
+        ('start: %json {"const": "%json {}"}', '"%json {}"'),
+    ],
+)
+def test_words_that_only_look_like_schemas_stay(grammar: str, text: str) -> None:
+    assert accepts(grammar_of(text_part(grammar, "x")), text)
+
+
+@pytest.mark.parametrize("number", ["1e400", "NaN"])
+def test_a_schema_in_a_grammar_with_a_number_of_no_double_is_refused(number: str) -> None:
+    with pytest.raises(RequestError, match="too large"):
+        text_part(f'start: %json {{"const": {number}}}', "x")
+
+
 @pytest.mark.parametrize("number", [r"\ud83d", r"\U00110000"])
 def test_numbers_of_no_character_are_refused(number: str) -> None:
     with pytest.raises(RequestError, match="no character"):

@@ -31,6 +31,9 @@ REFUSED_ATTRIBUTES = ("max_tokens", "stop", "temperature")
 """attributes of a rule that the library leaves to the engine, or that would take tokens back"""
 LITERAL = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)*/')
 """a string or an expression in Lark"""
+TOKENS = re.compile(r'(?:\#|//)[^\n]*|<[^<>\s]+>|"(?:[^"\\\n]|\\.)*"|/(?:[^/\\]|\\.)+/|(%json\s*)', re.DOTALL)
+"""what begins a schema in Lark, and what may only look as if it held one: comments, names of tokens, strings,
+expressions"""
 RULE_ATTRIBUTES = re.compile(
     rf'(?:^|%lark\s*\{{)[ \t]*[?!]*[\w-]+[ \t]*\[((?:{LITERAL.pattern}|[^\]"/\n])*)\]', re.MULTILINE
 )
@@ -117,8 +120,7 @@ def text_part(grammar: object, field: str) -> Part:
         lark = llguidance.grammar_from("ebnf", _with_characters(grammar))
     except ValueError as error:
         raise RequestError(f"{field}: {_first_line(error)}", field, "invalid_value") from error
-    _check_lark(lark, field)
-    return _part({"lark_grammar": lark}, field)
+    return _part({"lark_grammar": _checked_lark(lark, field)}, field)
 
 
 def _with_characters(grammar: str) -> str:
@@ -157,7 +159,8 @@ def native_grammar(text: object, field: str) -> Grammar:
             raise RequestError(f"{field}: a grammar has a name and a json_schema or lark_grammar", field)
         if "json_schema" in entry:
             entry = {**entry, "json_schema": checked_schema(entry["json_schema"], field)}
-        _check_lark(str(entry.get("lark_grammar", "")), field)
+        if isinstance(entry.get("lark_grammar"), str):
+            entry = {**entry, "lark_grammar": _checked_lark(entry["lark_grammar"], field)}
         texts.append(_dumps(entry))
     return Grammar(_listed(texts), field)
 
@@ -195,8 +198,8 @@ def _no_json(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def _check_lark(lark: str, field: str) -> None:
-    """Refuse what the library would read and this engine would not do."""
+def _checked_lark(lark: str, field: str) -> str:
+    """`lark`, with our layout in its schemas. Refuses what the library would read and this engine would not do."""
     for header in RULE_ATTRIBUTES.finditer(lark):
         attributes = LITERAL.sub("", header.group(1))
         for name in REFUSED_ATTRIBUTES:
@@ -209,6 +212,25 @@ def _check_lark(lark: str, field: str) -> None:
         except (ValueError, RecursionError):
             continue  # the library says where
         checked_schema(schema, field)
+    return _laid_out(lark, field)
+
+
+def _laid_out(lark: str, field: str) -> str:
+    """`lark` with the options that are ours in every schema of it."""
+    pieces: list[str] = []
+    place = done = 0
+    while found := TOKENS.search(lark, place):
+        place = found.end()
+        if found[1] is None:
+            continue
+        try:
+            schema, end = json.JSONDecoder().raw_decode(lark, place)
+        except (ValueError, RecursionError):
+            break  # the library says where
+        if isinstance(schema, dict):
+            pieces += (lark[done:place], _dumps(checked_schema(schema, field)))
+            done = place = end
+    return "".join(pieces) + lark[done:]
 
 
 def _first_line(error: Exception) -> str:
