@@ -19,6 +19,13 @@ DEFAULT_MAX_NEW_TOKENS = 128
 MAX_SAMPLES = 64
 """Largest `n`."""
 MAX_TOP_LOGPROBS = 128
+MAX_SELECTED_LOGPROBS = 1024
+"""Largest `token_ids_logprob`."""
+MAX_STOPS = 256
+"""Most stop strings: each is looked for in every token's text, by the process that serves everybody."""
+MAX_STOP_CHARACTERS = 1 << 16
+"""of all of them; every response repeats them"""
+MAX_STOP_TOKENS = 1 << 14
 STRUCTURED_FIELDS = ("json_schema", "regex", "choice", "ebnf", "llguidance")
 """What the output must look like; a request names one at most."""
 LARGEST_INTEGER = (1 << 63) - 1
@@ -97,8 +104,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             raise RequestError("min_new_tokens must not be negative", "min_new_tokens")
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise RequestError("min_new_tokens must not exceed max_new_tokens", "min_new_tokens")
-        if any(not text for text in self.stop):
-            raise RequestError("stop must not contain an empty string", "stop")
+        self._check_stops()
         if not 1 <= self.n <= MAX_SAMPLES:
             raise RequestError(f"n must lie in [1, {MAX_SAMPLES}], got {self.n}", "n")
         if self.seed is not None and not -(1 << 63) <= self.seed < (1 << 64):
@@ -108,6 +114,20 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         asked = [name for name in STRUCTURED_FIELDS if getattr(self, name) is not None]
         if len(asked) > 1:
             raise RequestError(f"an output has one form: give one of {' and '.join(asked)}", asked[1])
+
+    def _check_stops(self) -> None:
+        if any(not text for text in self.stop):
+            raise RequestError("stop must not contain an empty string", "stop")
+        if len(self.stop) > MAX_STOPS or sum(map(len, self.stop)) > MAX_STOP_CHARACTERS:
+            message = (
+                f"stop must hold at most {MAX_STOPS} strings of {MAX_STOP_CHARACTERS} characters together"
+            )
+            raise RequestError(message, "stop")
+        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
+            message = (
+                f"stop_token_ids must hold at most {MAX_STOP_TOKENS} ids, got {len(self.stop_token_ids)}"
+            )
+            raise RequestError(message, "stop_token_ids")
 
     def resolve(self, defaults: SamplingDefaults, default_seed: int) -> ResolvedSampling:
         """Fill the blanks. The caller has validated; `default_seed` is used when the request names none."""

@@ -46,7 +46,7 @@ GRAMMARS = {
     "schema": grammar_of(schema_part(SCHEMA, "x")),
     "object": grammar_of(object_part("x")),
     "regex": grammar_of(regex_part(r"[a-z]{3,9}é+ \d{1,20}", "x")),
-    "choice": grammar_of(choice_part(["red", "reddish", 'quo"te\\', "漢\n\t\u0001字🙂"], "x")),
+    "choice": grammar_of(choice_part(["red", "reddish", 'quo"te\\', "漢\n\t\u0001\x7f字🙂"], "x")),
     "gbnf": grammar_of(text_part('root ::= term ("+" term)*\nterm ::= [0-9]+ | "(" root ")"', "x")),
     "lark": grammar_of(text_part('start: NUM ("+" NUM)*\nNUM: /[0-9]+/\n%ignore / /', "x")),
 }
@@ -64,7 +64,7 @@ GRAMMARS = {
         ("choice", "reddish", True),
         ("choice", "redd", False),
         ("choice", 'quo"te\\', True),
-        ("choice", "漢\n\t\u0001字🙂", True),
+        ("choice", "漢\n\t\u0001\x7f字🙂", True),
         ("gbnf", "12+(3+4)", True),
         ("gbnf", "12+(3+4", False),
         ("lark", "1 + 23", True),
@@ -91,6 +91,66 @@ def test_what_fits(name: str, text: str, fits: bool, tokens: str) -> None:
 )
 def test_expressions_match_the_whole_output(expression: str, text: str, fits: bool) -> None:
     assert accepts(grammar_of(regex_part(expression, "x")), text) is fits
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text", "fits"),
+    [
+        (r'root ::= "\u00e9ab"', "éab", True),
+        (r'root ::= "\u00e9ab"', "\ue9ab", False),  # what the library's converter alone makes of it
+        (r"root ::= [^\u00e9ab]", "c", True),
+        (r"root ::= [^\u00e9ab]", "a", False),
+        (r"root ::= [\u00e0-\u00ff]", "é", True),
+        (r'root ::= "\U0001F600" [\U0001f600-\U0001f602]', "😀😁", True),
+        (r'root ::= "\u0022\u005c" [\u005d]', '"\\]', True),
+        (r'root ::= "\\u00e9"', r"\u00e9", True),
+        (r'start: "\u00e9ab"', "éab", True),
+    ],
+)
+def test_characters_by_their_numbers(grammar: str, text: str, fits: bool) -> None:
+    assert accepts(grammar_of(text_part(grammar, "x")), text) is fits
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'start: %json {"type": "object", "properties": {"a": {"type": "integer"}}}',
+        'start: json // "%json {}'
+        + '\njson: %json\n{"properties": {"a": {"type": "integer"}}, "type": "object"}',
+        'start: "\\\\" | <think> | %json{"properties": {"a": {"type": "integer"}}, "required": ["a"]} # /',
+    ],
+)
+def test_schemas_in_a_grammar_are_enforced_as_others(grammar: str) -> None:
+    made = grammar_of(text_part(grammar, "x"))
+    assert accepts(made, '{"a": 3}') and not accepts(made, '{"a":  3}')
+    assert not accepts(made, '{"a": 3, "\\u0061": "x"}')
+    assert native_grammar(made.text, "x").text == made.text
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        ('start: "%json {}" "x"', "%json {}x"),
+        (r"start: /%json \{}/", "%json {}"),
+        ('start: "a" # %json {}', "a"),
+        ('start: "say \\"%json {}"', 'say "%json {}'),
+        ('start: %json {"const": "%json {}"}', '"%json {}"'),
+    ],
+)
+def test_words_that_only_look_like_schemas_stay(grammar: str, text: str) -> None:
+    assert accepts(grammar_of(text_part(grammar, "x")), text)
+
+
+@pytest.mark.parametrize("number", ["1e400", "NaN"])
+def test_a_schema_in_a_grammar_with_a_number_of_no_double_is_refused(number: str) -> None:
+    with pytest.raises(RequestError, match="too large"):
+        text_part(f'start: %json {{"const": {number}}}', "x")
+
+
+@pytest.mark.parametrize("number", [r"\ud83d", r"\U00110000"])
+def test_numbers_of_no_character_are_refused(number: str) -> None:
+    with pytest.raises(RequestError, match="no character"):
+        text_part(f'root ::= "{number}"', "x")
 
 
 def test_a_choice_may_be_long() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from samebits.errors import RequestError
 from samebits.grammar.compiler import GrammarError
 from samebits.grammar.language import Grammar, grammar_of, schema_part
-from samebits.grammar.schema import ANNOTATIONS, KEYWORDS
+from samebits.grammar.schema import ANNOTATIONS, KEYWORDS, OPEN_OPTIONS
 
 NAMES = st.text("abcé漢", min_size=1, max_size=3)
 DECIMALS = st.floats(-(10**9), 10**9, allow_nan=False).map(lambda value: round(value, 6))
@@ -243,6 +244,9 @@ def accepted(schema: dict[str, Any]) -> set[str]:
         ({"enum": ["", {"\udfff": 1}]}, "surrogate"),
         *(('{"const": ' + "[" * depth + "]" * depth + "}", "nested") for depth in (100, 700)),
         ('{"const": ' + "[" * 1_000, "recursion"),
+        ('{"const": 1e400}', "too large"),
+        ('{"title": [-1e400]}', "too large"),
+        ({"const": float("nan")}, "too large"),
     ],
 )
 def test_what_the_library_would_get_wrong_is_refused(schema: Any, words: str) -> None:
@@ -274,6 +278,44 @@ def test_properties_come_in_the_schemas_order() -> None:
     assert accepts(grammar(schema), '{"b": 1, "a": 2}')
     assert not accepts(grammar(schema), '{"a": 2, "b": 1}')
     assert grammar(schema).text == grammar(json.dumps(schema)).text
+
+
+OPEN_OBJECTS: list[tuple[dict[str, Any], str]] = [
+    ({"properties": {"a": {"type": "integer"}}}, '{"\\u0061": "x"}'),
+    ({"properties": {"\n": {"type": "integer"}}, "additionalProperties": {"type": "string"}}, '{"\\u000A": "x"}'),
+    ({"patternProperties": {"^a": {"type": "integer"}}}, '{"\\u0061b": "x"}'),
+    (
+        {"properties": {"a\x1f": {"type": "integer"}}, "patternProperties": {"^a": {}}, "additionalProperties": False},
+        '{"a\\u001F": "x"}',
+    ),
+    ({"required": ["a"], "minProperties": 2}, '{"a": 1, "\\u0061": 2}'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keywords", "text"), OPEN_OBJECTS)
+@pytest.mark.parametrize("outer", ["$", "items", "anyOf"])
+def test_no_name_passes_for_another(keywords: dict[str, Any], text: str, outer: str) -> None:
+    schema: dict[str, Any] = {"type": "object", **keywords}
+    match outer:
+        case "items":
+            schema, text = {"type": "array", "items": schema}, f"[{text}]"
+        case "anyOf":
+            schema = {"anyOf": [{"type": "null"}, schema]}
+    assert not jsonschema.Draft202012Validator(schema).is_valid(json.loads(text))
+    made = grammar(schema)
+    assert not accepts(made, text)
+    library_alone = made.text.replace(json.dumps(OPEN_OPTIONS["json_allowed_escapes"])[1:-1], 'nrbtf\\\\\\"u')
+    assert accepts(replace(made, text=library_alone), text)
+
+
+def test_control_characters_are_written_where_no_name_can_pass_for_another() -> None:
+    literal = {"const": "\x1b[0m"}
+    closed = {"type": "object", "properties": {"a": literal}, "additionalProperties": False}
+    for schema, text in ((literal, '"\\u001b[0m"'), (closed, '{"a": "\\u001b[0m"}')):
+        assert accepts(grammar(schema), text)
+    with pytest.raises(RequestError, match=re.escape("$.properties.a.const holds a control character")):
+        grammar({"type": "object", "properties": {"a": literal}})
+    assert accepts(grammar({"type": "object", "properties": {"a": {}}}), '{"a": "\\n\\t\\"\\\\"}')
 
 
 def test_blank_space_is_bounded() -> None:

@@ -61,11 +61,15 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"text": "a", "sampling_params": {"repetition_penalty": 0}}, "repetition_penalty"),
     ({"text": "a", "sampling_params": {"max_new_tokens": -1}}, "max_new_tokens"),
     ({"text": "a", "sampling_params": {"max_new_tokens": 1, "min_new_tokens": 2}}, "min_new_tokens"),
+    ({"text": "a", "sampling_params": {"min_new_tokens": 500}}, "min_new_tokens"),
     ({"text": "a", "sampling_params": {"n": 0}}, "n"),
     ({"text": "a", "sampling_params": {"n": 100000}}, "n"),
     ({"text": "a", "sampling_params": {"stop": ""}}, "stop"),
     ({"text": "a", "sampling_params": {"stop": [1]}}, "sampling_params.stop[0]"),
+    ({"text": "a", "sampling_params": {"stop": ["a"] * 257}}, "stop"),
+    ({"text": "a", "sampling_params": {"stop": ["a" * 65_536, "b"]}}, "stop"),
     ({"text": "a", "sampling_params": {"stop_token_ids": [100000]}}, "stop_token_ids"),
+    ({"text": "a", "sampling_params": {"stop_token_ids": [5] * 16_385}}, "stop_token_ids"),
     ({"text": "a", "sampling_params": {"logit_bias": {"100000": 1.0}}}, "logit_bias"),
     ({"text": "a", "sampling_params": {"logit_bias": {"x": 1.0}}}, "logit_bias"),
     ({"text": "a", "sampling_params": {"logit_bias": {"5": 1e9}}}, "logit_bias"),
@@ -76,16 +80,25 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"text": "a", "sampling_params": {"sample_index": (1 << 31) - 1, "n": 2}}, "sample_index"),
     ({"text": "a", "sampling_params": {"structural_tag": "a"}}, "sampling_params.structural_tag"),
     ({"text": "a", "sampling_params": {"regex": 5}}, "sampling_params.regex"),
+    ({"text": "a", "sampling_params": {"json_schema": '{"const": 1e400}'}}, "json_schema"),
     ({"text": "a", "lora_path": "adapter"}, "lora_path"),
     ({"text": "a", "image_data": ["x.png"]}, "image_data"),
     ({"text": "a", "return_hidden_states": True}, "return_hidden_states"),
     ({"text": "a", "return_logprob": True, "logprob_start_len": 99}, "logprob_start_len"),
     ({"text": "a", "return_logprob": True, "top_logprobs_num": 10**6}, "top_logprobs_num"),
     ({"text": "a", "return_logprob": True, "token_ids_logprob": [10**6]}, "token_ids_logprob"),
+    ({"text": "a", "return_logprob": True, "token_ids_logprob": [5] * 1025}, "token_ids_logprob"),
     ({"text": ["a", "b"], "return_logprob": [True]}, "return_logprob"),
     ({"text": ["a", "b"], "rid": ["x"]}, "rid"),
     ({"text": ["a", "b"], "rid": ["x", "x"]}, "rid"),
     ({"text": "a", "stream": "yes"}, "stream"),
+]
+
+AS_MUCH_AS_MAY_BE: list[dict[str, Any]] = [
+    {"sampling_params": {"stop": ["z" * 256] * 256}},
+    {"sampling_params": {"stop_token_ids": [5] * 16_384}},
+    {"return_logprob": True, "token_ids_logprob": [5] * 1024},
+    {"sampling_params": {"min_new_tokens": 128}},
 ]
 
 BLANK_OR_INERT: list[dict[str, Any]] = [
@@ -126,6 +139,12 @@ def test_a_mistyped_field_is_guessed_at(server: LiveServer, path: str, body: Any
     assert error["code"] == "unknown_parameter" and error["message"].endswith(hint)
     far = server.post(path, {"quite_another_thing": 1}).json()["error"]
     assert far["message"] == "unknown field quite_another_thing"
+
+
+@pytest.mark.parametrize("body", AS_MUCH_AS_MAY_BE)
+def test_limits_are_served(server: LiveServer, body: dict[str, Any]) -> None:
+    """The inverse of a refusal just beyond them."""
+    assert server.generate(text="a", **body)["output_ids"]
 
 
 def test_an_empty_body_is_said_to_be_empty(server: LiveServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ import pytest
 from fake_engine import write_checkpoint
 from live_server import LiveServer, running
 from openai_answers import events
+
+from samebits.server import anthropic_input, responses_input
+from samebits.server.anthropic_schema import MessagesFields
+from samebits.server.responses_schema import ResponsesFields
 
 PATH = "/v1/messages"
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
@@ -63,6 +68,25 @@ def test_turns_of_one_role_are_one_turn(server: LiveServer) -> None:
     for turns in ([*said("a"), *said("b")], [{"role": "user", "content": blocks}]):
         found = message(server, messages=turns, return_token_ids=True, **COLD)
         assert found["samebits"] == joined["samebits"]
+
+
+@pytest.mark.parametrize("kind", ["user", "assistant", "items"])
+def test_many_blocks_take_the_time_of_their_characters(kind: str) -> None:
+    """Put together one by one they would be copied 20,000 times: minutes in which nobody else is served."""
+    block = {"type": "text", "text": "a" * 2000}
+    use = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
+    started = time.monotonic()
+    if kind == "items":
+        words = {"role": "assistant", "content": block["text"]}
+        call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+        items: list[Any] = [words, call] * 20_000
+        chat = responses_input.to_chat(ResponsesFields(input=items))
+    else:
+        blocks = [block, use] * 20_000 if kind == "assistant" else [block] * 20_000
+        turns: list[Any] = [{"role": kind, "content": blocks}, {"role": "user", "content": "a"}]
+        chat = anthropic_input.to_chat(MessagesFields(messages=turns))
+    assert chat.messages is not None and len(chat.messages[0]["content"]) >= 2000 * 20_000
+    assert time.monotonic() - started < 10
 
 
 def test_thoughts_words_and_calls_are_blocks(parrot: LiveServer) -> None:
@@ -181,6 +205,16 @@ REFUSALS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"max_tokens": None, "messages": HI}, "max_tokens", None),
     ({}, "messages", None),
     ({"messages": []}, "messages", None),
+    (
+        {"messages": HI, "output_config": {"format": {"type": "json_schema", "schema": {}, "x": 1}}},
+        "output_config.format.x",
+        "unknown_parameter",
+    ),
+    (
+        {"messages": HI, "output_config": {"format": {"type": "json_schema"}}},
+        "output_config.format.schema",
+        "invalid_type",
+    ),
     ({"messages": [*HI, {"role": "assistant", "content": "The"}]}, "messages", "unsupported_value"),
     ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role", None),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_type"),

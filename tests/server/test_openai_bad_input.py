@@ -99,6 +99,16 @@ CHATS: list[tuple[dict[str, Any], str, str | None]] = [
         "unsupported_value",
     ),
     ({"messages": HI, "response_format": {"type": "json_object"}, "regex": "a"}, "regex", None),
+    (
+        {"messages": HI, "response_format": {"type": "json_object", "schema": {"type": "object"}}},
+        "response_format.schema",
+        "unknown_parameter",
+    ),
+    (
+        {"messages": HI, "response_format": {"type": "json_schema", "json_schema": {"schema": {}, "x": 1}}},
+        "response_format.json_schema.x",
+        "unknown_parameter",
+    ),
     ({"messages": HI, "modalities": ["audio"]}, "modalities", "unsupported_value"),
     ({"messages": HI, "tool_choice": "required"}, "tool_choice", None),
     (

@@ -180,6 +180,16 @@ REFUSALS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"input": "a", "truncation": "auto"}, "truncation", "unsupported_value"),
     ({"input": "a", "text": {"verbosity": "low"}}, "text.verbosity", "unsupported_value"),
     ({"input": "a", "text": {"x": 1}}, "text", "invalid_type"),
+    (
+        {"input": "a", "text": {"format": {"type": "json_schema", "schema": {}, "x": 1}}},
+        "text.format.x",
+        "unknown_parameter",
+    ),
+    (
+        {"input": "a", "text": {"format": {"type": "json_object", "schema": {}}}},
+        "text.format.schema",
+        "unknown_parameter",
+    ),
     ({"input": "a", "include": ["everything"]}, "include", None),
     ({"input": "a", "top_logprobs": 2}, "top_logprobs", None),
     ({"input": "a", "tools": [{"type": "web_search"}]}, "tools[0]", "unsupported_value"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from tiny_tokenizer import CORPUS, write_tokenizer
@@ -11,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from samebits.errors import ModelFileError, RequestError
-from samebits.text.tokenizer import Tokenizer, load_tokenizer
+from samebits.text.tokenizer import LONG_TEXT, Tokenizer, load_tokenizer
 
 TEXTS = [*CORPUS, "", " ", "\n\n", "<|start|>user\nhi<|end|>", "a<|eos|>b", "tabs\tand   spaces", "🙂" * 5]
 
@@ -63,6 +66,42 @@ def test_post_processor_adds_its_tokens_only_when_asked(folder: Path) -> None:
     )
     assert tokenizer.encode("the")[0] == tokenizer.token_to_id("<|start|>")
     assert tokenizer.encode("the", add_special_tokens=False) == tokenizer.encode("the")[1:]
+
+
+def test_a_long_text_has_the_ids_of_a_short_one(folder: Path) -> None:
+    tokenizer = load(folder)
+    tokenizer._backend.post_processor = TemplateProcessing(
+        single="<|start|> $A", special_tokens=[("<|start|>", tokenizer.token_to_id("<|start|>"))]
+    )
+    text = "".join(TEXTS) * (4 * LONG_TEXT // len("".join(TEXTS)))
+    for special in (True, False):
+        ids = tokenizer.encode(text, special)
+        assert len(ids) > LONG_TEXT and ids == tokenizer._backend.encode(text, add_special_tokens=special).ids
+        for skip in (True, False):
+            assert tokenizer.decode(ids, skip) == tokenizer._backend.decode(ids, skip_special_tokens=skip)
+
+
+def turns_of_others(work: Callable[[], object]) -> int:
+    """How often another thread has its turn while one does `work`."""
+    worker = Thread(target=work)
+    turns = 0
+    worker.start()
+    while worker.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    return turns
+
+
+def test_others_go_on_while_a_long_text_is_read_or_written(folder: Path) -> None:
+    """The library's plain ways keep Python's lock to the end, in a thread of their own, too."""
+    tokenizer = load(folder)
+    text = "the same request " * 40_000
+    ids = tokenizer.encode(text)
+    for ours, plain in (
+        (lambda: tokenizer.encode(text), lambda: tokenizer._backend.encode(text)),
+        (lambda: tokenizer.decode(ids * 5), lambda: tokenizer._backend.decode(ids * 5)),
+    ):
+        assert turns_of_others(ours) > 20 > turns_of_others(plain)
 
 
 def test_lone_surrogate_is_refused(folder: Path) -> None:

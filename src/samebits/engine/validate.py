@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from samebits.engine.messages import EngineFacts, EngineRequest
 from samebits.errors import RequestError
-from samebits.sampling_params import LARGEST_INTEGER, MAX_TOP_LOGPROBS
+from samebits.sampling_params import LARGEST_INTEGER, MAX_SELECTED_LOGPROBS, MAX_TOP_LOGPROBS
 
 
 class QueueFullError(RequestError):
@@ -20,6 +20,10 @@ def validate_request(request: EngineRequest, facts: EngineFacts) -> None:
     _check_ids("input_ids", prompt, facts.vocabulary)
     _check_ids("stop_token_ids", sampling.stop_token_ids, facts.vocabulary)
     _check_ids("logit_bias", list(sampling.logit_bias), facts.vocabulary)
+    selected = len(request.logprobs.token_ids)
+    if selected > MAX_SELECTED_LOGPROBS:
+        message = f"token_ids_logprob must hold at most {MAX_SELECTED_LOGPROBS} ids, got {selected}"
+        raise RequestError(message, "token_ids_logprob")
     _check_ids("token_ids_logprob", request.logprobs.token_ids, facts.vocabulary)
     room = facts.context_length - len(prompt)
     if room < min(1, sampling.max_new_tokens):

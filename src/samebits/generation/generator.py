@@ -36,10 +36,8 @@ from samebits.generation.samples import (
 )
 from samebits.sampling_params import DEFAULT_SEED, SamplingParams
 from samebits.text.output import OutputText, TextOptions
-from samebits.text.tokenizer import Tokenizer
+from samebits.text.tokenizer import LONG_TEXT, Tokenizer
 
-LARGE_PROMPT = 20_000
-"""characters of text beyond which tokenizing leaves the event loop"""
 LARGEST_SAMPLE_INDEX = (1 << 31) - 1
 RANDOM_SEED_BITS = 53
 """so that a drawn seed survives clients whose numbers are doubles"""
@@ -95,7 +93,7 @@ class Generator:
     async def prepare_beside(self, requests: Sequence[GenerationRequest], group: str = "") -> list[Sample]:
         """`prepare`, in a thread where it would hold up the event loop."""
         size = sum(len(request.prompt) for request in requests if isinstance(request.prompt, str))
-        if size > LARGE_PROMPT or any(request.is_structured for request in requests):
+        if size > LONG_TEXT or any(request.is_structured for request in requests):
             return await asyncio.to_thread(self.prepare, requests, group)
         return self.prepare(requests, group)
 
@@ -219,6 +217,9 @@ class Generator:
         prompt_ids = self._prompt_ids(request)
         facts = self._engine.facts
         resolved = params.resolve(facts.sampling_defaults, self._default_seed(params))
+        if resolved.min_new_tokens > resolved.max_new_tokens:  # a default, which validate has not seen
+            message = f"min_new_tokens must not exceed max_new_tokens, which is {resolved.max_new_tokens}"
+            raise RequestError(message, "min_new_tokens")
         text = TextOptions(
             stop=tuple(params.stop),
             min_new_tokens=params.min_new_tokens,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import llguidance
+from llguidance.gbnf_to_lark import is_lark_syntax
 
 from samebits.errors import RequestError
 from samebits.grammar.schema import check_values, checked_schema
@@ -20,10 +21,19 @@ from samebits.grammar.schema import check_values, checked_schema
 LARGEST_SCHEMA = 1 << 20
 LARGEST_GRAMMAR = 1 << 16
 """characters of what is no schema"""
+NUMBERED = re.compile(r"\\(?:(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})|.)", re.DOTALL)
+"""an escape in GBNF: a character's number, or another"""
+LARGEST_CODE = 0x10FFFF
+SURROGATES = range(0xD800, 0xE000)
+FIRST_UNRESERVED = 0x80
+"""a character below may mean something in a grammar"""
 REFUSED_ATTRIBUTES = ("max_tokens", "stop", "temperature")
 """attributes of a rule that the library leaves to the engine, or that would take tokens back"""
 LITERAL = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)*/')
 """a string or an expression in Lark"""
+TOKENS = re.compile(r'(?:\#|//)[^\n]*|<[^<>\s]+>|"(?:[^"\\\n]|\\.)*"|/(?:[^/\\]|\\.)+/|(%json\s*)', re.DOTALL)
+"""what begins a schema in Lark, and what may only look as if it held one: comments, names of tokens, strings,
+expressions"""
 RULE_ATTRIBUTES = re.compile(
     rf'(?:^|%lark\s*\{{)[ \t]*[?!]*[\w-]+[ \t]*\[((?:{LITERAL.pattern}|[^\]"/\n])*)\]', re.MULTILINE
 )
@@ -107,11 +117,27 @@ def text_part(grammar: object, field: str) -> Part:
         raise RequestError(f"{field} must be a grammar: a string", field, "invalid_type")
     _check_size(grammar, field)
     try:
-        lark = llguidance.grammar_from("ebnf", grammar)
+        lark = llguidance.grammar_from("ebnf", _with_characters(grammar))
     except ValueError as error:
         raise RequestError(f"{field}: {_first_line(error)}", field, "invalid_value") from error
-    _check_lark(lark, field)
-    return _part({"lark_grammar": lark}, field)
+    return _part({"lark_grammar": _checked_lark(lark, field)}, field)
+
+
+def _with_characters(grammar: str) -> str:
+    """A grammar in GBNF with characters in place of their numbers: the library's converter drops leading zeros, and
+    what follows a number would become a part of it. Raises ValueError for a number that is no character's."""
+    if is_lark_syntax(grammar):
+        return grammar
+    return NUMBERED.sub(_character, grammar)
+
+
+def _character(escape: re.Match[str]) -> str:
+    if escape[1] is None:
+        return escape[0]
+    code = int(escape[1][1:], 16)
+    if code > LARGEST_CODE or code in SURROGATES:
+        raise ValueError(f"{escape[0]} is no character")
+    return f"\\x{code:02x}" if code < FIRST_UNRESERVED else chr(code)
 
 
 def native_grammar(text: object, field: str) -> Grammar:
@@ -133,14 +159,15 @@ def native_grammar(text: object, field: str) -> Grammar:
             raise RequestError(f"{field}: a grammar has a name and a json_schema or lark_grammar", field)
         if "json_schema" in entry:
             entry = {**entry, "json_schema": checked_schema(entry["json_schema"], field)}
-        _check_lark(str(entry.get("lark_grammar", "")), field)
+        if isinstance(entry.get("lark_grammar"), str):
+            entry = {**entry, "lark_grammar": _checked_lark(entry["lark_grammar"], field)}
         texts.append(_dumps(entry))
     return Grammar(_listed(texts), field)
 
 
 def literal(text: str) -> str:
-    """`text` as a literal in Lark."""
-    return json.dumps(text, ensure_ascii=False)
+    """`text` as a literal in Lark, which holds no DEL as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _part(entry: dict[str, Any], field: str) -> Part:
@@ -171,8 +198,8 @@ def _no_json(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def _check_lark(lark: str, field: str) -> None:
-    """Refuse what the library would read and this engine would not do."""
+def _checked_lark(lark: str, field: str) -> str:
+    """`lark`, with our layout in its schemas. Refuses what the library would read and this engine would not do."""
     for header in RULE_ATTRIBUTES.finditer(lark):
         attributes = LITERAL.sub("", header.group(1))
         for name in REFUSED_ATTRIBUTES:
@@ -185,6 +212,25 @@ def _check_lark(lark: str, field: str) -> None:
         except (ValueError, RecursionError):
             continue  # the library says where
         checked_schema(schema, field)
+    return _laid_out(lark, field)
+
+
+def _laid_out(lark: str, field: str) -> str:
+    """`lark` with the options that are ours in every schema of it."""
+    pieces: list[str] = []
+    place = done = 0
+    while found := TOKENS.search(lark, place):
+        place = found.end()
+        if found[1] is None:
+            continue
+        try:
+            schema, end = json.JSONDecoder().raw_decode(lark, place)
+        except (ValueError, RecursionError):
+            break  # the library says where
+        if isinstance(schema, dict):
+            pieces += (lark[done:place], _dumps(checked_schema(schema, field)))
+            done = place = end
+    return "".join(pieces) + lark[done:]
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from samebits.errors import RequestError
@@ -122,7 +122,6 @@ def _block(block: object, path: str, role: str) -> Block:
 def _assistant(blocks: Sequence[Block]) -> dict[str, Any]:
     """A turn of the assistant's: thoughts, words and calls."""
     message: dict[str, Any] = {"role": "assistant"}
-    texts = [block["text"] for block, _ in blocks if block["type"] == "text"]
     thoughts = [block["thinking"] for block, _ in blocks if block["type"] == "thinking"]
     calls = [
         {
@@ -133,7 +132,7 @@ def _assistant(blocks: Sequence[Block]) -> dict[str, Any]:
         for block, _ in blocks
         if block["type"] == "tool_use"
     ]
-    message["content"] = "\n".join(texts)
+    message["content"] = _words(block for block, _ in blocks)
     if thoughts:
         message["reasoning_content"] = "\n".join(thoughts)
     if calls:
@@ -141,19 +140,39 @@ def _assistant(blocks: Sequence[Block]) -> dict[str, Any]:
     return message
 
 
+def _words(blocks: Iterable[dict[str, Any]]) -> str:
+    """The texts of a turn: lines, but what follows a call goes on with what came before, as in the answer of a chat."""
+    pieces: list[str] = []
+    between = ""
+    for block in blocks:
+        if block["type"] == "tool_use":
+            between = ""
+        elif block["type"] == "text":
+            pieces += (between, block["text"])
+            between = "\n"
+    return "".join(pieces)
+
+
 def _others(role: str, blocks: Sequence[Block]) -> list[dict[str, Any]]:
     """Messages of a turn that is not the assistant's: results of tools, and texts, in their order."""
     messages: list[dict[str, Any]] = []
+    texts: list[str] = []
+    """of the message that is open"""
     for block, path in blocks:
-        if block["type"] == "tool_result":
-            content = block.get("content")
-            text = "" if content is None else text_content(content, f"{path}.content", optional=False)
-            messages.append({"role": "tool", "tool_call_id": block["tool_use_id"], "content": text})
-        elif messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += "\n" + block["text"]
-        else:
-            messages.append({"role": role, "content": block["text"]})
-    return messages
+        if block["type"] == "text":
+            texts.append(block["text"])
+            continue
+        messages += _joined(role, texts)
+        texts = []
+        content = block.get("content")
+        text = "" if content is None else text_content(content, f"{path}.content", optional=False)
+        messages.append({"role": "tool", "tool_call_id": block["tool_use_id"], "content": text})
+    return messages + _joined(role, texts)
+
+
+def _joined(role: str, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The message that these texts are, if they are one. Joined once: a body may hold many."""
+    return [{"role": role, "content": "\n".join(texts)}] if texts else []
 
 
 def _tools(tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:
@@ -218,8 +237,8 @@ def _response_format(chosen: dict[str, Any] | None) -> dict[str, Any] | None:
     if chosen.get("type") != "json_schema":
         message = "output_config.format must be of type 'json_schema'"
         raise RequestError(message, "output_config.format", "unsupported_value")
-    schema = {"name": "output", "schema": chosen.get("schema"), "strict": True}
-    return {"type": "json_schema", "json_schema": schema}
+    rest = {name: value for name, value in chosen.items() if name != "type"}
+    return {"type": "json_schema", "json_schema": {"schema": None, **rest}}
 
 
 def _edits_nothing(management: dict[str, Any] | None) -> bool:

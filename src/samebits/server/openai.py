@@ -3,6 +3,7 @@ chats have files of their own."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from samebits.server.openai_logprobs import TokenNames
 from samebits.server.openai_prompt import tokenize_prompt
 from samebits.server.openai_schema import DetokenizeFields, TokenizeFields, decode_small
 from samebits.server.responses import ResponsesRoutes
+from samebits.text.tokenizer import LONG_TEXT
 
 NOT_OFFERED = {
     "assistants": "assistants",
@@ -113,7 +115,11 @@ class OpenAIRoutes:
         wrong = [token_id for token_id in body.tokens if not 0 <= token_id < vocabulary]
         if wrong:
             raise RequestError(f"tokens holds {wrong[0]}, outside the vocabulary [0, {vocabulary})", "tokens")
-        text = generator.tokenizer.decode(body.tokens, bool(body.skip_special_tokens))
+        skips = bool(body.skip_special_tokens)
+        if len(body.tokens) > LONG_TEXT:
+            text = await asyncio.to_thread(generator.tokenizer.decode, body.tokens, skips)
+        else:
+            text = generator.tokenizer.decode(body.tokens, skips)
         return json_response({"prompt": text, "text": text})
 
     def _model(self) -> dict[str, Any]:

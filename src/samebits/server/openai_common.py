@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from samebits.engine.messages import LogprobOptions
 from samebits.errors import RequestError
-from samebits.generation.generator import LARGE_PROMPT, Generator
+from samebits.generation.generator import Generator
 from samebits.generation.samples import GenerationRequest
 from samebits.grammar.language import Grammar
 from samebits.sampling_params import MAX_TOP_LOGPROBS, SamplingParams
@@ -23,6 +23,7 @@ from samebits.server.http import NotFoundError, read_body
 from samebits.server.native import to_params
 from samebits.server.openai_schema import INERT_FIELDS, CommonFields, SamplingFields, decode_request
 from samebits.server.schema import NativeSampling
+from samebits.text.tokenizer import LONG_TEXT
 
 SHARED_NAMES = {
     "max_new_tokens": "max_tokens",
@@ -143,7 +144,7 @@ async def encode(generator: Generator, text: str, add_special_tokens: bool, fiel
     if tokenizer is None:
         raise RequestError("this checkpoint has no tokenizer: send token ids to /v1/completions", field)
     with field_names({"text": field}):
-        if len(text) > LARGE_PROMPT:
+        if len(text) > LONG_TEXT:
             token_ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
         else:
             token_ids = tokenizer.encode(text, add_special_tokens)

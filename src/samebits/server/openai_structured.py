@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from samebits.errors import RequestError
@@ -55,6 +55,7 @@ def output_part(
 def _format_parts(given: dict[str, Any], names: Mapping[str, str]) -> list[Part]:
     field = names.get("response_format", "response_format")
     kind = given.get("type")
+    _check_keys(given, ("type", "json_schema") if kind == "json_schema" else ("type",), field)
     if kind == "text":
         return []
     if kind == "json_object":
@@ -70,4 +71,12 @@ def _format_parts(given: dict[str, Any], names: Mapping[str, str]) -> list[Part]
     if not isinstance(named, dict) or "schema" not in named:
         message = f"{field} of type json_schema must hold a schema"
         raise RequestError(message, schema_field, "invalid_type")
+    _check_keys(named, ("name", "description", "schema", "strict"), schema_field.rpartition(".")[0])
     return [schema_part(named["schema"], schema_field)]
+
+
+def _check_keys(given: Mapping[str, Any], known: Sequence[str], path: str) -> None:
+    """Refuse a field that is not known: it would ask for a form that the output has not."""
+    for name, value in given.items():
+        if name not in known and value is not None:
+            raise RequestError(f"unknown field {path}.{name}", f"{path}.{name}", "unknown_parameter")

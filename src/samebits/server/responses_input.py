@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from samebits.errors import RequestError
@@ -84,11 +84,16 @@ def _messages(body: ResponsesFields) -> list[dict[str, Any]]:
     if isinstance(body.input, str):
         return [*messages, {"role": "user", "content": body.input}]
     turn: dict[str, Any] | None = None
+    last = ""
     for index, item in enumerate(body.input):
         path = f"input[{index}]"
         kind = _kind(item, path)
         if kind in ("function_call", "reasoning") or item.get("role") == "assistant":
-            turn = _add_to_turn(messages, turn, kind, item, path)
+            if turn is None or _begins_turn(turn, last, kind):
+                turn = {"role": "assistant"}
+                messages.append(turn)
+            _add_to_turn(turn, kind, item, path)
+            last = kind
             continue
         turn = None
         if kind == "message":
@@ -97,6 +102,9 @@ def _messages(body: ResponsesFields) -> list[dict[str, Any]]:
             output = text_content(item.get("output"), f"{path}.output", optional=False)
             called = text_field(item.get("call_id"), f"{path}.call_id")
             messages.append({"role": "tool", "tool_call_id": called, "content": output})
+    for message in messages:
+        if isinstance(message.get("content"), list):
+            message["content"] = "".join(message["content"])
     return messages
 
 
@@ -122,20 +130,20 @@ def _message(item: dict[str, Any], path: str) -> dict[str, Any]:
     return {"role": role, "content": text_content(item.get("content"), f"{path}.content", optional=False)}
 
 
-def _add_to_turn(
-    messages: list[dict[str, Any]], turn: dict[str, Any] | None, kind: str, item: dict[str, Any], path: str
-) -> dict[str, Any]:
-    """Put an item of the assistant's into its turn, or begin one: thoughts, then words, then calls."""
-    begins = turn is None or (kind == "reasoning" and len(turn) > 1)
-    if turn is not None and kind == "message":
-        begins = "content" in turn or "tool_calls" in turn
-    if turn is None or begins:
-        turn = {"role": "assistant"}
-        messages.append(turn)
+def _begins_turn(turn: Mapping[str, Any], last: str, kind: str) -> bool:
+    """Whether an item of the assistant's does not belong to its `turn`, whose last item is of kind `last`: thoughts,
+    then words and calls. Words behind a call go on with those before it, as in the answer of a chat."""
+    if kind == "reasoning":
+        return len(turn) > 1
+    return kind == "message" and last == "message"
+
+
+def _add_to_turn(turn: dict[str, Any], kind: str, item: dict[str, Any], path: str) -> None:
+    """Its words are a list as long as it grows."""
     if kind == "reasoning":
         turn["reasoning_content"] = _thoughts(item, path)
     elif kind == "message":
-        turn["content"] = _message(item, path)["content"]
+        turn.setdefault("content", []).append(_message(item, path)["content"])
     else:
         function = {
             "name": text_field(item.get("name"), f"{path}.name"),
@@ -147,7 +155,6 @@ def _add_to_turn(
             "function": function,
         }
         turn.setdefault("tool_calls", []).append(call)
-    return turn
 
 
 def _thoughts(item: dict[str, Any], path: str) -> str:
@@ -205,5 +212,7 @@ def _response_format(chosen: dict[str, Any] | None) -> dict[str, Any] | None:
     """`text.format` in the words of a chat's `response_format`: what that offers is offered here."""
     if chosen is None or chosen.get("type") != "json_schema":
         return chosen
-    kept = ("name", "schema", "strict", "description")
-    return {"type": "json_schema", "json_schema": {name: chosen[name] for name in kept if name in chosen}}
+    return {
+        "type": "json_schema",
+        "json_schema": {name: value for name, value in chosen.items() if name != "type"},
+    }

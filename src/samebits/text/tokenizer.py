@@ -19,6 +19,8 @@ from samebits.text.detokenize import (
 )
 from samebits.tokenizer_files import read_tokenizer
 
+LONG_TEXT = 20_000
+"""characters or tokens from which on encoding and decoding take so long that they let go of Python's lock"""
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 """how a vocabulary that falls back to bytes writes one"""
 
@@ -54,11 +56,18 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise RequestError(f"text holds a lone surrogate at character {error.start}", "text") from error
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        if len(text) <= LONG_TEXT:
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        else:  # of the library's ways, that of a batch alone lets other threads go on
+            [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; ids outside the vocabulary have none."""
-        return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+        if len(token_ids) <= LONG_TEXT:
+            return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+        [text] = self._backend.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
+        return str(text)
 
     def token_text(self, token_id: int) -> str:
         """Text of one token by itself, special or not."""
