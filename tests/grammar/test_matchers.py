@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -207,6 +209,32 @@ def test_a_grammar_that_no_output_meets_is_refused_before_it_runs(grammar: Gramm
         checker.compile(grammar.text)
     with pytest.raises(RequestError, match="cannot be written"):
         new_matcher(grammar, compiler()).mask().result()
+
+
+ENDLESS = [
+    grammar_of(text_part("start: /a+/ /a+/", "x")),
+    grammar_of(text_part("start: /a+/{2,3}", "x")),
+    grammar_of(text_part('start: /a+/ /a+/\n%llguidance {"no_forcing": false}', "x")),
+    compose('start: @part "a"', {"part": regex_part("a+", "x")}, "x"),
+    native_grammar('{"grammars": [{"lark_grammar": "start: /a+/ /a+/"}]}', "x"),
+]
+"""A greedy lexeme takes all that the next one could begin with, so that one byte is forced for ever."""
+
+
+@pytest.mark.parametrize("grammar", ENDLESS)
+def test_what_is_forced_without_end_takes_no_time_without_end(grammar: Grammar) -> None:
+    script = (
+        "import sys; from samebits.grammar.compiler import make_checker; "
+        "make_checker({}, 300, [2]).compile(sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", script, grammar.text], check=True, timeout=60)
+
+
+def test_what_stands_behind_a_grammar_stands_there_once() -> None:
+    for lark, times in (("start: /a/ /b/", 1), ("start: /a/", 0)):
+        once = text_part(lark, "x").text
+        again = native_grammar(grammar_of(text_part(lark, "x")).text, "x").text
+        assert once.count("no_forcing") == again.count("no_forcing") == times
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import llguidance
 
+from samebits.grammar.language import UNFORCED
 from samebits.grammar.schema import OPEN_OPTIONS, OPTIONS
 from samebits.grammar.vocabulary import MASK_BITS, completed
 from samebits.tokenizer_files import read_tokenizer
@@ -40,7 +41,7 @@ class GrammarError(Exception):
 
 def grammar_version() -> str:
     """What decides masks, beside the request and the tokenizer: the library's version and our settings of it."""
-    settings = json.dumps([LIMITS, OPTIONS, OPEN_OPTIONS], sort_keys=True)
+    settings = json.dumps([LIMITS, OPTIONS, OPEN_OPTIONS, UNFORCED], sort_keys=True)
     return f"{llguidance.get_version()}, settings {hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 

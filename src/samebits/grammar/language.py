@@ -29,6 +29,13 @@ FIRST_UNRESERVED = 0x80
 """a character below may mean something in a grammar"""
 REFUSED_ATTRIBUTES = ("max_tokens", "stop", "temperature")
 """attributes of a rule that the library leaves to the engine, or that would take tokens back"""
+UNFORCED = '\n%llguidance {"no_forcing": true}'
+"""Stands behind every grammar in Lark of more than one lexeme. The library writes down what a grammar forces before it
+computes a mask, and where a greedy lexeme takes all that the next one could begin with, as in `/a+/ /a+/`, that has no
+end. The last such line decides."""
+ONE_LEXEME = re.compile(r"start: (?:/(?:[^/\\\n]|\\.)+/|CHOICE\nCHOICE: [^\n]*)")
+"""An expression alone, or a choice. Nothing comes behind it, so what it forces ends; and by what is forced,
+vocabularies that lack bytes are kept from beginnings that they cannot end."""
 LITERAL = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)*/')
 """a string or an expression in Lark"""
 TOKENS = re.compile(r'(?:\#|//)[^\n]*|<[^<>\s]+>|"(?:[^"\\\n]|\\.)*"|/(?:[^/\\]|\\.)+/|(%json\s*)', re.DOTALL)
@@ -67,7 +74,7 @@ def grammar_of(part: Part) -> Grammar:
 
 def compose(top: str, parts: Mapping[str, Part], field: str) -> Grammar:
     """The grammar in Lark `top`, in which `@name` stands for the part of that name."""
-    texts = [_dumps({"lark_grammar": top})]
+    texts = [_dumps({"lark_grammar": unforced(top)})]
     for name, part in parts.items():
         texts.append(f'{{"name":{json.dumps(name)},' + part.text[1:])
     return Grammar(_listed(texts), field, tuple(parts.values()))
@@ -96,7 +103,7 @@ def regex_part(expression: object, field: str) -> Part:
         made = json.loads(llguidance.LLMatcher.grammar_from_regex(expression))
     except ValueError as error:  # a lone surrogate, which is in no text
         raise RequestError(f"{field}: {_first_line(error)}", field, "invalid_value") from error
-    return _part({"lark_grammar": made["grammars"][0]["lark_grammar"]}, field)
+    return _part({"lark_grammar": unforced(made["grammars"][0]["lark_grammar"])}, field)
 
 
 def choice_part(choices: object, field: str) -> Part:
@@ -108,7 +115,7 @@ def choice_part(choices: object, field: str) -> Part:
     # One lexeme: the parser would follow each alternative of a rule by itself.
     lark = "start: CHOICE\nCHOICE: " + " | ".join(literal(choice) for choice in choices)
     _check_size(lark, field)
-    return _part({"lark_grammar": lark}, field)
+    return _part({"lark_grammar": unforced(lark)}, field)
 
 
 def text_part(grammar: object, field: str) -> Part:
@@ -165,6 +172,11 @@ def native_grammar(text: object, field: str) -> Grammar:
     return Grammar(_listed(texts), field)
 
 
+def unforced(lark: str) -> str:
+    """`lark` with `UNFORCED` behind it, once, where it may have more than one lexeme."""
+    return lark if lark.endswith(UNFORCED) or ONE_LEXEME.fullmatch(lark) else lark + UNFORCED
+
+
 def literal(text: str) -> str:
     """`text` as a literal in Lark, which holds no DEL as it is."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -212,7 +224,7 @@ def _checked_lark(lark: str, field: str) -> str:
         except (ValueError, RecursionError):
             continue  # the library says where
         checked_schema(schema, field)
-    return _laid_out(lark, field)
+    return unforced(_laid_out(lark, field))
 
 
 def _laid_out(lark: str, field: str) -> str:
