@@ -183,7 +183,7 @@ def test_thoughts_come_before_the_form(real: LiveServer) -> None:
         name: real.post("/tokenize", {"prompt": name}).json()["tokens"] for name in ("<think>", "</think>")
     }
     [begin], [end] = tokens.values()
-    push = {"logit_bias": {str(begin): 100.0, str(end): 12.0}, "return_token_ids": True}
+    push = {"logit_bias": {str(begin): 100.0, str(end): 12.0}, "return_token_ids": True, "max_tokens": 400}
     choice = chat_choice(real, seed=1, **push)
     assert choice["token_ids"][0] == begin and end in choice["token_ids"]
     assert json.loads(choice["message"]["content"])["unit"] in ("eggs", "boxes")
