@@ -188,12 +188,13 @@ def walk(
 ):
     """Key blocks begin .. end - 1. `scores` are those of block `begin`; `weights`, of the block before it, are to be
     multiplied by the values at `behind`. The next place, `slot`, has been waited for. No product is in flight from one
-    turn to the next, for the assembler would make all of them wait for each other; what behind a tile's last block
-    are taken for scores is never looked at."""
+    turn to the next, for the assembler would make all of them wait for each other. Behind a tile's last block scores
+    are computed of whatever the place holds for keys, and never looked at."""
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     for block in range(begin, end):
         begun = ((block - 1) * KEYS) % SPLIT != 0
         product = warpgroup_mma(weights, v_ring.index(behind), split_acc, use_acc=begun, is_async=True)
+        # They are there. This keeps their first use behind the product's issue.
         scores = warpgroup_mma_wait(1, deps=[scores])
         old_top = split_top
         old_lanes = lanes
