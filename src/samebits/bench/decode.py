@@ -35,14 +35,16 @@ PEER = {
 
 
 def floor_milliseconds(
-    spec: ModelSpec, shapes: dict[str, tuple[int, ...]], batch: int, context: int
+    spec: ModelSpec, shapes: dict[str, tuple[int, ...]], batch: int, context: int, degree: int = 1
 ) -> float:
-    """Bytes that a step must read (weights but for the embedding, KV) over the card's bandwidth."""
+    """Bytes that each of `degree` ranks must read in a step (its weights but for the embedding, its KV) over the card's
+    bandwidth."""
     weights = sum(math.prod(shape) for shape in shapes.values())
     if not spec.tied_embeddings:
         weights -= spec.vocabulary * spec.hidden
-    kv = 2 * spec.layers * spec.heads.kv_width * context * batch
-    return element_bytes(spec) * (weights + kv) / TERABYTES_PER_SECOND / 1e9
+    heads = max(spec.heads.kv_heads // degree, 1)
+    kv = 2 * spec.layers * heads * spec.heads.head_dim * context * batch
+    return element_bytes(spec) * (weights / degree + kv) / TERABYTES_PER_SECOND / 1e9
 
 
 def element_bytes(spec: ModelSpec) -> int:

@@ -7,7 +7,6 @@ once, so a run that is cut leaves a file that says so (`whole`).
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,9 +17,8 @@ from samebits.bench.all_reduce import microseconds_alone
 from samebits.bench.decode import (
     EVERYBODY_AT_ONCE,
     PROMPT_TOKENS,
-    TERABYTES_PER_SECOND,
     WARM_STEPS,
-    element_bytes,
+    floor_milliseconds,
     kv_mebibytes,
 )
 from samebits.bench.device_engine import gpu_facts, median_of
@@ -81,18 +79,6 @@ def contender(text: str, degree: int) -> Contender:
     if own and not own.isdigit():
         raise ConfigError(f"contender {text!r}: a degree follows the @")
     return Contender(text, profile, int(own or degree), method or "auto")
-
-
-def floor_milliseconds(
-    spec: ModelSpec, shapes: dict[str, tuple[int, ...]], batch: int, context: int, degree: int
-) -> float:
-    """Bytes that one rank must read in a step (its weights but for the embedding, its KV) over the bandwidth."""
-    weights = sum(math.prod(shape) for shape in shapes.values())
-    if not spec.tied_embeddings:
-        weights -= spec.vocabulary * spec.hidden
-    heads = max(spec.heads.kv_heads // degree, 1)
-    kv = 2 * spec.layers * heads * spec.heads.head_dim * context * batch
-    return element_bytes(spec) * (weights / degree + kv) / TERABYTES_PER_SECOND / 1e9
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,14 @@ def soften_block(
 
 
 @gluon.jit
+def ask_scores(q, keys, KEYS: gl.constexpr):
+    """Begin the scores of one key block for a group's queries: both lie in shared memory."""
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    empty = gl.zeros([GROUP_ROWS, KEYS], gl.float32, s_layout)
+    return warpgroup_mma(q, keys.permute((1, 0)), empty, use_acc=False, is_async=True)
+
+
+@gluon.jit
 def walk(
     begin,
     end,
@@ -190,7 +198,6 @@ def walk(
     multiplied by the values at `behind`. The next place, `slot`, has been waited for. No product is in flight from one
     turn to the next, for the assembler would make all of them wait for each other. Behind a tile's last block scores
     are computed of whatever the place holds for keys, and never looked at."""
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     for block in range(begin, end):
         begun = ((block - 1) * KEYS) % SPLIT != 0
         product = warpgroup_mma(weights, v_ring.index(behind), split_acc, use_acc=begun, is_async=True)
@@ -203,8 +210,7 @@ def walk(
         )
         # Rounded ahead of the next scores, which take the registers.
         sharp = gl.convert_layout(sharp.to(weights.dtype), weights.type.layout)
-        empty = gl.zeros([GROUP_ROWS, KEYS], gl.float32, s_layout)
-        asked = warpgroup_mma(q, k_ring.index(slot).permute((1, 0)), empty, use_acc=False, is_async=True)
+        asked = ask_scores(q, k_ring.index(slot), KEYS)
         split_acc, sharp, shrink = warpgroup_mma_wait(1, deps=[product, sharp, shrink])
         mbarrier.arrive(free.index(behind), count=1)
         gl.thread_barrier()  # here, where the warps have just met: the compiler would put one where they have not
@@ -307,17 +313,11 @@ def consume(
 
             if COPIED:
                 mbarrier.wait(q_ready.index(q_slot), q_phase)
-            empty = gl.zeros([GROUP_ROWS, KEYS], gl.float32, s_layout)
-            scores = warpgroup_mma(
-                q_shared, k_ring.index(slot).permute((1, 0)), empty, use_acc=False, is_async=True
-            )
-            scores = warpgroup_mma_wait(0, deps=[scores])
+            scores = warpgroup_mma_wait(0, deps=[ask_scores(q_shared, k_ring.index(slot), KEYS)])
             mbarrier.arrive(free.index(slot), count=1)
             slot, phase = following(slot, phase, STAGES)
             mbarrier.wait(ready.index(slot), phase)
-            asked = warpgroup_mma(
-                q_shared, k_ring.index(slot).permute((1, 0)), empty, use_acc=False, is_async=True
-            )
+            asked = ask_scores(q_shared, k_ring.index(slot), KEYS)
             if lowest + 1 >= KEYS:
                 sharp, split_top, lanes, _shrink = soften_block(
                     0, scores, split_top, lanes, position, factor, False, KEYS, SPLIT
