@@ -7,6 +7,7 @@ from typing import Any
 
 from samebits.errors import RequestError
 from samebits.server.anthropic_schema import MessagesFields, ThinkingFields, ToolChoiceFields
+from samebits.server.fields import check_name
 from samebits.server.openai_messages import text_content, text_field
 from samebits.server.openai_schema import ChatFields
 
@@ -83,8 +84,7 @@ def _system(system: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
 
 def _turn(message: dict[str, Any], path: str) -> tuple[str, list[Block]]:
     for name in message:
-        if name not in ("role", "content"):
-            raise RequestError(f"unknown field {path}.{name}", f"{path}.{name}", "unknown_parameter")
+        check_name(name, ("role", "content"), path)
     role = message.get("role")
     if not isinstance(role, str) or role not in BLOCKS_OF:
         known = ", ".join(BLOCKS_OF)

@@ -3,7 +3,7 @@ field is dropped, a refused field is accepted only with a value that asks for no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -115,6 +115,12 @@ def convert_object(
         name = path + where.rstrip("`").lstrip(".")
         message = f"{name}: {message[:1].lower()}{message[1:]}"
         raise RequestError(message, name or None, "invalid_type") from error
+
+
+def check_name(name: str, known: Container[str], path: str) -> None:
+    """Raise `RequestError` for a field of the object at `path` that is none of the `known` ones."""
+    if name not in known:
+        raise RequestError(f"unknown field {path}.{name}", f"{path}.{name}", "unknown_parameter")
 
 
 def _guess(name: str, known: Sequence[str], path: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from samebits.errors import RequestError
-from samebits.server.fields import decode_json
+from samebits.server.fields import check_name, decode_json
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """templates know the developer as the system"""
@@ -27,8 +27,7 @@ def _message(message: dict[str, Any], path: str) -> dict[str, Any]:
     for name, value in message.items():
         if name in REFUSED_MESSAGE_FIELDS and value:
             raise RequestError(f"{path}.{name} is not offered", f"{path}.{name}", "unsupported_parameter")
-        if name not in MESSAGE_FIELDS | INERT_MESSAGE_FIELDS | REFUSED_MESSAGE_FIELDS:
-            raise RequestError(f"unknown field {path}.{name}", f"{path}.{name}", "unknown_parameter")
+        check_name(name, MESSAGE_FIELDS | INERT_MESSAGE_FIELDS | REFUSED_MESSAGE_FIELDS, path)
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise RequestError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from samebits.errors import RequestError
 from samebits.grammar.language import Part, choice_part, object_part, regex_part, schema_part, text_part
+from samebits.server.fields import check_name
 from samebits.server.openai_schema import CommonFields
 
 READERS: dict[str, Callable[[Any, str], Part]] = {
@@ -78,5 +79,5 @@ def _format_parts(given: dict[str, Any], names: Mapping[str, str]) -> list[Part]
 def _check_keys(given: Mapping[str, Any], known: Sequence[str], path: str) -> None:
     """Refuse a field that is not known: it would ask for a form that the output has not."""
     for name, value in given.items():
-        if name not in known and value is not None:
-            raise RequestError(f"unknown field {path}.{name}", f"{path}.{name}", "unknown_parameter")
+        if value is not None:
+            check_name(name, known, path)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from samebits.errors import RequestError
+from samebits.server.fields import check_name
 from samebits.server.openai_messages import ROLES, call_arguments, text_content, text_field
 from samebits.server.openai_schema import ChatFields
 from samebits.server.responses_schema import ResponsesFields
@@ -117,8 +118,7 @@ def _kind(item: dict[str, Any], path: str) -> str:
             "unsupported_value",
         )
     for name in item:
-        if name not in COMMON_ITEM_FIELDS | ITEM_FIELDS[kind]:
-            raise RequestError(f"unknown field {path}.{name}", f"{path}.{name}", "unknown_parameter")
+        check_name(name, COMMON_ITEM_FIELDS | ITEM_FIELDS[kind], path)
     return kind
 
 
